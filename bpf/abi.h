@@ -1,0 +1,145 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What the two halves of Metronome share: every structure that both the BPF side and user space touch, and every number
+ * that both must agree on. src/abi.rs is its mirror; both assert sizes and offsets at compile time, and a test compares
+ * the Rust layout with the BTF of the compiled object.
+ *
+ * Who writes what is stated per field: "K" is the kernel side, "U" is user space. Nothing that U writes is trusted by K
+ * beyond the bounds that K checks itself, and the other way round.
+ */
+#ifndef METRONOME_ABI_H
+#define METRONOME_ABI_H
+
+#define MAX_CPUS 1024
+#define MAX_TASKS 65536
+#define CACHE_LINE 64
+
+/* A task id that names no task: the kernel side schedules such a task alone. */
+#define NO_TASK 0xffffffffU
+
+/* Decisions that fit into one CPU's mailbox, and into the mailbox that all CPUs share. Powers of two. */
+#define MAILBOX_SLOTS 256
+#define SHARED_MAILBOX_SLOTS 16384
+
+/* queued_task.kind */
+#define RECORD_QUEUED 1
+
+/* decision.flags: the task runs on the first CPU that becomes available. */
+#define DECISION_ANY_CPU (1ULL << 20)
+
+/*
+ * One record of the ring `queued`: a task waits for a decision. K writes it once, before it is published, U reads it.
+ * 120 bytes: with the ring's header of 8 it takes 128, so that a record never straddles the ring's end.
+ */
+struct queued_task {
+	__u32 id;		/* dense task id, 0..MAX_TASKS */
+	__u32 generation;	/* of this enqueue; a decision must carry it back */
+	__s32 pid;
+	__s32 tgid;
+	__s32 cpu;		/* the CPU it ran on last */
+	__u16 kind;		/* RECORD_* */
+	__u16 nr_cpus_allowed;
+	__u64 flags;		/* SCX_ENQ_* */
+	__u64 weight;		/* 1..10000, nice 0 is 100 */
+	__u64 enqueued_at;	/* these four: ns, the clock of scx_bpf_now() */
+	__u64 start_ts;		/* when it last got a CPU */
+	__u64 stop_ts;		/* when it last left one */
+	__u64 exec_runtime;	/* CPU time since it last slept, ns */
+	__u64 sum_exec_runtime;	/* CPU time since it was born, ns */
+	__u64 nvcsw;		/* voluntary context switches since it was born */
+	__u64 slice;		/* what is left of its slice, ns */
+	__u64 vtime;		/* the deadline that user space gave it last */
+	char comm[16];		/* may lack a terminating NUL when the kernel changes it meanwhile */
+};
+
+/*
+ * One slot of a mailbox, a cache line of its own. U fills a slot whose `seq` is 0 and publishes it by storing position + 1;
+ * K takes it by advancing mailbox.head, reads it, and frees it by storing 0.
+ */
+struct decision {
+	__u64 seq;		/* 0: free (K stores it); else position + 1 (U stores it) */
+	__u32 id;
+	__u32 generation;
+	__u64 slice_ns;		/* 0: the default slice */
+	__u64 vtime;		/* position in the DSQ: the smaller runs first */
+	__u64 flags;		/* SCX_ENQ_*, DECISION_* */
+	__u64 pad[3];
+};
+
+struct mailbox {
+	__u64 head;		/* K: the position that is taken next */
+	__u64 pad[7];
+	struct decision slots[MAILBOX_SLOTS];
+};
+
+struct shared_mailbox {
+	__u64 head;
+	__u64 pad[7];
+	struct decision slots[SHARED_MAILBOX_SLOTS];
+};
+
+/* Counters, one set per CPU, written by that CPU alone and added up by user space. */
+enum counter {
+	COUNT_QUEUED,		/* records handed to user space */
+	COUNT_RING_FULL,	/* tasks that found the ring full: in deadline order without user space */
+	COUNT_DIRECT,		/* wake-ups sent to an idle CPU at once */
+	COUNT_KERNEL_SIDE,	/* tasks that are the kernel side's own business */
+	COUNT_NO_ID,		/* tasks beyond MAX_TASKS */
+	COUNT_DISPATCHED,	/* decisions carried out */
+	COUNT_STALE,		/* decisions for an enqueue that is over */
+	COUNT_GONE,		/* decisions for a task that is gone */
+	COUNT_RESCUED,		/* decisions that came after the kernel side had run the task or lost it to another class */
+	COUNT_BOUNCED,		/* decisions carried out on another CPU, as affinity demanded */
+	COUNT_TAKEOVER,		/* tasks taken out of user space's hands because it was late */
+	COUNT_TURNS,		/* calls of dispatch() on this CPU */
+	NR_COUNTERS = 16,
+};
+
+/* One per possible CPU in the map `cpus`. All of it is written by K. */
+struct cpu_state {
+	/* 2 * n + idle, where n grows whenever the CPU runs out of work or gets some: two equal odd readings mean that it
+	 * has been idle in between without looking for work. */
+	__u64 idle_seq;
+	__u64 pad[7];
+	__u64 counters[NR_COUNTERS];
+};
+
+/* One page, map `control`. All of it is written by U. */
+struct control {
+	__u64 heartbeat;	/* grows with every turn of the scheduler thread */
+	__u32 nr_kicks;		/* the CPUs that the program kick_cpus() shall kick */
+	__u32 kicks[MAX_CPUS];	/* CPU number, with KICK_PREEMPT or without */
+	__u32 pad;
+};
+
+#define KICK_PREEMPT (1U << 31)
+
+/* Argument of the program pick_idle_cpu(). */
+struct pick_args {
+	__s32 pid;
+	__s32 prev_cpu;
+	__u64 wake_flags;
+};
+
+/* Why the scheduler ended. K writes all of it, `kind` last. */
+struct exit_record {
+	__s64 exit_code;
+	__u32 kind;		/* enum scx_exit_kind; 0 while the scheduler runs */
+	__u32 pad;
+	char reason[128];
+	char msg[1024];
+};
+
+_Static_assert(sizeof(struct queued_task) == 120, "a record and its header fill 128 bytes");
+_Static_assert(__builtin_offsetof(struct queued_task, flags) == 24, "no hole");
+_Static_assert(__builtin_offsetof(struct queued_task, comm) == 104, "no hole");
+_Static_assert(sizeof(struct decision) == CACHE_LINE, "one cache line each");
+_Static_assert(__builtin_offsetof(struct decision, flags) == 32, "no hole");
+_Static_assert(__builtin_offsetof(struct mailbox, slots) == CACHE_LINE, "head and slots share no line");
+_Static_assert(__builtin_offsetof(struct shared_mailbox, slots) == CACHE_LINE, "head and slots share no line");
+_Static_assert(__builtin_offsetof(struct cpu_state, counters) == CACHE_LINE, "counters do not disturb idle_seq");
+_Static_assert(sizeof(struct cpu_state) == 192, "as in abi.rs");
+_Static_assert(sizeof(struct control) == 4112, "as in abi.rs");
+_Static_assert(sizeof(struct exit_record) == 1168, "as in abi.rs");
+
+#endif /* METRONOME_ABI_H */

@@ -1,0 +1,815 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The kernel side of Metronome: mechanism, no policy.
+ *
+ * A task that wakes finds an idle CPU (select_cpu), or waits in PENDING_DSQ while user space is told of it through the
+ * ring `queued` (enqueue). User space answers with a decision in a mailbox, of one CPU or of all. Whichever CPU needs
+ * work next opens its mailboxes (dispatch) and moves each decided task from PENDING_DSQ to its own DSQ or to SHARED_DSQ,
+ * both ordered by deadline, and runs the first.
+ *
+ * So a runnable task is always on a DSQ that the kernel knows (Invariant 3): a decision only moves it. A decision that is
+ * late, doubled or wrong finds the task elsewhere and changes nothing, and if user space falls silent its tasks can be
+ * run in the order of their last deadlines without asking anybody (Invariant 6).
+ *
+ * The functions stand in the order of a task's life.
+ */
+#include "kernel.h"
+#include "abi.h"
+
+char _license[] SEC("license") = "GPL";
+
+/* Options, set by user space before loading. */
+const volatile u32 nr_cpus = 1;		/* possible CPUs: CPU numbers are below it */
+const volatile s32 agent_cpu;		/* where the scheduler thread lives */
+const volatile u64 slice_ns = 20000000;	/* the default slice */
+const volatile u64 budget_ns = 50000000;	/* how late user space may be */
+const volatile bool builtin_idle = true;
+const volatile u32 exit_dump_len = 32768;
+
+/* Who the scheduler is, in the initial pid namespace; set by the program become_agent(). */
+s32 agent_pid;
+s32 agent_tgid;
+
+/* DSQs below MAX_CPUS belong to the CPU of that number. */
+#define SHARED_DSQ MAX_CPUS		/* decided, for any CPU */
+#define PENDING_DSQ (MAX_CPUS + 1)	/* user space is asked */
+
+/* Decisions that one dispatch() carries out at most: it runs with the run queue locked. */
+#define DRAIN_BATCH 32
+
+/* What a task pinned to the scheduler thread's CPU may run there, and how long the thread then has to itself. */
+#define GUEST_SLICE_NS 1000000
+#define AGENT_SLICE_NS 4000000
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 20);
+} queued SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);		/* set to nr_cpus before loading */
+	__type(key, u32);
+	__type(value, struct mailbox);
+} mailboxes SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, struct shared_mailbox);
+} shared_mailbox SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);		/* set to nr_cpus before loading */
+	__type(key, u32);
+	__type(value, struct cpu_state);
+} cpus SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, struct control);
+} control SEC(".maps");
+
+/* Why the scheduler ended. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, struct exit_record);
+} exit_record SEC(".maps");
+
+/* The text of the exit dump; the value is resized to exit_dump_len before loading. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__uint(key_size, sizeof(u32));
+	__uint(value_size, 32768);
+} exit_dump SEC(".maps");
+
+/* Free task ids, the lowest on top, so that the ids in use stay dense. */
+struct {
+	__uint(type, BPF_MAP_TYPE_STACK);
+	__uint(max_entries, MAX_TASKS);
+	__type(value, u32);
+} free_ids SEC(".maps");
+
+/* By task id. The generation outlives the task, so that no later owner of the id is mistaken for it. */
+struct id_slot {
+	s32 pid;
+	u32 generation;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_TASKS);
+	__type(key, u32);
+	__type(value, struct id_slot);
+} id_slots SEC(".maps");
+
+struct task_ctx {
+	u32 id;
+	bool house_keeping;	/* memory management thread of the kernel: must not wait for user space, which may wait for it */
+	u64 start_ts;
+	u64 stop_ts;
+	u64 exec_runtime;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct task_ctx);
+} task_ctxs SEC(".maps");
+
+/* The CPUs that take tasks from SHARED_DSQ: those online, less agent_cpu. A hotplug event ends the scheduler. */
+static struct bpf_cpumask __kptr *workers SEC(".bss.workers");
+
+/* The largest deadline that has got a CPU. */
+static u64 vtime_now;
+
+/* Does the scheduler thread hold its CPU without limit? */
+static bool agent_unlimited;
+
+/* When the heartbeat was seen to change last, and its value. Races lose an update of a few ns. */
+static u64 beat_seen, beat_seen_at;
+
+static __always_inline void count(enum counter counter)
+{
+	u32 cpu = bpf_get_smp_processor_id();
+	struct cpu_state *state = bpf_map_lookup_elem(&cpus, &cpu);
+
+	/* Interrupts are off in every op that counts, so nobody else writes this CPU's counters. */
+	if (state)
+		state->counters[counter]++;
+}
+
+static __always_inline bool time_before(u64 a, u64 b)
+{
+	return (s64)(a - b) < 0;
+}
+
+static __always_inline struct task_ctx *task_ctx(struct task_struct *p)
+{
+	return bpf_task_storage_get(&task_ctxs, p, 0, 0);
+}
+
+static __always_inline bool is_agent(const struct task_struct *p)
+{
+	return p->pid == agent_pid;
+}
+
+/* migrate_disable() is in force. Older kernels count the running BPF program as one such section of the current task. */
+static __always_inline bool is_migration_disabled(const struct task_struct *p)
+{
+	u16 depth = p->migration_disabled;
+
+	return depth > 1 || (depth == 1 && p != bpf_get_current_task_btf());
+}
+
+/* May @p run nowhere but on the CPU of the scheduler thread? */
+static bool only_on_agent_cpu(struct task_struct *p)
+{
+	struct bpf_cpumask *mask = workers;
+
+	return mask && !bpf_cpumask_intersects((const struct cpumask *)mask, p->cpus_ptr);
+}
+
+/*
+ * Life of a task id
+ */
+
+static bool has_prefix(const char *comm, const char *prefix, u32 len)
+{
+	u32 i;
+
+	bpf_for(i, 0, len)
+		if (comm[i & 15] != prefix[i & 15])
+			return false;
+	return true;
+}
+
+SEC("struct_ops.s/init_task")
+s32 BPF_PROG(metronome_init_task, struct task_struct *p, struct scx_init_task_args *args)
+{
+	struct task_ctx *tctx = bpf_task_storage_get(&task_ctxs, p, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	static const char kswapd[16] = "kswapd", khugepaged[16] = "khugepaged", kcompactd[16] = "kcompactd";
+	char comm[16];
+	u32 id;
+
+	if (!tctx)
+		return -ENOMEM;
+
+	tctx->id = bpf_map_pop_elem(&free_ids, &id) ? NO_TASK : id;
+	if (p->flags & PF_KTHREAD) {
+		__builtin_memcpy(comm, p->comm, sizeof(comm));
+		tctx->house_keeping = has_prefix(comm, kswapd, 6) || has_prefix(comm, khugepaged, 10) ||
+				      has_prefix(comm, kcompactd, 9);
+	}
+	return 0;
+}
+
+SEC("struct_ops/exit_task")
+void BPF_PROG(metronome_exit_task, struct task_struct *p, struct scx_exit_task_args *args)
+{
+	struct task_ctx *tctx = task_ctx(p);
+	struct id_slot *slot;
+	u32 id;
+
+	if (!tctx || tctx->id == NO_TASK)
+		return;
+	id = tctx->id;
+	slot = bpf_map_lookup_elem(&id_slots, &id);
+	if (!slot)
+		return;
+	slot->pid = 0;
+	slot->generation++;
+	bpf_map_push_elem(&free_ids, &id, 0);
+}
+
+/* A task enters the class: it starts level with those that run. */
+SEC("struct_ops/enable")
+void BPF_PROG(metronome_enable, struct task_struct *p)
+{
+	set_vtime(p, vtime_now);
+}
+
+/*
+ * Wake-up
+ */
+
+SEC("struct_ops/runnable")
+void BPF_PROG(metronome_runnable, struct task_struct *p, u64 enq_flags)
+{
+	struct task_ctx *tctx = task_ctx(p);
+
+	if (tctx)
+		tctx->exec_runtime = 0;
+}
+
+/* An idle CPU takes the task at once: where there is no choice to make, nobody is asked. */
+SEC("struct_ops/select_cpu")
+s32 BPF_PROG(metronome_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wake_flags)
+{
+	s32 cpu;
+
+	if (!builtin_idle || is_agent(p))
+		return prev_cpu;
+
+	cpu = select_cpu_and(p, prev_cpu, wake_flags);
+	if (cpu < 0)
+		return prev_cpu;
+
+	scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, slice_ns, 0);
+	count(COUNT_DIRECT);
+	return cpu;
+}
+
+static void kick_idle_cpu_for(struct task_struct *p)
+{
+	s32 cpu = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);
+
+	if (cpu >= 0)
+		scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE);
+}
+
+/* Any CPU may run @p next, in deadline order, without user space. */
+static void enqueue_shared(struct task_struct *p, u64 vtime, u64 enq_flags, enum counter counter)
+{
+	dsq_insert_vtime(p, SHARED_DSQ, slice_ns, vtime, enq_flags);
+	kick_idle_cpu_for(p);
+	count(counter);
+}
+
+/* @p can run only where the scheduler thread lives: the two take turns. */
+static void enqueue_guest(struct task_struct *p, u64 enq_flags)
+{
+	dsq_insert_vtime(p, agent_cpu, GUEST_SLICE_NS, p->scx.dsq_vtime, enq_flags);
+	if (agent_unlimited)
+		scx_bpf_kick_cpu(agent_cpu, SCX_KICK_PREEMPT);
+	else
+		scx_bpf_kick_cpu(agent_cpu, SCX_KICK_IDLE);
+	count(COUNT_KERNEL_SIDE);
+}
+
+/*
+ * Tasks that must not wait for user space, because user space may wait for them, or because no decision is possible.
+ * Returns whether @p was one.
+ */
+static bool enqueue_kernel_side(struct task_struct *p, struct task_ctx *tctx, u64 enq_flags)
+{
+	/* Ahead of every deadline there is. */
+	u64 first = vtime_now - (1ULL << 40);
+
+	if (is_agent(p)) {
+		/* Whatever ran in its absence gives way; a kernel thread that preempted it does not. */
+		u64 preempt = enq_flags & SCX_ENQ_WAKEUP ? SCX_ENQ_PREEMPT : 0;
+
+		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, SCX_SLICE_INF, enq_flags | preempt);
+		return true;
+	}
+
+	if (p->nr_cpus_allowed == 1 && p->flags & PF_KTHREAD) {
+		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, slice_ns, enq_flags | SCX_ENQ_PREEMPT);
+	} else if (is_migration_disabled(p)) {
+		/* Bound to where it is until it leaves the section: soon, and others may wait for it. */
+		u64 preempt = scx_bpf_task_cpu(p) == agent_cpu ? SCX_ENQ_PREEMPT : 0;
+
+		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, slice_ns, enq_flags | preempt);
+	} else if (p->nr_cpus_allowed < nr_cpus && only_on_agent_cpu(p)) {
+		enqueue_guest(p, enq_flags);
+		return true;
+	} else if (p->tgid == agent_tgid || p->flags & PF_EXITING || (tctx && tctx->house_keeping)) {
+		enqueue_shared(p, first, enq_flags, COUNT_KERNEL_SIDE);
+		return true;
+	} else {
+		return false;
+	}
+	count(COUNT_KERNEL_SIDE);
+	return true;
+}
+
+static void fill_record(struct queued_task *rec, struct task_struct *p, struct task_ctx *tctx, u32 generation, u64 enq_flags)
+{
+	rec->kind = RECORD_QUEUED;
+	rec->id = tctx->id;
+	rec->generation = generation;
+	rec->pid = p->pid;
+	rec->tgid = p->tgid;
+	rec->cpu = scx_bpf_task_cpu(p);
+	rec->nr_cpus_allowed = p->nr_cpus_allowed;
+	rec->weight = p->scx.weight;
+	rec->flags = enq_flags;
+	rec->enqueued_at = scx_bpf_now();
+	rec->start_ts = tctx->start_ts;
+	rec->stop_ts = tctx->stop_ts;
+	rec->exec_runtime = tctx->exec_runtime;
+	rec->sum_exec_runtime = p->se.sum_exec_runtime;
+	rec->nvcsw = p->nvcsw;
+	rec->slice = p->scx.slice;
+	rec->vtime = p->scx.dsq_vtime;
+	__builtin_memcpy(rec->comm, p->comm, sizeof(rec->comm));
+}
+
+/* No CPU is free: user space is asked. */
+SEC("struct_ops/enqueue")
+void BPF_PROG(metronome_enqueue, struct task_struct *p, u64 enq_flags)
+{
+	struct task_ctx *tctx = task_ctx(p);
+	struct queued_task *rec;
+	struct id_slot *slot;
+	u64 vtime = p->scx.dsq_vtime;
+	u32 id;
+
+	if (enqueue_kernel_side(p, tctx, enq_flags))
+		return;
+
+	id = tctx ? tctx->id : NO_TASK;
+	slot = bpf_map_lookup_elem(&id_slots, &id);
+	if (!tctx || !slot) {
+		enqueue_shared(p, vtime, enq_flags, COUNT_NO_ID);
+		return;
+	}
+	slot->pid = p->pid;
+	slot->generation++;
+
+	rec = bpf_ringbuf_reserve(&queued, sizeof(*rec), 0);
+	if (!rec) {
+		enqueue_shared(p, vtime, enq_flags, COUNT_RING_FULL);
+		return;
+	}
+	fill_record(rec, p, tctx, slot->generation, enq_flags);
+	dsq_insert_vtime(p, PENDING_DSQ, slice_ns, vtime, enq_flags);
+	bpf_ringbuf_submit(rec, BPF_RB_NO_WAKEUP);
+	count(COUNT_QUEUED);
+}
+
+/*
+ * Decisions
+ */
+
+/*
+ * Takes the decision at the head of a mailbox, if there is one. Several CPUs may try at once; the slot belongs to the one
+ * that advances head.
+ *
+ * Ordering: `seq` holds the position only after user space stored the rest of the slot (store-release in mailbox.rs). The
+ * compare-and-swap on head is a full barrier between reading seq and reading the rest, the swap on seq one between that
+ * and giving the slot back.
+ */
+static __always_inline bool take(u64 *head, struct decision *slots, u32 nr_slots, struct decision *taken)
+{
+	u64 position = *(volatile u64 *)head;
+	struct decision *slot = &slots[position & (nr_slots - 1)];
+
+	if (*(volatile u64 *)&slot->seq != position + 1)
+		return false;
+	if (__sync_val_compare_and_swap(head, position, position + 1) != position)
+		return false;
+
+	taken->id = slot->id;
+	taken->generation = slot->generation;
+	taken->slice_ns = slot->slice_ns;
+	taken->vtime = slot->vtime;
+	taken->flags = slot->flags;
+	__sync_lock_test_and_set(&slot->seq, 0);
+	return true;
+}
+
+/* Moves @p out of PENDING_DSQ; false if it is not there, or joined it after the look at it began. */
+static bool move_pending(struct task_struct *p, const struct decision *decision, u64 dsq_id)
+{
+	struct bpf_iter_scx_dsq it;
+	bool moved = false;
+
+	if (!bpf_iter_scx_dsq_new(&it, PENDING_DSQ, 0)) {
+		scx_bpf_dsq_move_set_slice(&it, decision->slice_ns ?: slice_ns);
+		scx_bpf_dsq_move_set_vtime(&it, decision->vtime);
+		moved = scx_bpf_dsq_move_vtime(&it, p, dsq_id, 0);
+	}
+	bpf_iter_scx_dsq_destroy(&it);
+	return moved;
+}
+
+static enum counter carry_out_for(struct task_struct *p, const struct decision *decision, s32 cpu)
+{
+	struct task_ctx *tctx = task_ctx(p);
+	u64 dsq_id = cpu < 0 ? SHARED_DSQ : cpu;
+	bool bounced = false;
+	struct id_slot *slot;
+	u32 id = decision->id;
+
+	slot = bpf_map_lookup_elem(&id_slots, &id);
+	if (!tctx || tctx->id != id || !slot || slot->generation != decision->generation)
+		return COUNT_STALE;
+
+	if (cpu >= 0 && !bpf_cpumask_test_cpu(cpu, p->cpus_ptr)) {
+		dsq_id = SHARED_DSQ;
+		bounced = true;
+	}
+
+	/*
+	 * The record is published a moment before its task is on PENDING_DSQ, and a very quick answer comes within that
+	 * moment. The first attempt then waits for the run queue lock under which the task is enqueued; the second finds it.
+	 */
+	if (!move_pending(p, decision, dsq_id) && !move_pending(p, decision, dsq_id))
+		return COUNT_RESCUED;
+
+	if (bounced)
+		count(COUNT_BOUNCED);
+	if (dsq_id == SHARED_DSQ && p->nr_cpus_allowed < nr_cpus)
+		kick_idle_cpu_for(p);
+	return COUNT_DISPATCHED;
+}
+
+/* Puts one task where user space wants it: on @cpu, or anywhere if @cpu is negative. */
+static void carry_out(const struct decision *decision, s32 cpu)
+{
+	u32 id = decision->id;
+	struct id_slot *slot = bpf_map_lookup_elem(&id_slots, &id);
+	struct task_struct *p = NULL;
+
+	if (slot && slot->pid)
+		p = bpf_task_from_pid(slot->pid);
+	if (!p) {
+		count(COUNT_GONE);
+		return;
+	}
+	count(carry_out_for(p, decision, cpu));
+	bpf_task_release(p);
+}
+
+static void drain_own_mailbox(s32 cpu)
+{
+	u32 key = cpu;
+	struct mailbox *box = bpf_map_lookup_elem(&mailboxes, &key);
+	struct decision decision;
+	u32 i;
+
+	if (!box)
+		return;
+	bpf_for(i, 0, DRAIN_BATCH) {
+		if (!take(&box->head, box->slots, MAILBOX_SLOTS, &decision))
+			break;
+		carry_out(&decision, decision.flags & DECISION_ANY_CPU ? -1 : cpu);
+	}
+}
+
+static void drain_shared_mailbox(void)
+{
+	u32 key = 0;
+	struct shared_mailbox *box = bpf_map_lookup_elem(&shared_mailbox, &key);
+	struct decision decision;
+	u32 i;
+
+	if (!box)
+		return;
+	bpf_for(i, 0, DRAIN_BATCH) {
+		if (!take(&box->head, box->slots, SHARED_MAILBOX_SLOTS, &decision))
+			break;
+		carry_out(&decision, -1);
+	}
+}
+
+static bool has_mail(s32 cpu)
+{
+	u32 key = cpu, zero = 0;
+	struct mailbox *own = bpf_map_lookup_elem(&mailboxes, &key);
+	struct shared_mailbox *shared = bpf_map_lookup_elem(&shared_mailbox, &zero);
+	u64 position;
+
+	if (!own || !shared)
+		return false;
+	position = *(volatile u64 *)&own->head;
+	if (*(volatile u64 *)&own->slots[position & (MAILBOX_SLOTS - 1)].seq == position + 1)
+		return true;
+	position = *(volatile u64 *)&shared->head;
+	return *(volatile u64 *)&shared->slots[position & (SHARED_MAILBOX_SLOTS - 1)].seq == position + 1;
+}
+
+/*
+ * Tells user space that @cpu has run out of work or has got some.
+ *
+ * Ordering: the addition is a full barrier. User space publishes a decision, passes a full barrier, and reads idle_seq; so
+ * either it sees this CPU idle and kicks it, or this CPU sees the decision here and kicks itself.
+ */
+static void publish_idle(s32 cpu, bool idle)
+{
+	u32 key = cpu;
+	struct cpu_state *state = bpf_map_lookup_elem(&cpus, &key);
+	u64 seq;
+
+	if (!state)
+		return;
+	seq = *(volatile u64 *)&state->idle_seq;
+	if (!idle && !(seq & 1))
+		return;
+	__sync_fetch_and_add(&state->idle_seq, (seq & 1) == idle ? 2 : 1);
+	if (idle && has_mail(cpu))
+		scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE);
+}
+
+/* Has user space been silent for longer than its budget? */
+static bool user_space_is_late(void)
+{
+	u32 zero = 0;
+	struct control *ctl = bpf_map_lookup_elem(&control, &zero);
+	u64 now = scx_bpf_now(), beat;
+
+	if (!ctl)
+		return true;
+	beat = *(volatile u64 *)&ctl->heartbeat;
+	if (beat != beat_seen) {
+		beat_seen = beat;
+		beat_seen_at = now;
+		return false;
+	}
+	return (s64)(now - beat_seen_at) > (s64)budget_ns;
+}
+
+/* @cpu needs a task. The two DSQs take turns in being first, so that neither starves the other. */
+SEC("struct_ops/dispatch")
+void BPF_PROG(metronome_dispatch, s32 cpu, struct task_struct *prev)
+{
+	u32 key = cpu;
+	struct cpu_state *state = bpf_map_lookup_elem(&cpus, &key);
+	bool shared_first;
+
+	if (cpu == agent_cpu) {
+		scx_bpf_dsq_move_to_local(agent_cpu);
+		return;
+	}
+	if (!state)
+		return;
+
+	drain_own_mailbox(cpu);
+	drain_shared_mailbox();
+
+	shared_first = state->counters[COUNT_TURNS]++ & 1;
+	if (scx_bpf_dsq_move_to_local(shared_first ? SHARED_DSQ : cpu) ||
+	    scx_bpf_dsq_move_to_local(shared_first ? cpu : SHARED_DSQ))
+		return;
+
+	if (user_space_is_late() && scx_bpf_dsq_move_to_local(PENDING_DSQ)) {
+		count(COUNT_TAKEOVER);
+		return;
+	}
+
+	/* Idle before and idle still: update_idle() is not called for this, but user space has to know that it was looked. */
+	if (state->idle_seq & 1)
+		publish_idle(cpu, true);
+}
+
+SEC("struct_ops/update_idle")
+void BPF_PROG(metronome_update_idle, s32 cpu, bool idle)
+{
+	if (cpu != agent_cpu)
+		publish_idle(cpu, idle);
+}
+
+/*
+ * On the CPU
+ */
+
+SEC("struct_ops/running")
+void BPF_PROG(metronome_running, struct task_struct *p)
+{
+	struct task_ctx *tctx = task_ctx(p);
+
+	if (is_agent(p)) {
+		agent_unlimited = scx_bpf_dsq_nr_queued(agent_cpu) <= 0;
+		set_slice(p, agent_unlimited ? SCX_SLICE_INF : AGENT_SLICE_NS);
+		return;
+	}
+	if (tctx)
+		tctx->start_ts = scx_bpf_now();
+	if (time_before(vtime_now, p->scx.dsq_vtime))
+		vtime_now = p->scx.dsq_vtime;
+}
+
+/* Backstop: nothing that finds its way to the scheduler thread's CPU waits there for longer than a tick. */
+SEC("struct_ops/tick")
+void BPF_PROG(metronome_tick, struct task_struct *p)
+{
+	if (is_agent(p) && scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL_ON | agent_cpu) > 0)
+		set_slice(p, 0);
+}
+
+SEC("struct_ops/stopping")
+void BPF_PROG(metronome_stopping, struct task_struct *p, bool runnable)
+{
+	struct task_ctx *tctx = task_ctx(p);
+
+	if (!tctx)
+		return;
+	tctx->stop_ts = scx_bpf_now();
+	tctx->exec_runtime += tctx->stop_ts - tctx->start_ts;
+}
+
+/*
+ * What user space calls
+ */
+
+/* The caller is the scheduler thread. Asked this way because user space may live in a pid namespace of its own. */
+SEC("syscall")
+int become_agent(void *ctx)
+{
+	u64 pid_tgid = bpf_get_current_pid_tgid();
+
+	agent_pid = (u32)pid_tgid;
+	agent_tgid = pid_tgid >> 32;
+	return 0;
+}
+
+/* Kicks the CPUs listed in `control`. */
+SEC("syscall")
+int kick_cpus(void *ctx)
+{
+	u32 zero = 0, i, nr;
+	struct control *ctl = bpf_map_lookup_elem(&control, &zero);
+
+	if (!ctl)
+		return -ENOENT;
+	nr = ctl->nr_kicks;
+	if (nr > MAX_CPUS)
+		nr = MAX_CPUS;
+	bpf_for(i, 0, nr) {
+		u32 kick = ctl->kicks[i & (MAX_CPUS - 1)];
+		u32 cpu = kick & ~KICK_PREEMPT;
+
+		if (cpu < nr_cpus)
+			scx_bpf_kick_cpu(cpu, kick & KICK_PREEMPT ? SCX_KICK_PREEMPT : SCX_KICK_IDLE);
+	}
+	return 0;
+}
+
+/* Claims an idle CPU for a task, as select_cpu() does. Returns its number, or a negative error. */
+SEC("syscall")
+int pick_idle_cpu(struct pick_args *args)
+{
+	struct task_struct *p = bpf_task_from_pid(args->pid);
+	s32 cpu;
+
+	if (!p)
+		return -ENOENT;
+	bpf_rcu_read_lock();
+	cpu = select_cpu_and(p, args->prev_cpu, args->wake_flags);
+	bpf_rcu_read_unlock();
+	bpf_task_release(p);
+	return cpu;
+}
+
+/*
+ * Start and end
+ */
+
+static int fill_free_ids(void)
+{
+	u32 i, id;
+	int err;
+
+	bpf_for(i, 0, MAX_TASKS) {
+		id = MAX_TASKS - 1 - i;
+		err = bpf_map_push_elem(&free_ids, &id, 0);
+		if (err)
+			return err;
+	}
+	return 0;
+}
+
+static int set_workers(void)
+{
+	struct bpf_cpumask *mask = bpf_cpumask_create();
+	const struct cpumask *online;
+
+	if (!mask)
+		return -ENOMEM;
+	online = scx_bpf_get_online_cpumask();
+	bpf_cpumask_copy(mask, online);
+	scx_bpf_put_cpumask(online);
+	bpf_cpumask_clear_cpu(agent_cpu, mask);
+	mask = bpf_kptr_xchg(&workers, mask);
+	if (mask)
+		bpf_cpumask_release(mask);
+	return 0;
+}
+
+SEC("struct_ops.s/init")
+s32 BPF_PROG(metronome_init)
+{
+	s32 err, cpu;
+
+	err = fill_free_ids();
+	if (!err)
+		err = set_workers();
+	if (!err)
+		err = scx_bpf_create_dsq(SHARED_DSQ, -1);
+	if (!err)
+		err = scx_bpf_create_dsq(PENDING_DSQ, -1);
+	bpf_for(cpu, 0, nr_cpus) {
+		if (err)
+			break;
+		err = scx_bpf_create_dsq(cpu, -1);
+	}
+	beat_seen_at = scx_bpf_now();
+	return err;
+}
+
+SEC("struct_ops/dump")
+void BPF_PROG(metronome_dump, struct scx_dump_ctx *dump)
+{
+	static char fmt[] = "metronome: scheduler thread %lld on CPU %lld, pending %lld, shared %lld, heartbeat %llu\n";
+	u32 zero = 0;
+	struct control *ctl = bpf_map_lookup_elem(&control, &zero);
+	unsigned long long args[] = {
+		agent_pid, agent_cpu, scx_bpf_dsq_nr_queued(PENDING_DSQ), scx_bpf_dsq_nr_queued(SHARED_DSQ),
+		ctl ? ctl->heartbeat : 0,
+	};
+
+	scx_bpf_dump_bstr(fmt, args, sizeof(args));
+}
+
+SEC("struct_ops/exit")
+void BPF_PROG(metronome_exit, struct scx_exit_info *info)
+{
+	u32 zero = 0;
+	struct exit_record *record = bpf_map_lookup_elem(&exit_record, &zero);
+	char *dump = bpf_map_lookup_elem(&exit_dump, &zero);
+
+	if (dump)
+		bpf_probe_read_kernel_str(dump, exit_dump_len, info->dump);
+	if (!record)
+		return;
+	bpf_probe_read_kernel_str(record->reason, sizeof(record->reason), info->reason);
+	bpf_probe_read_kernel_str(record->msg, sizeof(record->msg), info->msg);
+	record->exit_code = info->exit_code;
+	/* The atomic is a full barrier: who sees the kind sees the rest. */
+	__sync_fetch_and_add(&record->kind, info->kind);
+}
+
+SEC(".struct_ops.link")
+struct sched_ext_ops metronome = {
+	.select_cpu = (void *)metronome_select_cpu,
+	.enqueue = (void *)metronome_enqueue,
+	.dispatch = (void *)metronome_dispatch,
+	.tick = (void *)metronome_tick,
+	.runnable = (void *)metronome_runnable,
+	.running = (void *)metronome_running,
+	.stopping = (void *)metronome_stopping,
+	.update_idle = (void *)metronome_update_idle,
+	.init_task = (void *)metronome_init_task,
+	.exit_task = (void *)metronome_exit_task,
+	.enable = (void *)metronome_enable,
+	.dump = (void *)metronome_dump,
+	.init = (void *)metronome_init,
+	.exit = (void *)metronome_exit,
+	/* Set by user space: flags, timeout_ms, exit_dump_len, hotplug_seq. */
+	.name = "metronome",
+};

@@ -1,0 +1,134 @@
+//! The mirror of `bpf/abi.h`: what user space and the kernel side share.
+//!
+//! Sizes and offsets are asserted here and there at compile time. Words that the other side may change at any moment are
+//! `Atomic*`; the record of the ring is not, because the kernel leaves it alone from the moment it is published until the
+//! consumer position has passed it.
+
+use core::mem::{offset_of, size_of};
+use core::sync::atomic::{AtomicU32, AtomicU64};
+
+use crate::task::QueuedTask;
+
+/// CPUs are numbered below this.
+pub const MAX_CPUS: usize = 1024;
+/// Task ids are numbered below this. Tasks beyond it are scheduled by the kernel side alone.
+pub const MAX_TASKS: usize = 65_536;
+/// Decisions that fit into the mailbox of one CPU.
+pub const MAILBOX_SLOTS: usize = 256;
+/// Decisions that fit into the mailbox that all CPUs share.
+pub const SHARED_MAILBOX_SLOTS: usize = 16_384;
+/// Bytes of the ring: room for 8,192 records.
+pub const RING_BYTES: u32 = 1 << 20;
+/// `queued_task.kind`: a task waits for a decision.
+pub const RECORD_QUEUED: u16 = 1;
+/// `decision.flags`: the first CPU that becomes available runs the task.
+pub const DECISION_ANY_CPU: u64 = 1 << 20;
+/// In an entry of [`Control::kicks`]: interrupt what runs there.
+pub const KICK_PREEMPT: u32 = 1 << 31;
+
+/// What the kernel side counts, in the order of `enum counter`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Counter {
+    /// Records handed to user space.
+    Queued,
+    /// Tasks that found the ring full and went on in deadline order without user space.
+    RingFull,
+    /// Wake-ups sent to an idle CPU at once.
+    Direct,
+    /// Tasks that are the kernel side's own business.
+    KernelSide,
+    /// Tasks beyond [`MAX_TASKS`].
+    NoId,
+    /// Decisions carried out.
+    Dispatched,
+    /// Decisions for an enqueue that is over.
+    Stale,
+    /// Decisions for a task that is gone.
+    Gone,
+    /// Decisions that came after the kernel side had run the task, or lost it to another scheduling class.
+    Rescued,
+    /// Decisions carried out on another CPU, as affinity demanded. They count as dispatched too.
+    Bounced,
+    /// Tasks taken out of user space's hands because it was late. The decision still comes and counts as rescued.
+    Takeover,
+    /// Times that a CPU looked for work.
+    Turns,
+}
+
+/// Counters per CPU, some unused.
+pub const NR_COUNTERS: usize = 16;
+
+/// A slot of a mailbox. Which side stores what is told in `mailbox.rs`.
+#[repr(C, align(64))]
+pub struct Slot {
+    pub(crate) seq: AtomicU64,
+    pub(crate) id: AtomicU32,
+    pub(crate) generation: AtomicU32,
+    pub(crate) slice_ns: AtomicU64,
+    pub(crate) vtime: AtomicU64,
+    pub(crate) flags: AtomicU64,
+    pad: [u64; 3],
+}
+
+/// What precedes the slots of a mailbox.
+#[repr(C, align(64))]
+pub struct MailboxHead {
+    pub(crate) head: AtomicU64,
+    pad: [u64; 7],
+}
+
+/// What the kernel side publishes about a CPU.
+#[repr(C, align(64))]
+pub struct CpuState {
+    /// `2 * n + idle`; `n` grows whenever the CPU runs out of work or gets some.
+    pub(crate) idle_seq: AtomicU64,
+    pad: [u64; 7],
+    pub(crate) counters: [AtomicU64; NR_COUNTERS],
+}
+
+/// What user space tells the kernel side as a whole.
+#[repr(C)]
+pub struct Control {
+    /// Grows with every turn of the scheduler thread.
+    pub(crate) heartbeat: AtomicU64,
+    pub(crate) nr_kicks: AtomicU32,
+    pub(crate) kicks: [AtomicU32; MAX_CPUS],
+    pad: u32,
+}
+
+/// Argument of the program `pick_idle_cpu`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct PickArgs {
+    /// The task.
+    pub pid: i32,
+    /// Where it ran last.
+    pub prev_cpu: i32,
+    /// `SCX_WAKE_*`.
+    pub wake_flags: u64,
+}
+
+/// Why the scheduler ended; `kind` is stored last.
+#[repr(C)]
+pub struct ExitRecord {
+    pub(crate) exit_code: AtomicU64,
+    pub(crate) kind: AtomicU32,
+    pad: u32,
+    pub(crate) reason: [u8; 128],
+    pub(crate) msg: [u8; 1024],
+}
+
+const _: () = {
+    assert!(size_of::<QueuedTask>() == 120);
+    assert!(offset_of!(QueuedTask, flags) == 24);
+    assert!(offset_of!(QueuedTask, comm) == 104);
+    assert!(size_of::<Slot>() == 64);
+    assert!(offset_of!(Slot, flags) == 32);
+    assert!(size_of::<MailboxHead>() == 64);
+    assert!(size_of::<CpuState>() == 192);
+    assert!(offset_of!(CpuState, counters) == 64);
+    assert!(size_of::<Control>() == 4112);
+    assert!(size_of::<PickArgs>() == 16);
+    assert!(size_of::<ExitRecord>() == 1168);
+};

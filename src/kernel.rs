@@ -1,0 +1,781 @@
+//! [`BpfScheduler`]: the kernel side, loaded, and the calls of a scheduler written against it.
+//!
+//! The only user of libbpf-rs. Order at the start: check, open, load, map, lock, touch, and only then attach, so that the
+//! scheduler never owns the machine while it can still fault (Invariant 2).
+
+use std::ffi::c_char;
+use std::fmt;
+use std::hint;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread as std_thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use crossbeam_utils::CachePadded;
+use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use libbpf_rs::{Link, MapCore, MapFlags, OpenObject, PrintLevel, libbpf_sys};
+
+use crate::abi::{
+    Control, Counter, CpuState, ExitRecord, MAILBOX_SLOTS, MailboxHead, PickArgs, RING_BYTES,
+    SHARED_MAILBOX_SLOTS, Slot,
+};
+use crate::bpf::{MetronomeSkel, MetronomeSkelBuilder, OpenMetronomeSkel};
+use crate::exit::{UserExitInfo, handle_signals, stop_requested};
+use crate::mailbox::Full;
+use crate::memory::{self, Mapping, page_size};
+use crate::policy::Policy;
+use crate::preflight;
+use crate::ring::{Ring, RingMemory};
+use crate::shared::{Shared, SharedMemory};
+use crate::stats::{Books, Snapshot, UserCounts, bump};
+use crate::task::{DispatchedTask, QueuedTask};
+use crate::thread::{self, Place};
+use crate::topology::Topology;
+use crate::turn::Turn;
+
+const OPS_KEEP_BUILTIN_IDLE: u64 = 1;
+const OPS_ENQ_EXITING: u64 = 1 << 2;
+const OPS_SWITCH_PARTIAL: u64 = 1 << 3;
+const OPS_ENQ_MIGRATION_DISABLED: u64 = 1 << 4;
+
+/// The kernel's default (`SCX_EXIT_DUMP_DFL_LEN`), in bytes.
+const DEFAULT_DUMP_LEN: u32 = 32_768;
+
+/// How to start a [`BpfScheduler`].
+#[derive(Clone, Debug)]
+pub struct Builder {
+    name: String,
+    cpu: Option<u32>,
+    exit_dump_len: u32,
+    partial: bool,
+    debug: bool,
+    builtin_idle: bool,
+    slice: Duration,
+    timeout: Duration,
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        Self {
+            name: format!("metronome_{}", env!("CARGO_PKG_VERSION")),
+            cpu: None,
+            exit_dump_len: 0,
+            partial: false,
+            debug: false,
+            builtin_idle: true,
+            slice: Duration::from_millis(20),
+            timeout: Duration::from_secs(5),
+        }
+    }
+}
+
+impl Builder {
+    /// The defaults: all tasks, a CPU picked for the scheduler thread, slices of 20 ms, a watchdog of 5 s.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The name under which the kernel shows it in `/sys/kernel/sched_ext/root/ops`: up to 127 letters, digits, `_`, `.`.
+    pub fn name(mut self, name: &str) -> Self {
+        self.name = name.to_string();
+        self
+    }
+
+    /// The CPU of the scheduler thread. Without: an isolated one, else an efficiency core, else the last.
+    pub fn cpu(mut self, cpu: u32) -> Self {
+        self.cpu = Some(cpu);
+        self
+    }
+
+    /// Bytes of the dump that is made when the kernel throws the scheduler out; 0 is the kernel's default, 32,768.
+    pub fn exit_dump_len(mut self, bytes: u32) -> Self {
+        self.exit_dump_len = bytes;
+        self
+    }
+
+    /// Whether to schedule only tasks that asked for it by `sched_setscheduler(SCHED_EXT)`; otherwise all ordinary tasks.
+    pub fn partial(mut self, partial: bool) -> Self {
+        self.partial = partial;
+        self
+    }
+
+    /// Whether libbpf and the verifier tell on stderr what they do.
+    pub fn debug(mut self, debug: bool) -> Self {
+        self.debug = debug;
+        self
+    }
+
+    /// Whether the kernel side sends a waking task to an idle CPU at once; otherwise user space is asked about every one.
+    pub fn builtin_idle(mut self, builtin_idle: bool) -> Self {
+        self.builtin_idle = builtin_idle;
+        self
+    }
+
+    /// The slice of a decision that names none, and of tasks that the kernel side places by itself.
+    pub fn slice(mut self, slice: Duration) -> Self {
+        self.slice = slice;
+        self
+    }
+
+    /// How long a runnable task may wait before the kernel throws the scheduler out; up to 30 s.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Checks the machine, loads the kernel side, locks the memory, and attaches. The calling thread becomes the scheduler
+    /// thread: it moves to its CPU.
+    ///
+    /// # Errors
+    /// One line that says what is in the way and what to do. Nothing is left attached.
+    pub fn attach<'a>(self, object: &'a mut MaybeUninit<OpenObject>) -> Result<BpfScheduler<'a>> {
+        self.check()?;
+        let hotplug_seq = preflight::check()?;
+        let topology = Topology::read()?;
+        let agent_cpu = topology.pick_agent_cpu(self.cpu)?;
+        handle_signals()?;
+        listen_to_libbpf(self.debug);
+
+        let mut open = with_libbpf("cannot open the BPF object", || {
+            let mut builder = MetronomeSkelBuilder::default();
+            builder.obj_builder.debug(self.debug);
+            builder.open(object)
+        })?;
+        self.configure(&mut open, &topology, agent_cpu, hotplug_seq)?;
+        let skel = with_libbpf("the kernel refuses the BPF object", || open.load())?;
+        BpfScheduler::start(skel, &topology, agent_cpu)
+    }
+
+    fn check(&self) -> Result<()> {
+        let legal = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '.';
+        if self.name.is_empty() || self.name.len() > 127 || !self.name.chars().all(legal) {
+            bail!(
+                "the scheduler's name {:?} must be 1 to 127 letters, digits, '_' or '.'",
+                self.name
+            );
+        }
+        if self.timeout.is_zero() || self.timeout > Duration::from_secs(30) {
+            bail!(
+                "the watchdog's timeout is {:?}, but the kernel allows 1 ms to 30 s",
+                self.timeout
+            );
+        }
+        if self.slice.is_zero() || self.slice > Duration::from_secs(1) {
+            bail!(
+                "the default slice is {:?}, but must be more than 0 and at most 1 s",
+                self.slice
+            );
+        }
+        Ok(())
+    }
+
+    fn configure(
+        &self,
+        open: &mut OpenMetronomeSkel<'_>,
+        topology: &Topology,
+        agent_cpu: u32,
+        hotplug_seq: u64,
+    ) -> Result<()> {
+        let dump_len = if self.exit_dump_len == 0 {
+            DEFAULT_DUMP_LEN
+        } else {
+            self.exit_dump_len
+        };
+        let rodata = open
+            .maps
+            .rodata_data
+            .as_deref_mut()
+            .context("the BPF object has no options")?;
+        rodata.nr_cpus = topology.nr_cpus;
+        rodata.agent_cpu = agent_cpu as i32;
+        rodata.slice_ns = self.slice.as_nanos() as u64;
+        rodata.builtin_idle = self.builtin_idle;
+        rodata.exit_dump_len = dump_len;
+
+        open.maps
+            .queued
+            .set_max_entries(RING_BYTES)
+            .context("cannot size the ring")?;
+        open.maps
+            .mailboxes
+            .set_max_entries(topology.nr_cpus)
+            .context("cannot size the mailboxes")?;
+        open.maps
+            .cpus
+            .set_max_entries(topology.nr_cpus)
+            .context("cannot size the CPU states")?;
+        open.maps
+            .exit_dump
+            .set_value_size(dump_len)
+            .context("cannot size the exit dump")?;
+
+        let ops = open.struct_ops.metronome_mut();
+        ops.flags = OPS_KEEP_BUILTIN_IDLE | OPS_ENQ_EXITING | OPS_ENQ_MIGRATION_DISABLED;
+        if self.partial {
+            ops.flags |= OPS_SWITCH_PARTIAL;
+        }
+        ops.timeout_ms = self.timeout.as_millis() as u32;
+        ops.exit_dump_len = dump_len;
+        ops.hotplug_seq = hotplug_seq;
+        ops.name.fill(0);
+        for (to, from) in ops.name.iter_mut().zip(self.name.bytes()) {
+            *to = from as c_char;
+        }
+        Ok(())
+    }
+}
+
+/// The last line that libbpf printed, for the error that follows.
+static LIBBPF_SAID: Mutex<String> = Mutex::new(String::new());
+
+fn listen_to_libbpf(debug: bool) {
+    fn keep(_: PrintLevel, line: String) {
+        let mut said = LIBBPF_SAID.lock().unwrap_or_else(PoisonError::into_inner);
+        // The first complaint is the cause, what follows is fallout.
+        if said.is_empty() {
+            *said = line.trim().replace('\n', " | ");
+        }
+    }
+    fn show(_: PrintLevel, line: String) {
+        eprint!("{line}");
+    }
+    libbpf_rs::set_print(Some(if debug {
+        (PrintLevel::Debug, show)
+    } else {
+        (PrintLevel::Warn, keep)
+    }));
+}
+
+/// Runs a step of libbpf; if it fails, the error has what libbpf said.
+fn with_libbpf<T>(step: &str, run: impl FnOnce() -> libbpf_rs::Result<T>) -> Result<T> {
+    LIBBPF_SAID
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clear();
+    run().map_err(|error| {
+        let said = LIBBPF_SAID
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        let said = if said.is_empty() {
+            String::new()
+        } else {
+            format!(" ({said})")
+        };
+        anyhow::anyhow!("{step}: {error:#}{said}")
+    })
+}
+
+/// The mapped memory. It must outlive every pointer into it, so it is dropped last.
+#[derive(Debug)]
+struct Mappings {
+    ring_consumer: Mapping,
+    ring_data: Mapping,
+    mailboxes: Mapping,
+    shared_mailbox: Mapping,
+    cpus: Arc<Mapping>,
+    control: Mapping,
+    exit_record: Mapping,
+}
+
+impl Mappings {
+    fn new(skel: &MetronomeSkel<'_>, nr_cpus: usize) -> Result<Self> {
+        let read = libc::PROT_READ;
+        let write = libc::PROT_READ | libc::PROT_WRITE;
+        let maps = &skel.maps;
+        let page = page_size();
+        let mailbox = |slots: usize| size_of::<MailboxHead>() + slots * size_of::<Slot>();
+        Ok(Self {
+            ring_consumer: Mapping::new(
+                maps.queued.as_fd(),
+                0,
+                page,
+                write,
+                "the ring's consumer page",
+            )?,
+            ring_data: Mapping::new(
+                maps.queued.as_fd(),
+                page as i64,
+                page + 2 * RING_BYTES as usize,
+                read,
+                "the ring's producer page and data",
+            )?,
+            mailboxes: Mapping::new(
+                maps.mailboxes.as_fd(),
+                0,
+                nr_cpus * mailbox(MAILBOX_SLOTS),
+                write,
+                "the mailboxes",
+            )?,
+            shared_mailbox: Mapping::new(
+                maps.shared_mailbox.as_fd(),
+                0,
+                mailbox(SHARED_MAILBOX_SLOTS),
+                write,
+                "the shared mailbox",
+            )?,
+            cpus: Arc::new(Mapping::new(
+                maps.cpus.as_fd(),
+                0,
+                nr_cpus * size_of::<CpuState>(),
+                write,
+                "the CPU states",
+            )?),
+            control: Mapping::new(
+                maps.control.as_fd(),
+                0,
+                size_of::<Control>(),
+                write,
+                "the control page",
+            )?,
+            exit_record: Mapping::new(
+                maps.exit_record.as_fd(),
+                0,
+                size_of::<ExitRecord>(),
+                write,
+                "the exit record",
+            )?,
+        })
+    }
+
+    fn touch(&self) {
+        let Self {
+            ring_consumer,
+            ring_data,
+            mailboxes,
+            shared_mailbox,
+            cpus,
+            control,
+            exit_record,
+        } = self;
+        for mapping in [
+            ring_consumer,
+            ring_data,
+            mailboxes,
+            shared_mailbox,
+            cpus,
+            control,
+            exit_record,
+        ] {
+            mapping.touch();
+        }
+    }
+
+    /// The two sides' memory as the core wants it.
+    fn shared(&self, nr_cpus: u32, agent_cpu: u32) -> Shared {
+        // SAFETY: the producer page comes first in this mapping, the data behind it.
+        let data = unsafe { self.ring_data.start().add(page_size()) };
+        let ring = RingMemory {
+            consumer: self.ring_consumer.start().cast(),
+            producer: self.ring_data.start().cast(),
+            data,
+            size: u64::from(RING_BYTES),
+        };
+        // SAFETY: mapped as the ring's three pieces; `BpfScheduler` drops the ring before the mappings and makes one only.
+        let ring = unsafe { Ring::new(ring, nr_cpus) };
+        let memory = SharedMemory {
+            mailboxes: self.mailboxes.start(),
+            shared_mailbox: self.shared_mailbox.start(),
+            cpus: self.cpus.start().cast(),
+            control: self.control.start().cast(),
+            nr_cpus,
+            agent_cpu,
+        };
+        // SAFETY: arrays of `nr_cpus` elements of a freshly loaded object; dropped before the mappings.
+        unsafe { Shared::new(memory, ring) }
+    }
+
+    fn exit_record(&self) -> &ExitRecord {
+        let at: NonNull<ExitRecord> = self.exit_record.start().cast();
+        // SAFETY: mapped with the size of an ExitRecord. The kernel writes its texts once, before `kind`, and they are read
+        // only once `kind` has been seen.
+        unsafe { at.as_ref() }
+    }
+}
+
+/// A scheduler whose policy runs here, attached to the kernel.
+///
+/// The thread that made it is the scheduler thread, and the only one that may use it. Dropping it detaches: the kernel's
+/// default scheduler takes all tasks over.
+pub struct BpfScheduler<'a> {
+    /// Dropped first: detaches.
+    link: Option<Link>,
+    shared: Box<Shared>,
+    counts: Arc<CachePadded<UserCounts>>,
+    stop: &'static AtomicBool,
+    tid: i32,
+    kick_fd: i32,
+    pick_fd: i32,
+    place: Option<Place>,
+    skel: MetronomeSkel<'a>,
+    mappings: Mappings,
+}
+
+impl fmt::Debug for BpfScheduler<'_> {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("BpfScheduler")
+            .field("counts", &self.snapshot())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The ring has a record that no kernel side of ours wrote. The scheduler is ending.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BadRing;
+
+impl fmt::Display for BadRing {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("the ring holds bytes that are no record")
+    }
+}
+
+impl std::error::Error for BadRing {}
+
+/// There was no room for the decision in any mailbox. The task still waits: dispatch it again later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MailboxesFull;
+
+impl fmt::Display for MailboxesFull {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("all mailboxes are full")
+    }
+}
+
+impl std::error::Error for MailboxesFull {}
+
+impl<'a> BpfScheduler<'a> {
+    /// The short way to [`Builder::attach`], with the arguments of `scx_rustland_core`: bytes of the exit dump (0: default),
+    /// whether to schedule only SCHED_EXT tasks, whether to be talkative.
+    ///
+    /// # Errors
+    /// As [`Builder::attach`].
+    pub fn init(
+        object: &'a mut MaybeUninit<OpenObject>,
+        exit_dump_len: u32,
+        partial: bool,
+        debug: bool,
+    ) -> Result<Self> {
+        Builder::new()
+            .exit_dump_len(exit_dump_len)
+            .partial(partial)
+            .debug(debug)
+            .attach(object)
+    }
+
+    fn start(skel: MetronomeSkel<'a>, topology: &Topology, agent_cpu: u32) -> Result<Self> {
+        let mappings = Mappings::new(&skel, topology.nr_cpus as usize)?;
+        let shared = Box::new(mappings.shared(topology.nr_cpus, agent_cpu));
+        let place = Place::take(agent_cpu)?;
+        let mut scheduler = Self {
+            link: None,
+            shared,
+            counts: Arc::default(),
+            stop: stop_requested(),
+            tid: thread::id(),
+            kick_fd: skel.progs.kick_cpus.as_fd().as_raw_fd(),
+            pick_fd: skel.progs.pick_idle_cpu.as_fd().as_raw_fd(),
+            place: Some(place),
+            skel,
+            mappings,
+        };
+        let become_agent = scheduler.skel.progs.become_agent.as_fd().as_raw_fd();
+        run_program(become_agent, None::<&mut PickArgs>)
+            .context("cannot tell the kernel side who its scheduler is")?;
+        scheduler.settle_memory()?;
+        scheduler.link = Some(
+            with_libbpf("cannot attach the scheduler", || {
+                scheduler.skel.maps.metronome.attach_struct_ops()
+            })
+            .context("is another scheduler being loaded at this moment?")?,
+        );
+        scheduler.start_counting_faults()?;
+        Ok(scheduler)
+    }
+
+    /// Faults before this moment were those of getting ready.
+    fn start_counting_faults(&self) -> Result<()> {
+        self.counts.faults_at_start.store(memory::faults(self.tid)?, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Locks and touches everything, and sees whether touching it again still faults.
+    fn settle_memory(&self) -> Result<()> {
+        memory::lock()?;
+        self.mappings.touch();
+        let before = memory::faults(self.tid)?;
+        self.mappings.touch();
+        let faults = memory::faults(self.tid)? - before;
+        // Reading the count costs an allocation, and so perhaps a fault or two.
+        if faults > 8 {
+            bail!(
+                "the scheduler's memory does not stay resident: {faults} page faults on a second pass over it"
+            );
+        }
+        Ok(())
+    }
+
+    /// Takes one task that waits, if there is one.
+    ///
+    /// # Errors
+    /// [`BadRing`]: the scheduler cannot go on; [`exited`](Self::exited) is true from then on.
+    ///
+    /// # Cost
+    /// Two atomic loads, a store, and a copy of 120 bytes.
+    pub fn dequeue_task(&mut self) -> Result<Option<QueuedTask>, BadRing> {
+        let task = self.shared.dequeue();
+        if task.is_some() {
+            bump(&self.counts.taken, 1);
+        } else if self.ring_is_bad() {
+            return Err(BadRing);
+        }
+        Ok(task)
+    }
+
+    /// Says what shall become of a task. CPUs that are idle are woken for it by [`notify_complete`](Self::notify_complete).
+    ///
+    /// # Errors
+    /// [`MailboxesFull`].
+    ///
+    /// # Cost
+    /// A few stores. No system call.
+    pub fn dispatch_task(&mut self, task: &DispatchedTask) -> Result<(), MailboxesFull> {
+        self.shared
+            .dispatch(task)
+            .map_err(|Full(_)| MailboxesFull)?;
+        bump(&self.counts.sent, 1);
+        Ok(())
+    }
+
+    /// Claims an idle CPU for a task, `prev_cpu` if possible. `flags` are `SCX_WAKE_*` of the kernel. Negative if there is
+    /// none.
+    ///
+    /// # Cost
+    /// A load for each CPU; if one is idle, a system call.
+    pub fn select_cpu(&mut self, pid: i32, prev_cpu: i32, flags: u64) -> i32 {
+        if !self.shared.any_idle() {
+            return -libc::EBUSY;
+        }
+        bump(&self.counts.syscalls, 1);
+        let mut args = PickArgs {
+            pid,
+            prev_cpu,
+            wake_flags: flags,
+        };
+        run_program(self.pick_fd, Some(&mut args)).unwrap_or(-libc::EIO)
+    }
+
+    /// Ends a turn: CPUs that are idle are woken for what was dispatched. `nr_pending` is how many tasks the policy still
+    /// holds.
+    ///
+    /// # Cost
+    /// A fence if anything was dispatched, and one system call if any CPU must be woken.
+    pub fn notify_complete(&mut self, nr_pending: u64) {
+        self.counts.waiting.store(nr_pending, Ordering::Relaxed);
+        if self.shared.flush() == 0 {
+            // For a sibling on the same core, and for emulators, which go on with another CPU here.
+            hint::spin_loop();
+            return;
+        }
+        bump(&self.counts.syscalls, 1);
+        // It cannot fail but for a wrong file descriptor, and a kick that is missed is made up for by the next tick.
+        let _ = run_program(self.kick_fd, None::<&mut PickArgs>);
+    }
+
+    /// Runs a policy until the scheduler ends.
+    ///
+    /// # Errors
+    /// As [`shutdown_and_report`](Self::shutdown_and_report).
+    pub fn run(&mut self, policy: &mut impl Policy) -> Result<UserExitInfo> {
+        let mut turn = memory::zeroed::<Turn>();
+        self.start_counting_faults()?;
+        let seal = memory::seal();
+        while !self.exited() {
+            let turned = turn.turn(&mut self.shared, policy);
+            bump(&self.counts.taken, turned.taken as u64);
+            bump(&self.counts.sent, turned.handed_out as u64);
+            bump(&self.counts.superseded, turned.superseded as u64);
+            self.notify_complete(turn.waiting() as u64);
+        }
+        drop(seal);
+        self.shutdown_and_report()
+    }
+
+    /// The CPU of the scheduler thread.
+    pub fn cpu(&self) -> u32 {
+        self.shared.agent_cpu()
+    }
+
+    /// Whether the scheduler is to end or has ended: the kernel threw it out, or SIGINT or SIGTERM came.
+    ///
+    /// # Cost
+    /// Two loads.
+    pub fn exited(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+            || self.mappings.exit_record().kind.load(Ordering::Relaxed) != 0
+            || self.ring_is_bad()
+    }
+
+    fn ring_is_bad(&self) -> bool {
+        let counts = self.shared.ring().counts();
+        counts.refused != 0 || counts.resyncs != 0
+    }
+
+    /// Detaches, if that has not happened yet, and says why the scheduler ended.
+    ///
+    /// # Errors
+    /// The [`UserExitInfo`], if the kernel threw the scheduler out; [`BadRing`].
+    pub fn shutdown_and_report(&mut self) -> Result<UserExitInfo> {
+        drop(self.link.take());
+        self.place = None;
+        memory::unlock();
+        let stopped = self.stop.swap(false, Ordering::Relaxed);
+        let record = self.mappings.exit_record();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while record.kind.load(Ordering::Acquire) == 0 && Instant::now() < deadline {
+            std_thread::sleep(Duration::from_millis(1));
+        }
+        let dump = self
+            .skel
+            .maps
+            .exit_dump
+            .lookup(&0u32.to_ne_bytes(), MapFlags::ANY)?
+            .unwrap_or_default();
+        let info = UserExitInfo::read(record, &dump, stopped);
+        if info.is_error() {
+            return Err(info.into());
+        }
+        if self.ring_is_bad() {
+            return Err(BadRing.into());
+        }
+        Ok(info)
+    }
+
+    /// The accounts of both sides. They say something only after [`shutdown_and_report`](Self::shutdown_and_report).
+    pub fn books(&mut self) -> Books {
+        let counts = self.snapshot();
+        Books {
+            counts,
+            left_in_ring: self.shared.drain(usize::MAX, |_| ()) as u64,
+            left_in_policy: counts.waiting,
+            left_in_mailboxes: self.shared.backlog(),
+        }
+    }
+
+    /// All counters.
+    pub fn snapshot(&self) -> Snapshot {
+        self.watch().snapshot()
+    }
+
+    /// A reader of the counters for another thread.
+    pub fn watch(&self) -> Watch {
+        Watch {
+            cpus: Arc::clone(&self.mappings.cpus),
+            nr_cpus: self.shared.nr_cpus(),
+            counts: Arc::clone(&self.counts),
+            tid: self.tid,
+            affinity: self.place.as_ref().map(Place::former_affinity),
+        }
+    }
+}
+
+impl Drop for BpfScheduler<'_> {
+    fn drop(&mut self) {
+        // Detach before anything that the kernel side needs goes away.
+        drop(self.link.take());
+        memory::unlock();
+    }
+}
+
+/// Reads the counters of a [`BpfScheduler`] from any thread.
+#[derive(Clone)]
+pub struct Watch {
+    cpus: Arc<Mapping>,
+    nr_cpus: u32,
+    counts: Arc<CachePadded<UserCounts>>,
+    tid: i32,
+    affinity: Option<libc::cpu_set_t>,
+}
+
+impl fmt::Debug for Watch {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_tuple("Watch").field(&self.snapshot()).finish()
+    }
+}
+
+impl Watch {
+    /// A thread started by the scheduler thread is bound to its CPU: this sets the calling thread free.
+    pub fn leave_scheduler_cpu(&self) {
+        if let Some(affinity) = &self.affinity {
+            // Failing costs only this thread: the two take turns there.
+            let _ = thread::set_affinity(affinity);
+        }
+    }
+
+    /// All counters.
+    pub fn snapshot(&self) -> Snapshot {
+        let count = |counter| self.count(counter);
+        let user = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        Snapshot {
+            queued: count(Counter::Queued),
+            ring_full: count(Counter::RingFull),
+            direct: count(Counter::Direct),
+            kernel_side: count(Counter::KernelSide),
+            no_id: count(Counter::NoId),
+            dispatched: count(Counter::Dispatched),
+            stale: count(Counter::Stale),
+            gone: count(Counter::Gone),
+            rescued: count(Counter::Rescued),
+            bounced: count(Counter::Bounced),
+            takeover: count(Counter::Takeover),
+            taken: user(&self.counts.taken),
+            sent: user(&self.counts.sent),
+            superseded: user(&self.counts.superseded),
+            waiting: user(&self.counts.waiting),
+            syscalls: user(&self.counts.syscalls),
+            allocations: memory::sealed_allocations(),
+            faults: memory::faults(self.tid).map_or(0, |faults| faults - user(&self.counts.faults_at_start)),
+        }
+    }
+
+    fn count(&self, counter: Counter) -> u64 {
+        let first: NonNull<CpuState> = self.cpus.start().cast();
+        (0..self.nr_cpus as usize)
+            .map(|cpu| {
+                // SAFETY: within the mapped array of `nr_cpus` states.
+                let at = unsafe { first.add(cpu) };
+                // SAFETY: mapped and aligned; all its fields are atomics.
+                unsafe { at.as_ref() }
+            })
+            .filter_map(|state| state.counters.get(counter as usize))
+            .map(|counter| counter.load(Ordering::Relaxed))
+            .fold(0, u64::wrapping_add)
+    }
+}
+
+/// Runs a SYSCALL program and returns what it returned.
+///
+/// # Cost
+/// One system call; no allocation.
+fn run_program<T>(fd: i32, context: Option<&mut T>) -> Result<i32> {
+    let mut options = libbpf_sys::bpf_test_run_opts {
+        sz: size_of::<libbpf_sys::bpf_test_run_opts>() as _,
+        ..Default::default()
+    };
+    if let Some(context) = context {
+        options.ctx_size_in = size_of::<T>() as u32;
+        options.ctx_in = std::ptr::from_mut(context).cast();
+    }
+    // SAFETY: the options are live, and their context is of the size told.
+    let result = unsafe { libbpf_sys::bpf_prog_test_run_opts(fd, &mut options) };
+    if result != 0 {
+        bail!(
+            "the kernel did not run it: {}",
+            std::io::Error::from_raw_os_error(-result)
+        );
+    }
+    Ok(options.retval as i32)
+}

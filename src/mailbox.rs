@@ -1,0 +1,217 @@
+//! User to kernel: decisions on their way to the CPU that carries them out.
+//!
+//! # Problem
+//! A decision must reach a CPU without a system call and without any CPU waiting for another. `BPF_MAP_TYPE_USER_RINGBUF`
+//! gives one ring that one CPU drains at a time, for everybody, while the others get `-EBUSY`.
+//!
+//! # Mechanism
+//! A mailbox is an array of slots in an mmapped BPF array, each a cache line. Every CPU has one, and there is one for all.
+//! We are the only writer; the kernel side takes from the front, possibly on several CPUs at once. A slot knows its state:
+//!
+//! | `seq`          | state | owner  | next                                                         |
+//! |----------------|-------|--------|--------------------------------------------------------------|
+//! | 0              | free  | us     | we fill it, then store position + 1                           |
+//! | position + 1   | full  | kernel | the CPU that advances `head` past it reads it, then stores 0  |
+//!
+//! Positions only grow, so a `seq` left over from an earlier round is never mistaken for a new one.
+//!
+//! # Orderings
+//! Our store of `seq` is a release: whoever sees it sees the rest of the slot; the partner is `take()` in
+//! `bpf/metronome.bpf.c`, whose compare-and-swap on `head` separates its two reads. Our load of `seq` is an acquire: its
+//! partner is the swap by which `take()` frees the slot, after it has read it.
+//!
+//! # Limits
+//! A full mailbox hands the decision back. The kernel side reads what we wrote as an allegation.
+#![deny(clippy::indexing_slicing)]
+
+use core::ptr::NonNull;
+use core::sync::atomic::Ordering;
+
+use crate::abi::{MailboxHead, Slot};
+
+/// What the kernel side shall do with one enqueue of one task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// Of the task.
+    pub id: u32,
+    /// Of the enqueue.
+    pub generation: u32,
+    /// ns; 0 is the default slice.
+    pub slice_ns: u64,
+    /// Position in the DSQ.
+    pub vtime: u64,
+    /// `DECISION_ANY_CPU` or 0.
+    pub flags: u64,
+}
+
+/// The mailbox is full; here is the decision back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Full(pub Decision);
+
+/// The writing side of one mailbox. There must be no other.
+#[derive(Debug)]
+pub struct Mailbox {
+    head: NonNull<MailboxHead>,
+    slots: NonNull<Slot>,
+    /// Number of slots less one; the number is a power of two.
+    mask: u64,
+    /// The position that is written next.
+    tail: u64,
+}
+
+// SAFETY: the pointers are to shared memory that any thread may access, and `&mut self` keeps writers one at a time.
+unsafe impl Send for Mailbox {}
+
+impl Mailbox {
+    /// Takes over a mailbox that starts at `memory`, has `slots` slots (a power of two), and has never been used.
+    ///
+    /// # Safety
+    /// Until the mailbox is dropped, `memory` must point to a live, writable [`MailboxHead`] with that many [`Slot`]s
+    /// right behind it, to which nobody but the kernel side has access.
+    pub unsafe fn new(memory: NonNull<u8>, slots: usize) -> Self {
+        debug_assert!(slots.is_power_of_two());
+        let head = memory.cast::<MailboxHead>();
+        // SAFETY: the slots lie right behind the head, by the caller's word.
+        let first = unsafe { head.add(1) }.cast::<Slot>();
+        Self {
+            head,
+            slots: first,
+            mask: slots as u64 - 1,
+            tail: 0,
+        }
+    }
+
+    /// Puts a decision at the end.
+    ///
+    /// # Errors
+    /// [`Full`] gives it back.
+    ///
+    /// # Cost
+    /// One load and six stores in one cache line. No system call: a CPU that is idle must be kicked besides.
+    pub fn push(&mut self, decision: Decision) -> Result<(), Full> {
+        let slot = self.slot();
+        // ORDERING: acquire, with the freeing swap in take(): its reads of the slot come before our writes.
+        if slot.seq.load(Ordering::Acquire) != 0 {
+            return Err(Full(decision));
+        }
+        slot.id.store(decision.id, Ordering::Relaxed);
+        slot.generation
+            .store(decision.generation, Ordering::Relaxed);
+        slot.slice_ns.store(decision.slice_ns, Ordering::Relaxed);
+        slot.vtime.store(decision.vtime, Ordering::Relaxed);
+        slot.flags.store(decision.flags, Ordering::Relaxed);
+        // ORDERING: release, with take(): the rest of the slot comes first.
+        slot.seq.store(self.tail + 1, Ordering::Release);
+        self.tail += 1;
+        Ok(())
+    }
+
+    /// How many decisions wait in it. May be outdated at once, and is at most the number of slots.
+    ///
+    /// # Cost
+    /// One load of a line that the CPUs write.
+    pub fn len(&self) -> u64 {
+        // SAFETY: live and aligned by the contract of `new`.
+        let head = unsafe { self.head.as_ref() }.head.load(Ordering::Relaxed);
+        self.tail.wrapping_sub(head).min(self.mask + 1)
+    }
+
+    /// Whether all decisions have been taken. May be outdated at once.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn slot(&self) -> &Slot {
+        // SAFETY: masked, so within the slots.
+        let at = unsafe { self.slots.add((self.tail & self.mask) as usize) };
+        // SAFETY: live and aligned by the contract of `new`; all its fields are atomics.
+        unsafe { at.as_ref() }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+mod tests {
+    extern crate std;
+    use super::*;
+    use std::sync::atomic::AtomicU64;
+    use std::vec;
+    use std::vec::Vec;
+
+    const SLOTS: usize = 4;
+
+    #[repr(C, align(64))]
+    struct Memory([AtomicU64; 8 * (SLOTS + 1)]);
+
+    impl Memory {
+        fn new() -> Self {
+            Self(core::array::from_fn(|_| AtomicU64::new(0)))
+        }
+
+        fn mailbox(&self) -> Mailbox {
+            // SAFETY: of the right size and alignment, and the tests keep it alive.
+            unsafe { Mailbox::new(NonNull::from(self).cast(), SLOTS) }
+        }
+
+        /// The kernel side's take(), for one CPU.
+        fn take(&self) -> Option<(u32, u64)> {
+            let position = self.0[0].load(Ordering::Relaxed);
+            let slot = &self.0[8 + 8 * (position as usize % SLOTS)..][..8];
+            if slot[0].load(Ordering::Acquire) != position + 1 {
+                return None;
+            }
+            self.0[0].store(position + 1, Ordering::Relaxed);
+            let taken = (
+                slot[1].load(Ordering::Relaxed) as u32,
+                slot[3].load(Ordering::Relaxed),
+            );
+            slot[0].store(0, Ordering::Release);
+            Some(taken)
+        }
+    }
+
+    fn decision(id: u32) -> Decision {
+        Decision {
+            id,
+            generation: 9,
+            slice_ns: 1,
+            vtime: u64::from(id) * 10,
+            flags: 0,
+        }
+    }
+
+    #[test]
+    fn decisions_leave_in_the_order_they_came_round_after_round() {
+        let memory = Memory::new();
+        let mut mailbox = memory.mailbox();
+        let mut taken: Vec<u32> = vec![];
+        for id in 0..40 {
+            mailbox.push(decision(id)).unwrap();
+            if id % 3 == 2 {
+                while let Some((id, vtime)) = memory.take() {
+                    assert_eq!(vtime, u64::from(id) * 10);
+                    taken.push(id);
+                }
+            }
+        }
+        while let Some((id, _)) = memory.take() {
+            taken.push(id);
+        }
+        assert_eq!(taken, (0..40).collect::<Vec<_>>());
+        assert!(mailbox.is_empty());
+    }
+
+    #[test]
+    fn a_full_mailbox_gives_the_decision_back_and_takes_it_once_there_is_room() {
+        let memory = Memory::new();
+        let mut mailbox = memory.mailbox();
+        for id in 0..SLOTS as u32 {
+            mailbox.push(decision(id)).unwrap();
+        }
+        assert_eq!(mailbox.push(decision(9)), Err(Full(decision(9))));
+        assert_eq!(mailbox.len(), SLOTS as u64);
+        assert_eq!(memory.take().unwrap().0, 0);
+        assert_eq!(mailbox.push(decision(9)), Ok(()));
+        assert_eq!(mailbox.len(), SLOTS as u64);
+    }
+}

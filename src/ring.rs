@@ -1,0 +1,408 @@
+//! Kernel to user: the consumer of the BPF ring buffer that carries waiting tasks.
+//!
+//! # Problem
+//! Each task that waits for a CPU is announced by one record of `BPF_MAP_TYPE_RINGBUF`. The scheduler thread must see it
+//! within a cache-line transfer of its being published and must not pay for anything but the record itself.
+//!
+//! Two ways that fail: `ring_buffer__consume()` calls back through C for each record and copies on the way; epoll adds a
+//! system call, and a wake-up by inter-processor interrupt in the producer.
+//!
+//! # Mechanism
+//! The ring is three pieces of memory: the consumer position (a page we may write), the producer position (a page we may
+//! read), and the data, mapped twice in a row so that a record is contiguous wherever it begins. Positions are byte counts
+//! that only grow. A record is a header of 8 bytes and its payload, padded to 8:
+//!
+//! | header, first word        | meaning                                                            |
+//! |---------------------------|--------------------------------------------------------------------|
+//! | `BUSY \| length`           | reserved, being filled: it and all behind it are not ours yet        |
+//! | `DISCARD \| length`        | given up by its producer: skip                                      |
+//! | `length`                  | published                                                          |
+//!
+//! Between publication and the moment our position passes it, the kernel does not touch a record: it is read in place.
+//!
+//! # Orderings
+//! We own the consumer position; its store is a release, for `__bpf_ringbuf_reserve()` reads it by acquire before it
+//! overwrites what we have read. The producer position and the header are foreign. Loading the position by acquire pairs
+//! with the `smp_store_release()` in `__bpf_ringbuf_reserve()`: the header behind it is seen with its busy bit set. Loading
+//! the header by acquire pairs with the `xchg()` in `bpf_ringbuf_commit()`: once the bit is clear, the payload is there.
+//! (Kernel file: `kernel/bpf/ringbuf.c`.)
+//!
+//! # Trust
+//! None (Invariant 5). A record with impossible contents is refused and counted. Positions or lengths that cannot be make
+//! the ring unreadable: the rest is skipped, and counted as a resynchronisation. The tasks behind either are still on a DSQ
+//! of the kernel (Invariant 3), but nobody will decide about them: the caller should end the scheduler.
+#![deny(clippy::indexing_slicing)]
+
+use core::mem::size_of;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use crate::task::{BadRecord, QueuedTask};
+
+const BUSY: u32 = 1 << 31;
+const DISCARD: u32 = 1 << 30;
+const HEADER: u64 = 8;
+
+/// Where the three pieces of a mapped ring are.
+#[derive(Clone, Copy, Debug)]
+pub struct RingMemory {
+    /// The consumer position, which we write.
+    pub consumer: NonNull<AtomicU64>,
+    /// The producer position, which the kernel writes.
+    pub producer: NonNull<AtomicU64>,
+    /// `2 * size` bytes, the second half a mirror of the first; aligned to 8.
+    pub data: NonNull<u8>,
+    /// Bytes, a power of two.
+    pub size: u64,
+}
+
+/// What a ring has seen that was no task. All zero in a healthy system, `discarded` aside.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RingCounts {
+    /// Records that their producer gave up.
+    pub discarded: u64,
+    /// Records with impossible contents.
+    pub refused: u64,
+    /// What was wrong with the last of them.
+    pub last_refused: Option<BadRecord>,
+    /// Times that the ring was unreadable and all in it was skipped.
+    pub resyncs: u64,
+}
+
+/// The consumer side of one ring. There must be no other.
+#[derive(Debug)]
+pub struct Ring {
+    memory: RingMemory,
+    /// Where the next record begins. The shared consumer position is at most this.
+    position: u64,
+    nr_cpus: u32,
+    counts: RingCounts,
+}
+
+// SAFETY: the pointers are to shared memory that any thread may access, and `&mut self` keeps consumers one at a time.
+unsafe impl Send for Ring {}
+
+/// What is at the read position.
+enum Item<'a> {
+    Nothing,
+    Task(&'a QueuedTask),
+    Discarded,
+    Bad(BadRecord),
+    Unreadable,
+}
+
+impl Ring {
+    /// Takes over a mapped ring at its current consumer position.
+    ///
+    /// `nr_cpus` is the bound of CPU numbers in records.
+    ///
+    /// # Safety
+    /// Until the ring is dropped, `memory` must describe live mappings of one BPF ring buffer (or of memory that is
+    /// written by its protocol), readable for `2 * size` bytes from `data`, whose consumer position nobody else writes.
+    pub unsafe fn new(memory: RingMemory, nr_cpus: u32) -> Self {
+        // SAFETY: live and aligned by the caller's word.
+        let position = unsafe { memory.consumer.as_ref() }.load(Ordering::Relaxed);
+        Self {
+            memory,
+            position,
+            nr_cpus,
+            counts: RingCounts::default(),
+        }
+    }
+
+    /// What was seen besides tasks.
+    pub fn counts(&self) -> RingCounts {
+        self.counts
+    }
+
+    /// Bytes between the read position and the producer's: 0 means empty. May be outdated at once.
+    pub fn backlog_bytes(&self) -> u64 {
+        self.producer().wrapping_sub(self.position)
+    }
+
+    /// Hands each waiting record to `each`, in place, at most `limit` of them; returns how many.
+    ///
+    /// # Cost
+    /// One load of the producer position and one store of the consumer position in all; per record one atomic load and the
+    /// check. No copy, no allocation, no system call.
+    pub fn drain(&mut self, limit: usize, mut each: impl FnMut(&QueuedTask)) -> usize {
+        let producer = self.producer();
+        let mut taken = 0;
+        while taken < limit {
+            let (item, length) = self.look(producer);
+            match item {
+                Item::Nothing => break,
+                Item::Task(task) => {
+                    each(task);
+                    taken += 1;
+                }
+                Item::Discarded => self.counts.discarded += 1,
+                Item::Bad(bad) => {
+                    self.counts.refused += 1;
+                    self.counts.last_refused = Some(bad);
+                }
+                Item::Unreadable => self.counts.resyncs += 1,
+            }
+            self.position = self.position.wrapping_add(length);
+        }
+        self.release();
+        taken
+    }
+
+    /// Takes one record by value; `None` when there is none.
+    ///
+    /// # Cost
+    /// As [`drain`](Self::drain) with one record, and a copy of 120 bytes.
+    pub fn dequeue(&mut self) -> Option<QueuedTask> {
+        let mut dequeued = None;
+        self.drain(1, |task| dequeued = Some(*task));
+        dequeued
+    }
+
+    /// The item at the read position, and by how many bytes to go on behind it.
+    fn look(&self, producer: u64) -> (Item<'_>, u64) {
+        let waiting = producer.wrapping_sub(self.position);
+        if waiting == 0 {
+            return (Item::Nothing, 0);
+        }
+        if waiting > self.memory.size
+            || !waiting.is_multiple_of(HEADER)
+            || !self.position.is_multiple_of(HEADER)
+        {
+            return (Item::Unreadable, waiting);
+        }
+        let header = self.header();
+        if header & BUSY != 0 {
+            return (Item::Nothing, 0);
+        }
+        let payload = u64::from(header & !DISCARD);
+        let total = (payload + HEADER).next_multiple_of(HEADER);
+        if total > waiting {
+            return (Item::Unreadable, waiting);
+        }
+        if header & DISCARD != 0 {
+            return (Item::Discarded, total);
+        }
+        if payload != size_of::<QueuedTask>() as u64 {
+            return (Item::Bad(BadRecord::Length), total);
+        }
+        let task = self.payload();
+        match task.check(self.nr_cpus) {
+            Ok(()) => (Item::Task(task), total),
+            Err(bad) => (Item::Bad(bad), total),
+        }
+    }
+
+    fn producer(&self) -> u64 {
+        // SAFETY: live and aligned by the contract of `new`.
+        // ORDERING: acquire, with __bpf_ringbuf_reserve(); see the module.
+        unsafe { self.memory.producer.as_ref() }.load(Ordering::Acquire)
+    }
+
+    fn offset(&self) -> usize {
+        (self.position & (self.memory.size - 1)) as usize
+    }
+
+    fn header(&self) -> u32 {
+        // SAFETY: the offset is below `size`, and `2 * size` bytes are mapped.
+        let at = unsafe { self.memory.data.add(self.offset()) }.cast::<AtomicU32>();
+        // SAFETY: mapped, and aligned because data and position are, to 8.
+        // ORDERING: acquire, with bpf_ringbuf_commit(); see the module.
+        unsafe { at.as_ref() }.load(Ordering::Acquire)
+    }
+
+    /// The payload behind the header; only once that was found published, with the length of a task.
+    fn payload(&self) -> &QueuedTask {
+        // SAFETY: the offset is below `size`, so that header and payload end within the `2 * size` bytes mapped.
+        let at =
+            unsafe { self.memory.data.add(self.offset() + HEADER as usize) }.cast::<QueuedTask>();
+        // SAFETY: mapped and aligned to 8; any bytes are a valid QueuedTask (integers only); the kernel does not write a
+        // published record until our position has passed it, for which `&mut self` is needed.
+        unsafe { at.as_ref() }
+    }
+
+    /// Gives what was read back to the producers.
+    fn release(&self) {
+        // SAFETY: live and aligned by the contract of `new`.
+        let consumer = unsafe { self.memory.consumer.as_ref() };
+        // ORDERING: release, with the acquire load in __bpf_ringbuf_reserve(): our reads come before its overwriting.
+        consumer.store(self.position, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "tests"
+)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use std::boxed::Box;
+    use std::vec;
+    use std::vec::Vec;
+
+    const SIZE: usize = 4096;
+
+    /// The kernel's half of the protocol, on ordinary memory.
+    struct Producer {
+        consumer: Box<AtomicU64>,
+        producer: Box<AtomicU64>,
+        data: Box<[u64]>,
+    }
+
+    impl Producer {
+        fn at(position: u64) -> Self {
+            Self {
+                consumer: Box::new(AtomicU64::new(position)),
+                producer: Box::new(AtomicU64::new(position)),
+                data: vec![0; 2 * SIZE / 8].into_boxed_slice(),
+            }
+        }
+
+        fn ring(&mut self) -> Ring {
+            let memory = RingMemory {
+                consumer: NonNull::from(&*self.consumer),
+                producer: NonNull::from(&*self.producer),
+                data: NonNull::new(self.data.as_mut_ptr()).unwrap().cast(),
+                size: SIZE as u64,
+            };
+            // SAFETY: the test keeps the producer alive for as long as the ring.
+            unsafe { Ring::new(memory, 8) }
+        }
+
+        fn write(&mut self, offset: usize, word: u64) {
+            self.data[offset % SIZE / 8] = word;
+            self.data[offset % SIZE / 8 + SIZE / 8] = word;
+        }
+
+        fn reserve(&mut self, header: u32, words: &[u64]) -> u64 {
+            let at = self.producer.load(Ordering::Relaxed);
+            self.write(at as usize, u64::from(header));
+            for (i, word) in words.iter().enumerate() {
+                self.write((at as usize).wrapping_add(8 + 8 * i), *word);
+            }
+            let length = u64::from(header & !(BUSY | DISCARD));
+            let next = at.wrapping_add((length + 8).next_multiple_of(8));
+            self.producer.store(next, Ordering::Release);
+            at
+        }
+
+        fn push(&mut self, task: &QueuedTask) {
+            // SAFETY: a QueuedTask is 15 words of integers without padding.
+            let words: [u64; 15] = unsafe { core::mem::transmute_copy(task) };
+            self.reserve(120, &words);
+        }
+    }
+
+    fn task(id: u32) -> QueuedTask {
+        QueuedTask::example(id, id + 1, 3, 8)
+    }
+
+    fn ids(ring: &mut Ring) -> Vec<u32> {
+        let mut ids = vec![];
+        ring.drain(usize::MAX, |task| ids.push(task.id));
+        ids
+    }
+
+    #[test]
+    fn records_come_in_order_across_the_end_of_the_ring() {
+        for start in [
+            0,
+            SIZE as u64 - 128,
+            SIZE as u64 - 64,
+            SIZE as u64 - 8,
+            (u64::MAX - 1023) & !7,
+        ] {
+            let mut producer = Producer::at(start);
+            let mut ring = producer.ring();
+            for id in 0..20 {
+                producer.push(&task(id));
+            }
+            assert_eq!(ids(&mut ring), (0..20).collect::<Vec<_>>());
+            assert_eq!(ring.backlog_bytes(), 0);
+            assert_eq!(
+                producer.consumer.load(Ordering::Relaxed),
+                producer.producer.load(Ordering::Relaxed)
+            );
+        }
+    }
+
+    #[test]
+    fn a_busy_record_hides_itself_and_all_behind_it_until_it_is_committed() {
+        let mut producer = Producer::at(0);
+        let mut ring = producer.ring();
+        producer.push(&task(0));
+        let at = producer.reserve(BUSY | 120, &[0; 15]);
+        producer.push(&task(2));
+        assert_eq!(ids(&mut ring), [0]);
+        assert_eq!(ids(&mut ring), []);
+        producer.write(at as usize, u64::from(DISCARD | 120));
+        assert_eq!(ids(&mut ring), [2]);
+        assert_eq!(
+            ring.counts(),
+            RingCounts {
+                discarded: 1,
+                ..RingCounts::default()
+            }
+        );
+    }
+
+    #[test]
+    fn a_limit_leaves_the_rest_for_the_next_time() {
+        let mut producer = Producer::at(0);
+        let mut ring = producer.ring();
+        (0..5).for_each(|id| producer.push(&task(id)));
+        assert_eq!(ring.drain(2, |_| ()), 2);
+        assert_eq!(ring.dequeue().map(|task| task.id), Some(2));
+        assert_eq!(ids(&mut ring), [3, 4]);
+        assert!(ring.dequeue().is_none());
+    }
+
+    #[test]
+    fn records_of_another_length_or_with_impossible_contents_are_refused_and_passed() {
+        let mut producer = Producer::at(0);
+        let mut ring = producer.ring();
+        producer.reserve(112, &[0; 14]);
+        producer.reserve(0, &[]);
+        producer.push(&QueuedTask {
+            weight: 0,
+            ..task(1)
+        });
+        producer.push(&task(2));
+        assert_eq!(ids(&mut ring), [2]);
+        assert_eq!(
+            ring.counts(),
+            RingCounts {
+                refused: 3,
+                last_refused: Some(BadRecord::Weight),
+                ..RingCounts::default()
+            }
+        );
+    }
+
+    #[test]
+    fn impossible_positions_and_lengths_skip_everything_once() {
+        for (position, header) in [
+            (SIZE as u64 + 128, 120),
+            (132, 120),
+            (128, 4000),
+            (u64::MAX - 127, 120),
+        ] {
+            let mut producer = Producer::at(0);
+            let mut ring = producer.ring();
+            producer.write(0, header);
+            producer.producer.store(position, Ordering::Release);
+            assert_eq!(ids(&mut ring), []);
+            assert_eq!(
+                ring.counts().resyncs,
+                1,
+                "position {position} header {header}"
+            );
+            assert_eq!(ids(&mut ring), []);
+            assert_eq!(ring.counts().resyncs, 1);
+        }
+    }
+}

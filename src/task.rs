@@ -1,0 +1,234 @@
+//! A task as the policy sees it: what the kernel says of one that waits, and what user space decides about it.
+//!
+//! A [`QueuedTask`] is never built from parts: it is a record of the ring that passed [`QueuedTask::check`]. Until then its
+//! bytes are an allegation.
+
+use crate::abi::{DECISION_ANY_CPU, MAX_TASKS, RECORD_QUEUED};
+
+/// For [`DispatchedTask::flags`]: the task runs on the first CPU that becomes available.
+pub const RL_CPU_ANY: u64 = DECISION_ANY_CPU;
+
+/// A task that waits for a CPU, as the kernel described it when it was enqueued.
+///
+/// Times are in ns on the clock of `scx_bpf_now()`; CPU times are in ns.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct QueuedTask {
+    /// Dense id, below [`MAX_TASKS`]. It belongs to the task for all its life, then to another.
+    pub id: u32,
+    /// Tells this enqueue from earlier ones of the same id; a decision carries it back.
+    pub generation: u32,
+    /// Thread id, in the initial pid namespace.
+    pub pid: i32,
+    /// Process id, in the initial pid namespace.
+    pub tgid: i32,
+    /// The CPU where it ran last.
+    pub cpu: i32,
+    pub(crate) kind: u16,
+    /// How many CPUs its affinity allows, at least 1.
+    pub nr_cpus_allowed: u16,
+    /// `SCX_ENQ_*` of the kernel; bit 0 is set on a wake-up.
+    pub flags: u64,
+    /// 1 to 10,000; nice 0 is 100.
+    pub weight: u64,
+    /// When it was enqueued.
+    pub enqueued_at: u64,
+    /// When it last got a CPU; 0 if never.
+    pub start_ts: u64,
+    /// When it last left one; 0 if never.
+    pub stop_ts: u64,
+    /// CPU time since it last slept.
+    pub exec_runtime: u64,
+    /// CPU time since it was born.
+    pub sum_exec_runtime: u64,
+    /// Voluntary context switches since it was born.
+    pub nvcsw: u64,
+    /// What is left of its slice.
+    pub slice: u64,
+    /// The `vtime` of the last decision about it.
+    pub vtime: u64,
+    pub(crate) comm: [u8; 16],
+}
+
+/// What is wrong with a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BadRecord {
+    /// Its length is not that of any record.
+    Length,
+    /// Its kind is unknown.
+    Kind,
+    /// Its task id is out of range.
+    Id,
+    /// Its CPU is not one of this machine.
+    Cpu,
+    /// Its weight is not one the kernel gives.
+    Weight,
+    /// It claims that its affinity allows no CPU.
+    Affinity,
+}
+
+impl QueuedTask {
+    /// Turns an allegation into a task, or says why not.
+    ///
+    /// # Cost
+    /// Five comparisons.
+    pub fn check(&self, nr_cpus: u32) -> Result<(), BadRecord> {
+        if self.kind != RECORD_QUEUED {
+            return Err(BadRecord::Kind);
+        }
+        if self.id as usize >= MAX_TASKS {
+            return Err(BadRecord::Id);
+        }
+        if self.cpu as u32 >= nr_cpus {
+            return Err(BadRecord::Cpu);
+        }
+        if !(1..=10_000).contains(&self.weight) {
+            return Err(BadRecord::Weight);
+        }
+        if self.nr_cpus_allowed == 0 {
+            return Err(BadRecord::Affinity);
+        }
+        Ok(())
+    }
+
+    /// The name of the thread, up to 15 bytes; the empty string if it is not UTF-8.
+    pub fn comm_str(&self) -> &str {
+        let name = self
+            .comm
+            .split(|byte| *byte == 0)
+            .next()
+            .unwrap_or_default();
+        core::str::from_utf8(name).unwrap_or_default()
+    }
+
+    /// Whether it was woken, as opposed to preempted, moved or at the end of its slice.
+    pub fn is_wakeup(&self) -> bool {
+        self.flags & 1 != 0
+    }
+
+    /// A task for tests and models: id, generation, CPU and weight as given, the rest zero, allowed on `nr_cpus_allowed` CPUs.
+    pub fn example(id: u32, generation: u32, cpu: i32, nr_cpus_allowed: u16) -> Self {
+        Self {
+            id,
+            generation,
+            pid: id as i32 + 1,
+            tgid: id as i32 + 1,
+            cpu,
+            kind: RECORD_QUEUED,
+            nr_cpus_allowed,
+            flags: 0,
+            weight: 100,
+            enqueued_at: 0,
+            start_ts: 0,
+            stop_ts: 0,
+            exec_runtime: 0,
+            sum_exec_runtime: 0,
+            nvcsw: 0,
+            slice: 0,
+            vtime: 0,
+            comm: *b"example\0\0\0\0\0\0\0\0\0",
+        }
+    }
+}
+
+/// What shall become of a waiting task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DispatchedTask {
+    /// Thread id, for the reader's sake: the kernel side goes by id and generation.
+    pub pid: i32,
+    /// The CPU to run on; ignored with [`RL_CPU_ANY`].
+    pub cpu: i32,
+    /// [`RL_CPU_ANY`] or 0.
+    pub flags: u64,
+    /// How long it may run, in ns; 0 is the default slice.
+    pub slice_ns: u64,
+    /// Its deadline: among the tasks decided for the same CPU (or for any), the smaller runs first, equal ones in the order
+    /// of dispatch. Compared by wrapping difference, as the kernel's `time_before64()` does.
+    pub vtime: u64,
+    pub(crate) id: u32,
+    pub(crate) generation: u32,
+    pub(crate) pinned: bool,
+}
+
+impl DispatchedTask {
+    /// The default decision: where it ran last, the default slice, in the order of dispatch.
+    pub fn new(task: &QueuedTask) -> Self {
+        Self {
+            pid: task.pid,
+            cpu: task.cpu,
+            flags: 0,
+            slice_ns: 0,
+            vtime: 0,
+            id: task.id,
+            generation: task.generation,
+            pinned: task.nr_cpus_allowed == 1,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_with_any_field_out_of_range_is_refused() {
+        let good = QueuedTask::example(7, 1, 3, 4);
+        assert_eq!(good.check(4), Ok(()));
+        assert_eq!(
+            QueuedTask { kind: 0, ..good }.check(4),
+            Err(BadRecord::Kind)
+        );
+        assert_eq!(
+            QueuedTask {
+                id: MAX_TASKS as u32,
+                ..good
+            }
+            .check(4),
+            Err(BadRecord::Id)
+        );
+        assert_eq!(QueuedTask { cpu: 4, ..good }.check(4), Err(BadRecord::Cpu));
+        assert_eq!(QueuedTask { cpu: -1, ..good }.check(4), Err(BadRecord::Cpu));
+        assert_eq!(
+            QueuedTask { weight: 0, ..good }.check(4),
+            Err(BadRecord::Weight)
+        );
+        assert_eq!(
+            QueuedTask {
+                weight: 10_001,
+                ..good
+            }
+            .check(4),
+            Err(BadRecord::Weight)
+        );
+        assert_eq!(
+            QueuedTask {
+                nr_cpus_allowed: 0,
+                ..good
+            }
+            .check(4),
+            Err(BadRecord::Affinity)
+        );
+    }
+
+    #[test]
+    fn a_name_ends_at_its_nul_or_at_16_bytes() {
+        let task = QueuedTask::example(0, 0, 0, 1);
+        assert_eq!(task.comm_str(), "example");
+        assert_eq!(
+            QueuedTask {
+                comm: *b"sixteen bytes ok",
+                ..task
+            }
+            .comm_str(),
+            "sixteen bytes ok"
+        );
+        assert_eq!(
+            QueuedTask {
+                comm: [0xff; 16],
+                ..task
+            }
+            .comm_str(),
+            ""
+        );
+    }
+}

@@ -1,0 +1,94 @@
+//! The scheduler thread's place: its CPU and its scheduling class, given back when it ends.
+
+use std::io;
+use std::mem;
+
+use anyhow::{Context, Result, bail};
+use core_affinity::CoreId;
+
+/// `SCHED_EXT` of `include/uapi/linux/sched.h`.
+const SCHED_EXT: i32 = 7;
+
+/// While it lives, the thread that made it runs on one CPU, in the class SCHED_EXT.
+#[derive(Debug)]
+pub(crate) struct Place {
+    affinity: libc::cpu_set_t,
+    policy: i32,
+    parameters: libc::sched_param,
+    _not_send: std::marker::PhantomData<*mut ()>,
+}
+
+impl Place {
+    /// Moves the calling thread to `cpu`.
+    pub(crate) fn take(cpu: u32) -> Result<Self> {
+        let place = Self::current()?;
+        if !core_affinity::set_for_current(CoreId { id: cpu as usize }) {
+            bail!(
+                "cannot move the scheduler thread to CPU {cpu}: {}",
+                io::Error::last_os_error()
+            );
+        }
+        set_policy(SCHED_EXT, &libc::sched_param { sched_priority: 0 })
+            .context("cannot put the scheduler thread into the class SCHED_EXT (a systemd unit must not set RestrictRealtime=)")?;
+        Ok(place)
+    }
+
+    fn current() -> Result<Self> {
+        // SAFETY: a cpu_set_t is a bit array.
+        let mut affinity = unsafe { mem::zeroed::<libc::cpu_set_t>() };
+        let mut parameters = libc::sched_param { sched_priority: 0 };
+        // SAFETY: `affinity` is live and of the size told.
+        let got =
+            unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut affinity) };
+        if got != 0 {
+            return Err(io::Error::last_os_error())
+                .context("cannot read the scheduler thread's affinity");
+        }
+        // SAFETY: `parameters` is live.
+        unsafe { libc::sched_getparam(0, &mut parameters) };
+        // SAFETY: a plain system call.
+        let policy = unsafe { libc::sched_getscheduler(0) };
+        Ok(Self {
+            affinity,
+            policy,
+            parameters,
+            _not_send: std::marker::PhantomData,
+        })
+    }
+
+    /// The CPUs that the thread was allowed before: for threads it has started meanwhile.
+    pub(crate) fn former_affinity(&self) -> libc::cpu_set_t {
+        self.affinity
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        // Failing leaves the thread where it is, which is no worse than before.
+        let _ = set_affinity(&self.affinity);
+        let _ = set_policy(self.policy, &self.parameters);
+    }
+}
+
+/// Allows the calling thread these CPUs.
+pub(crate) fn set_affinity(cpus: &libc::cpu_set_t) -> io::Result<()> {
+    // SAFETY: `cpus` is live and of the size told.
+    match unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), cpus) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn set_policy(policy: i32, parameters: &libc::sched_param) -> io::Result<()> {
+    // SAFETY: `parameters` is live.
+    match unsafe { libc::sched_setscheduler(0, policy, parameters) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// The id of the calling thread, as this process sees it.
+pub(crate) fn id() -> i32 {
+    // SAFETY: a plain system call.
+    unsafe { libc::gettid() }
+}

@@ -1,0 +1,126 @@
+//! One turn of the scheduler thread: drain the ring, order, hand out. The one place with control flow.
+//!
+//! # How far ahead to decide
+//! A decision that is handed out early can no longer be overtaken in our queue, only in the DSQ of the kernel side, which
+//! is ordered by the same deadline; a decision handed out late leaves a CPU idle. So a task goes straight to an idle CPU if
+//! there is one, and otherwise into the mailbox of all CPUs, until that holds one decision for each CPU: enough for all of
+//! them to run out of work in the same moment.
+#![deny(clippy::indexing_slicing)]
+
+use crate::abi::MAX_TASKS;
+use crate::policy::Policy;
+use crate::queue::DeadlineQueue;
+use crate::shared::Shared;
+use crate::task::{DispatchedTask, QueuedTask, RL_CPU_ANY};
+
+/// Records taken in one turn at most, so that a flood does not delay the decisions that are due.
+const BATCH: usize = 256;
+
+/// A task in our queue. All zero: never seen.
+#[derive(Clone, Copy, Debug)]
+struct Waiting {
+    generation: u32,
+    pid: i32,
+    cpu: i32,
+    nr_cpus_allowed: u16,
+}
+
+/// What a turn did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Turned {
+    /// Records taken.
+    pub taken: usize,
+    /// Decisions handed out.
+    pub handed_out: usize,
+    /// Records that replaced an older one of the same task, whose enqueue is over.
+    pub superseded: usize,
+}
+
+/// The state of the loop around a policy, for task ids below `TASKS`. About 3 MB for all of them: build it where it shall
+/// stay. All-zero bytes are one in which nothing waits.
+#[derive(Debug)]
+pub struct Turn<const TASKS: usize = MAX_TASKS> {
+    queue: DeadlineQueue<TASKS>,
+    waiting: [Waiting; TASKS],
+}
+
+impl<const TASKS: usize> Turn<TASKS> {
+    /// How many tasks wait in our queue.
+    pub fn waiting(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Takes what waits, asks the policy, and hands out what is due. The caller flushes and kicks.
+    ///
+    /// # Cost
+    /// Per record: a check, a policy call, a heap push; per decision: a heap pop, a policy call, a mailbox push. No
+    /// allocation, no system call.
+    pub fn turn(&mut self, shared: &mut Shared, policy: &mut impl Policy) -> Turned {
+        let mut turned = Turned::default();
+        turned.taken = shared.drain(BATCH, |task| {
+            turned.superseded += usize::from(self.admit(task, policy))
+        });
+        turned.handed_out = self.hand_out(shared, policy);
+        turned
+    }
+
+    /// Puts a task into the queue. Returns whether it was there already, by an enqueue that is over.
+    fn admit(&mut self, task: &QueuedTask, policy: &mut impl Policy) -> bool {
+        let deadline = policy.deadline(task);
+        if let Some(waiting) = self.waiting.get_mut(task.id as usize) {
+            *waiting = Waiting {
+                generation: task.generation,
+                pid: task.pid,
+                cpu: task.cpu,
+                nr_cpus_allowed: task.nr_cpus_allowed,
+            };
+        }
+        match self.queue.push(task.id, deadline) {
+            Ok(()) => false,
+            Err(_) => self.queue.update(task.id, deadline),
+        }
+    }
+
+    fn hand_out(&mut self, shared: &mut Shared, policy: &mut impl Policy) -> usize {
+        let mut handed_out = 0;
+        while let Some(first) = self.queue.peek() {
+            let Some(waiting) = self.waiting.get(first.id as usize).copied() else {
+                break;
+            };
+            let Some(cpu) = place(&waiting, shared) else {
+                break;
+            };
+            let decision = DispatchedTask {
+                pid: waiting.pid,
+                cpu: cpu.unwrap_or(waiting.cpu),
+                flags: if cpu.is_some() { 0 } else { RL_CPU_ANY },
+                slice_ns: policy.slice_ns(first.id, self.queue.len() - 1),
+                vtime: first.deadline,
+                id: first.id,
+                generation: waiting.generation,
+                pinned: waiting.nr_cpus_allowed == 1,
+            };
+            if shared.dispatch(&decision).is_err() {
+                break;
+            }
+            self.queue.pop();
+            handed_out += 1;
+        }
+        handed_out
+    }
+}
+
+/// Where the task goes: to a CPU, to any (`Some(None)`), or nowhere yet (`None`).
+fn place(task: &Waiting, shared: &mut Shared) -> Option<Option<i32>> {
+    if task.nr_cpus_allowed == 1 {
+        return Some(Some(task.cpu));
+    }
+    // Of a task with some CPUs forbidden we only know that its last CPU is allowed; the kernel side knows the others.
+    let unrestricted = u32::from(task.nr_cpus_allowed) >= shared.nr_cpus();
+    if let Some(cpu) = shared.idle_cpu(task.cpu)
+        && (unrestricted || cpu as i32 == task.cpu)
+    {
+        return Some(Some(cpu as i32));
+    }
+    (shared.shared_backlog() < u64::from(shared.nr_cpus())).then_some(None)
+}

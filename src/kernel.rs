@@ -498,7 +498,9 @@ impl<'a> BpfScheduler<'a> {
 
     /// Faults before this moment were those of getting ready.
     fn start_counting_faults(&self) -> Result<()> {
-        self.counts.faults_at_start.store(memory::faults(self.tid)?, Ordering::Relaxed);
+        self.counts
+            .faults_at_start
+            .store(memory::faults(self.tid)?, Ordering::Relaxed);
         Ok(())
     }
 
@@ -737,7 +739,8 @@ impl Watch {
             waiting: user(&self.counts.waiting),
             syscalls: user(&self.counts.syscalls),
             allocations: memory::sealed_allocations(),
-            faults: memory::faults(self.tid).map_or(0, |faults| faults - user(&self.counts.faults_at_start)),
+            faults: memory::faults(self.tid)
+                .map_or(0, |faults| faults - user(&self.counts.faults_at_start)),
         }
     }
 

@@ -1,0 +1,628 @@
+//! What must hold on a real kernel. Runs where `/sys/kernel/sched_ext` is, as root, one test at a time, with
+//! `scx_metronome`, `fifo`, `stress-ng`, `hackbench` and `perf` in the path: `vm/test` boots such machines.
+//!
+//! `LOAD_SECONDS` says how long the heavy loads last (default 30).
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::undocumented_unsafe_blocks,
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "tests"
+)]
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::Read;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+const SCHED_EXT: &str = "/sys/kernel/sched_ext";
+
+fn seconds() -> u64 {
+    std::env::var("LOAD_SECONDS").map_or(30, |text| text.parse().expect("LOAD_SECONDS is a number"))
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(path)
+        .map(|text| text.trim().to_owned())
+        .unwrap_or_default()
+}
+
+fn state() -> String {
+    read(&format!("{SCHED_EXT}/state"))
+}
+
+fn wait_for(what: &str, limit: Duration, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(
+            start.elapsed() < limit,
+            "{what}: not within {limit:?}; state is {}",
+            state()
+        );
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn cpus() -> usize {
+    thread::available_parallelism().unwrap().get()
+}
+
+/// A scheduler process. Killed when dropped, so that a failing test does not spoil the next.
+struct Scheduler {
+    child: Child,
+}
+
+/// How a scheduler ended, and what it printed.
+struct Ended {
+    status: ExitStatus,
+    stdout: String,
+    stderr: String,
+}
+
+impl Scheduler {
+    /// Starts it and waits until it schedules.
+    fn start(command: &str, args: &[&str]) -> Self {
+        wait_for(
+            "no scheduler is loaded before the test",
+            Duration::from_secs(10),
+            || state() == "disabled",
+        );
+        let child = Command::new(command)
+            .args(args)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{command}: {error}"));
+        let mut scheduler = Self { child };
+        wait_for("the scheduler is enabled", Duration::from_secs(30), || {
+            if let Some(status) = scheduler.child.try_wait().unwrap() {
+                panic!("{command} ended with {status}: {}", scheduler.take_stderr());
+            }
+            state() == "enabled"
+        });
+        scheduler
+    }
+
+    fn take_stderr(&mut self) -> String {
+        let mut text = String::new();
+        self.child
+            .stderr
+            .take()
+            .unwrap()
+            .read_to_string(&mut text)
+            .unwrap();
+        text
+    }
+
+    fn pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+
+    fn signal(&self, signal: i32) {
+        assert_eq!(unsafe { libc::kill(self.pid(), signal) }, 0);
+    }
+
+    fn wait(mut self) -> Ended {
+        // What it prints fits into a pipe.
+        wait_for("the scheduler ends", Duration::from_secs(60), || {
+            self.child.try_wait().unwrap().is_some()
+        });
+        let status = self.child.wait().unwrap();
+        let mut stdout = String::new();
+        self.child
+            .stdout
+            .take()
+            .unwrap()
+            .read_to_string(&mut stdout)
+            .unwrap();
+        let stderr = self.take_stderr();
+        Ended {
+            status,
+            stdout,
+            stderr,
+        }
+    }
+
+    fn stop(self, signal: i32) -> Ended {
+        self.signal(signal);
+        self.wait()
+    }
+}
+
+impl Drop for Scheduler {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Ended {
+    /// Ended as asked, by itself, without complaint, and with balanced books.
+    fn assert_clean(&self) {
+        assert!(self.status.success(), "{}: {}", self.status, self.stderr);
+        assert!(self.stderr.contains("books balance"), "{}", self.stderr);
+        wait_for(
+            "the default scheduler is back",
+            Duration::from_secs(10),
+            || state() == "disabled",
+        );
+    }
+
+    /// The numbers of the line of the books, by name.
+    fn books(&self) -> HashMap<String, u64> {
+        let line = self
+            .stderr
+            .lines()
+            .rfind(|line| line.starts_with("books"))
+            .expect("a line of books");
+        numbers(line)
+    }
+}
+
+/// "a 1 b-c 2" as a map.
+fn numbers(line: &str) -> HashMap<String, u64> {
+    let words: Vec<&str> = line
+        .split([' ', ',', '(', ')'])
+        .filter(|word| !word.is_empty())
+        .collect();
+    words
+        .windows(2)
+        .filter_map(|pair| Some((pair[0].to_owned(), pair[1].parse().ok()?)))
+        .collect()
+}
+
+/// Processes that must all end with status 0.
+struct Load(Vec<(String, Child)>);
+
+impl Load {
+    fn start(commands: &[&str]) -> Self {
+        Self(
+            commands
+                .iter()
+                .map(|command| {
+                    let mut words = command.split_whitespace();
+                    let child = Command::new(words.next().unwrap())
+                        .args(words)
+                        .stdout(Stdio::null())
+                        .stderr(Stdio::null())
+                        .spawn()
+                        .unwrap_or_else(|error| panic!("{command}: {error}"));
+                    ((*command).to_owned(), child)
+                })
+                .collect(),
+        )
+    }
+
+    fn assert_running(&mut self) {
+        for (command, child) in &mut self.0 {
+            assert!(child.try_wait().unwrap().is_none(), "{command} has ended");
+        }
+    }
+
+    fn assert_ends_well(&mut self) {
+        for (command, child) in &mut self.0 {
+            let status = child.wait().unwrap();
+            assert!(status.success(), "{command}: {status}");
+        }
+        self.0.clear();
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        for (_, child) in &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Threads of this process that always want to run.
+fn with_spinners<T>(number: usize, run: impl FnOnce() -> T) -> T {
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..number {
+            scope.spawn(|| while !stop.load(Ordering::Relaxed) {});
+        }
+        let result = run();
+        stop.store(true, Ordering::Relaxed);
+        result
+    })
+}
+
+fn schedules_a_heavy_load(scheduler: &str, args: &[&str]) {
+    let rejected = read(&format!("{SCHED_EXT}/nr_rejected"));
+    let scheduler = Scheduler::start(scheduler, args);
+    let (n, seconds) = (2 * cpus(), seconds());
+    let started = Instant::now();
+    let mut load = Load::start(&[
+        &format!("stress-ng --cpu {n} --fork 2 --pipe 2 --affinity 1 -t {seconds}s"),
+        &format!("hackbench -g 2 -l {}", 20 * seconds),
+    ]);
+    while started.elapsed() < Duration::from_secs(seconds) {
+        assert_eq!(state(), "enabled");
+        thread::sleep(Duration::from_millis(200));
+    }
+    load.assert_ends_well();
+    assert_eq!(state(), "enabled");
+    assert_eq!(read(&format!("{SCHED_EXT}/nr_rejected")), rejected);
+    let ended = scheduler.stop(libc::SIGINT);
+    ended.assert_clean();
+    println!("{}", ended.stderr);
+    let books = ended.books();
+    assert!(
+        books["queued"] > 20 * seconds,
+        "user space was asked: {books:?}"
+    );
+}
+
+#[test]
+fn fifo_schedules_a_heavy_load_and_its_books_balance() {
+    schedules_a_heavy_load("fifo", &[]);
+}
+
+#[test]
+fn metronome_schedules_a_heavy_load_and_its_books_balance() {
+    schedules_a_heavy_load("scx_metronome", &[]);
+}
+
+#[test]
+fn the_seed_program_schedules_a_load() {
+    let scheduler = Scheduler::start("seed_fifo", &[]);
+    let n = 2 * cpus();
+    let mut load = Load::start(&[&format!("stress-ng --cpu {n} --fork 1 --pipe 1 -t 3s")]);
+    load.assert_ends_well();
+    assert_eq!(state(), "enabled");
+    let ended = scheduler.stop(libc::SIGINT);
+    assert!(ended.status.success(), "{}: {}", ended.status, ended.stderr);
+    wait_for(
+        "the default scheduler is back",
+        Duration::from_secs(10),
+        || state() == "disabled",
+    );
+}
+
+#[test]
+fn any_end_leaves_the_default_scheduler_and_a_running_load() {
+    let mut load = Load::start(&[&format!("stress-ng --cpu {} --pipe 2 -t 3600s", 2 * cpus())]);
+    for scheduler in ["scx_metronome", "fifo"] {
+        for signal in [libc::SIGINT, libc::SIGTERM] {
+            let ended = Scheduler::start(scheduler, &[]).stop(signal);
+            ended.assert_clean();
+            assert!(!ended.stderr.contains("restarting"), "{}", ended.stderr);
+        }
+        let ended = Scheduler::start(scheduler, &[]).stop(libc::SIGKILL);
+        assert!(!ended.status.success());
+        wait_for(
+            "the default scheduler is back",
+            Duration::from_secs(10),
+            || state() == "disabled",
+        );
+    }
+    load.assert_running();
+}
+
+/// Takes CPUs away while the scheduler runs on one of them, and gives them back.
+#[test]
+fn cpu_hotplug_restarts_the_scheduler_under_load() {
+    let scheduler = Scheduler::start("scx_metronome", &[]);
+    let pid = scheduler.pid();
+    let mut load = Load::start(&[&format!("stress-ng --cpu {} --pipe 2 -t 3600s", 2 * cpus())]);
+    let last = cpus() - 1;
+    for (cpu, online) in [(1, 0), (1, 1), (last, 0), (last, 1)] {
+        let seq = read(&format!("{SCHED_EXT}/enable_seq"));
+        fs::write(
+            format!("/sys/devices/system/cpu/cpu{cpu}/online"),
+            format!("{online}"),
+        )
+        .unwrap();
+        wait_for(
+            &format!("restarted after CPU {cpu} went to {online}"),
+            Duration::from_secs(30),
+            || state() == "enabled" && read(&format!("{SCHED_EXT}/enable_seq")) != seq,
+        );
+        thread::sleep(Duration::from_millis(500));
+    }
+    assert_eq!(scheduler.pid(), pid);
+    load.assert_running();
+    // The signal handling survived four restarts.
+    let ended = scheduler.stop(libc::SIGTERM);
+    ended.assert_clean();
+    assert_eq!(
+        ended.stderr.matches("restarting").count(),
+        4,
+        "{}",
+        ended.stderr
+    );
+    assert_eq!(
+        ended.stderr.matches("books balance").count(),
+        5,
+        "{}",
+        ended.stderr
+    );
+}
+
+fn policy_of(pid: i32) -> i32 {
+    unsafe { libc::sched_getscheduler(pid) }
+}
+
+/// The sum of a counter over the statistics lines.
+fn total(stdout: &str, counter: &str) -> u64 {
+    stdout
+        .lines()
+        .map(|line| numbers(line).get(counter).copied().unwrap_or(0))
+        .sum()
+}
+
+#[test]
+fn partial_mode_schedules_only_sched_ext_tasks() {
+    let scheduler = Scheduler::start("scx_metronome", &["--partial", "--stats", "0.2"]);
+    assert_eq!(read(&format!("{SCHED_EXT}/switch_all")), "0");
+    // Ordinary tasks only: nothing for us to do.
+    let mut ordinary = Load::start(&[&format!("stress-ng --cpu {} --pipe 2 -t 2s", 2 * cpus())]);
+    ordinary.assert_ends_well();
+    let ended = scheduler.stop(libc::SIGINT);
+    ended.assert_clean();
+    let idle = total(&ended.stdout, "queued") + total(&ended.stdout, "direct");
+    assert!(
+        idle < 50,
+        "ordinary tasks were scheduled by us: {}",
+        ended.stdout
+    );
+
+    let scheduler = Scheduler::start("scx_metronome", &["--partial", "--stats", "0.2"]);
+    let mut command = Command::new("stress-ng");
+    command.args([
+        "--cpu",
+        &(2 * cpus()).to_string(),
+        "--pipe",
+        "2",
+        "-t",
+        "2s",
+    ]);
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    unsafe {
+        command.pre_exec(|| {
+            let parameters = libc::sched_param { sched_priority: 0 };
+            match libc::sched_setscheduler(0, 7, &parameters) {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            }
+        });
+    }
+    let mut child = command.spawn().unwrap();
+    assert_eq!(policy_of(child.id() as i32), 7);
+    assert!(child.wait().unwrap().success());
+    let ended = scheduler.stop(libc::SIGINT);
+    ended.assert_clean();
+    assert!(
+        ended.books()["queued"] > 100,
+        "SCHED_EXT tasks were not scheduled by us: {}",
+        ended.stderr
+    );
+}
+
+/// System calls that a thread makes in `seconds`, as the kernel counts them.
+fn system_calls(tid: i32, seconds: u64) -> u64 {
+    let output = Command::new("perf")
+        .args([
+            "stat",
+            "-x",
+            ",",
+            "-e",
+            "raw_syscalls:sys_enter",
+            "-t",
+            &tid.to_string(),
+            "--",
+        ])
+        .args(["sleep", &seconds.to_string()])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    let count = text
+        .lines()
+        .find(|line| line.contains("raw_syscalls"))
+        .and_then(|line| line.split(',').next());
+    count
+        .and_then(|count| count.parse().ok())
+        .unwrap_or_else(|| panic!("perf stat: {text}"))
+}
+
+#[test]
+fn the_scheduler_thread_of_a_saturated_machine_neither_faults_nor_allocates_and_hardly_calls_the_kernel()
+ {
+    let scheduler = Scheduler::start("scx_metronome", &["--stats", "1"]);
+    let n = 2 * cpus();
+    let mut load = Load::start(&[&format!("stress-ng --cpu {n} --pipe 4 --fork 1 -t 3600s")]);
+    thread::sleep(Duration::from_secs(2));
+    let calls = system_calls(scheduler.pid(), 10);
+    load.assert_running();
+    assert_eq!(state(), "enabled");
+    let ended = scheduler.stop(libc::SIGINT);
+    ended.assert_clean();
+    let lines: Vec<_> = ended.stdout.lines().map(numbers).collect();
+    let last = lines.last().unwrap();
+    assert_eq!(
+        (last["faults"], last["allocations"]),
+        (0, 0),
+        "{}",
+        ended.stdout
+    );
+    let busy = &lines[2..lines.len().min(12)];
+    let queued: u64 = busy.iter().map(|line| line["queued"]).sum();
+    println!("in 10 s: {queued} tasks, {calls} system calls, 0 faults, 0 allocations");
+    assert!(queued > 1000, "the machine was saturated: {}", ended.stdout);
+    assert!(
+        5 * calls <= queued,
+        "{calls} system calls for {queued} tasks"
+    );
+}
+
+/// Time that each CPU has been idle, in ticks of 10 ms.
+fn idle_ticks() -> Vec<u64> {
+    read("/proc/stat")
+        .lines()
+        .filter(|line| line.starts_with("cpu") && !line.starts_with("cpu "))
+        .map(|line| {
+            line.split_whitespace()
+                .skip(4)
+                .take(2)
+                .map(|field| field.parse::<u64>().unwrap())
+                .sum()
+        })
+        .collect()
+}
+
+#[test]
+fn no_cpu_is_idle_while_tasks_wait() {
+    for (scheduler, args) in [
+        ("scx_metronome", &[][..]),
+        ("fifo", &[]),
+        ("scx_metronome", &["--no-builtin-idle"]),
+    ] {
+        let scheduler = Scheduler::start(scheduler, args);
+        let window = Duration::from_secs(4);
+        let idle: Vec<u64> = with_spinners(2 * cpus(), || {
+            thread::sleep(Duration::from_millis(500));
+            let before = idle_ticks();
+            thread::sleep(window);
+            idle_ticks()
+                .iter()
+                .zip(before)
+                .map(|(after, before)| after - before)
+                .collect()
+        });
+        scheduler.stop(libc::SIGINT).assert_clean();
+        println!("idle ticks of 10 ms in {window:?}: {idle:?}");
+        // The last CPU is the scheduler's.
+        let allowed = window.as_millis() as u64 / 10 / 100;
+        assert!(
+            idle[..idle.len() - 1].iter().all(|idle| *idle <= allowed),
+            "{idle:?}"
+        );
+    }
+}
+
+/// Runs a command that must fail and returns its status and its one line of complaint.
+fn complaint(command: &mut Command) -> (Option<i32>, String) {
+    let output = command.output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    assert_eq!(stderr.lines().count(), 1, "one line: {stderr}");
+    (output.status.code(), stderr)
+}
+
+#[test]
+fn wrong_use_is_told_in_one_line_and_leaves_nothing_attached() {
+    let metronome = || Command::new("scx_metronome");
+
+    let (status, line) = complaint(metronome().uid(65534).gid(65534));
+    assert!(
+        status == Some(1) && line.contains("root") && line.contains("sudo"),
+        "{line}"
+    );
+
+    let (status, line) = complaint(metronome().args(["--cpu", "999"]));
+    assert!(
+        status == Some(1) && line.contains("CPU 999 does not exist") && line.contains("online are"),
+        "{line}"
+    );
+
+    let (status, line) = complaint(without_memlock(&mut metronome()));
+    assert!(
+        status == Some(1) && line.contains("lock") && line.contains("ulimit -l unlimited"),
+        "{line}"
+    );
+
+    let (status, line) = complaint(without_sched_ext(&mut metronome()));
+    assert!(
+        status == Some(1)
+            && line.contains("no sched_ext")
+            && line.contains("CONFIG_SCHED_CLASS_EXT"),
+        "{line}"
+    );
+
+    assert_eq!(
+        metronome()
+            .arg("--slice-us=0")
+            .stderr(Stdio::null())
+            .status()
+            .unwrap()
+            .code(),
+        Some(2)
+    );
+    assert_eq!(
+        metronome()
+            .arg("--nonsense")
+            .stderr(Stdio::null())
+            .status()
+            .unwrap()
+            .code(),
+        Some(2)
+    );
+    assert_eq!(state(), "disabled");
+
+    let first = Scheduler::start("fifo", &[]);
+    let (status, line) = complaint(&mut metronome());
+    assert!(
+        status == Some(1) && line.contains("another scheduler is loaded: metronome"),
+        "{line}"
+    );
+    assert_eq!(state(), "enabled");
+    first.stop(libc::SIGINT).assert_clean();
+    assert_eq!(leftovers(), "");
+}
+
+/// Names of what a scheduler leaves behind in the kernel if it does not clean up.
+fn leftovers() -> String {
+    fs::read_dir("/sys/fs/bpf")
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect()
+}
+
+/// Takes away the right to lock memory, and all but 64 KiB of the limit.
+fn without_memlock(command: &mut Command) -> &mut Command {
+    const CAP_IPC_LOCK: libc::c_ulong = 14;
+    unsafe {
+        command.pre_exec(|| {
+            let limit = libc::rlimit {
+                rlim_cur: 65536,
+                rlim_max: 65536,
+            };
+            libc::setrlimit(libc::RLIMIT_MEMLOCK, &limit);
+            libc::prctl(libc::PR_CAPBSET_DROP, CAP_IPC_LOCK, 0, 0, 0);
+            Ok(())
+        })
+    }
+}
+
+/// Hides /sys/kernel/sched_ext, as on a kernel that was built without.
+fn without_sched_ext(command: &mut Command) -> &mut Command {
+    unsafe {
+        command.pre_exec(|| {
+            let none = std::ptr::null();
+            libc::unshare(libc::CLONE_NEWNS);
+            libc::mount(
+                c"none".as_ptr(),
+                c"/".as_ptr(),
+                none,
+                libc::MS_REC | libc::MS_PRIVATE,
+                none.cast(),
+            );
+            match libc::mount(
+                c"none".as_ptr(),
+                c"/sys/kernel".as_ptr(),
+                c"tmpfs".as_ptr(),
+                0,
+                none.cast(),
+            ) {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            }
+        })
+    }
+}

@@ -22,7 +22,8 @@ char _license[] SEC("license") = "GPL";
 const volatile u32 nr_cpus = 1;		/* possible CPUs: CPU numbers are below it */
 const volatile s32 agent_cpu;		/* where the scheduler thread lives */
 const volatile u64 slice_ns = 20000000;	/* the default slice */
-const volatile u64 budget_ns = 50000000;	/* how late user space may be */
+const volatile u64 budget_ns = 50000000;	/* how late user space may be while a CPU is idle */
+const volatile u64 patience_ns = 1000000000;	/* how long a task may wait for a decision at all */
 const volatile bool builtin_idle = true;
 const volatile u32 exit_dump_len = 32768;
 
@@ -36,6 +37,9 @@ s32 agent_tgid;
 
 /* Decisions that one dispatch() carries out at most: it runs with the run queue locked. */
 #define DRAIN_BATCH 32
+
+/* One dispatch() in so many looks for tasks whose decision does not come, even if there is other work. */
+#define PATIENCE_TURNS 16
 
 /* What a task pinned to the scheduler thread's CPU may run there, and how long the thread then has to itself. */
 #define GUEST_SLICE_NS 1000000
@@ -118,6 +122,7 @@ struct {
 struct task_ctx {
 	u32 id;
 	bool house_keeping;	/* memory management thread of the kernel: must not wait for user space, which may wait for it */
+	u64 enqueued_at;
 	u64 start_ts;
 	u64 stop_ts;
 	u64 exec_runtime;
@@ -348,7 +353,7 @@ static void fill_record(struct queued_task *rec, struct task_struct *p, struct t
 	rec->nr_cpus_allowed = p->nr_cpus_allowed;
 	rec->weight = p->scx.weight;
 	rec->flags = enq_flags;
-	rec->enqueued_at = scx_bpf_now();
+	rec->enqueued_at = tctx->enqueued_at;
 	rec->start_ts = tctx->start_ts;
 	rec->stop_ts = tctx->stop_ts;
 	rec->exec_runtime = tctx->exec_runtime;
@@ -364,28 +369,29 @@ SEC("struct_ops/enqueue")
 void BPF_PROG(metronome_enqueue, struct task_struct *p, u64 enq_flags)
 {
 	struct task_ctx *tctx = task_ctx(p);
-	struct queued_task *rec;
-	struct id_slot *slot;
+	u32 id = tctx ? tctx->id : NO_TASK;
+	struct id_slot *slot = bpf_map_lookup_elem(&id_slots, &id);
 	u64 vtime = p->scx.dsq_vtime;
-	u32 id;
+	struct queued_task *rec;
 
+	/* Whatever was decided about earlier enqueues is void. */
+	if (slot) {
+		slot->pid = p->pid;
+		slot->generation++;
+	}
 	if (enqueue_kernel_side(p, tctx, enq_flags))
 		return;
-
-	id = tctx ? tctx->id : NO_TASK;
-	slot = bpf_map_lookup_elem(&id_slots, &id);
 	if (!tctx || !slot) {
 		enqueue_shared(p, vtime, enq_flags, COUNT_NO_ID);
 		return;
 	}
-	slot->pid = p->pid;
-	slot->generation++;
 
 	rec = bpf_ringbuf_reserve(&queued, sizeof(*rec), 0);
 	if (!rec) {
 		enqueue_shared(p, vtime, enq_flags, COUNT_RING_FULL);
 		return;
 	}
+	tctx->enqueued_at = scx_bpf_now();
 	fill_record(rec, p, tctx, slot->generation, enq_flags);
 	dsq_insert_vtime(p, PENDING_DSQ, slice_ns, vtime, enq_flags);
 	bpf_ringbuf_submit(rec, BPF_RB_NO_WAKEUP);
@@ -574,6 +580,51 @@ static bool user_space_is_late(void)
 	return (s64)(now - beat_seen_at) > (s64)budget_ns;
 }
 
+/* Has the first task of PENDING_DSQ been there for longer than @limit? */
+static bool first_pending_is_overdue(u64 limit)
+{
+	struct bpf_iter_scx_dsq it;
+	struct task_ctx *tctx = NULL;
+	struct task_struct *p;
+	bool overdue = false;
+
+	if (!bpf_iter_scx_dsq_new(&it, PENDING_DSQ, 0)) {
+		p = bpf_iter_scx_dsq_next(&it);
+		if (p)
+			tctx = task_ctx(p);
+		overdue = tctx && (s64)(scx_bpf_now() - tctx->enqueued_at) > (s64)limit;
+	}
+	bpf_iter_scx_dsq_destroy(&it);
+	return overdue;
+}
+
+/*
+ * Takes a task that waits for a decision which does not come: user space is late, or its decision lies in the mailbox of
+ * a CPU that does not look, as one that is being taken offline. @idle: this CPU has nothing else to do.
+ */
+static bool take_over(bool idle)
+{
+	if (!first_pending_is_overdue(idle ? budget_ns : patience_ns) && !(idle && user_space_is_late()))
+		return false;
+	if (!scx_bpf_dsq_move_to_local(PENDING_DSQ))
+		return false;
+	count(COUNT_TAKEOVER);
+	return true;
+}
+
+/* Tasks for any CPU are left over, and the CPU that was kicked for them may have looked too early. */
+static void pass_on_shared(void)
+{
+	struct bpf_cpumask *mask = workers;
+	s32 cpu;
+
+	if (!mask || scx_bpf_dsq_nr_queued(SHARED_DSQ) <= 0)
+		return;
+	cpu = scx_bpf_pick_idle_cpu((const struct cpumask *)mask, 0);
+	if (cpu >= 0)
+		scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE);
+}
+
 /* @cpu needs a task. The two DSQs take turns in being first, so that neither starves the other. */
 SEC("struct_ops/dispatch")
 void BPF_PROG(metronome_dispatch, s32 cpu, struct task_struct *prev)
@@ -581,6 +632,7 @@ void BPF_PROG(metronome_dispatch, s32 cpu, struct task_struct *prev)
 	u32 key = cpu;
 	struct cpu_state *state = bpf_map_lookup_elem(&cpus, &key);
 	bool shared_first;
+	u64 turn;
 
 	if (cpu == agent_cpu) {
 		scx_bpf_dsq_move_to_local(agent_cpu);
@@ -592,15 +644,17 @@ void BPF_PROG(metronome_dispatch, s32 cpu, struct task_struct *prev)
 	drain_own_mailbox(cpu);
 	drain_shared_mailbox();
 
-	shared_first = state->counters[COUNT_TURNS]++ & 1;
-	if (scx_bpf_dsq_move_to_local(shared_first ? SHARED_DSQ : cpu) ||
-	    scx_bpf_dsq_move_to_local(shared_first ? cpu : SHARED_DSQ))
+	turn = state->counters[COUNT_TURNS]++;
+	if (turn % PATIENCE_TURNS == 0 && take_over(false))
 		return;
-
-	if (user_space_is_late() && scx_bpf_dsq_move_to_local(PENDING_DSQ)) {
-		count(COUNT_TAKEOVER);
+	shared_first = turn & 1;
+	if (scx_bpf_dsq_move_to_local(shared_first ? SHARED_DSQ : cpu) ||
+	    scx_bpf_dsq_move_to_local(shared_first ? cpu : SHARED_DSQ)) {
+		pass_on_shared();
 		return;
 	}
+	if (take_over(true))
+		return;
 
 	/* Idle before and idle still: update_idle() is not called for this, but user space has to know that it was looked. */
 	if (state->idle_seq & 1)
@@ -765,12 +819,35 @@ s32 BPF_PROG(metronome_init)
 SEC("struct_ops/dump")
 void BPF_PROG(metronome_dump, struct scx_dump_ctx *dump)
 {
-	static char fmt[] = "metronome: scheduler thread %lld on CPU %lld, pending %lld, shared %lld, heartbeat %llu\n";
+	static char fmt[] = "metronome: scheduler thread %lld on CPU %lld, heartbeat %llu, pending %lld, shared %lld, "
+			    "shared mailbox at %llu, seq there %llu\n";
 	u32 zero = 0;
 	struct control *ctl = bpf_map_lookup_elem(&control, &zero);
+	struct shared_mailbox *box = bpf_map_lookup_elem(&shared_mailbox, &zero);
+
+	if (!ctl || !box)
+		return;
 	unsigned long long args[] = {
-		agent_pid, agent_cpu, scx_bpf_dsq_nr_queued(PENDING_DSQ), scx_bpf_dsq_nr_queued(SHARED_DSQ),
-		ctl ? ctl->heartbeat : 0,
+		agent_pid, agent_cpu, ctl->heartbeat, scx_bpf_dsq_nr_queued(PENDING_DSQ),
+		scx_bpf_dsq_nr_queued(SHARED_DSQ), box->head, box->slots[box->head & (SHARED_MAILBOX_SLOTS - 1)].seq,
+	};
+
+	scx_bpf_dump_bstr(fmt, args, sizeof(args));
+}
+
+SEC("struct_ops/dump_cpu")
+void BPF_PROG(metronome_dump_cpu, struct scx_dump_ctx *dump, s32 cpu, bool idle)
+{
+	static char fmt[] = "metronome: idle_seq %llu, turns %llu, queued %lld, mailbox at %llu, seq there %llu\n";
+	u32 key = cpu;
+	struct cpu_state *state = bpf_map_lookup_elem(&cpus, &key);
+	struct mailbox *box = bpf_map_lookup_elem(&mailboxes, &key);
+
+	if (!state || !box)
+		return;
+	unsigned long long args[] = {
+		state->idle_seq, state->counters[COUNT_TURNS], scx_bpf_dsq_nr_queued(cpu), box->head,
+		box->slots[box->head & (MAILBOX_SLOTS - 1)].seq,
 	};
 
 	scx_bpf_dump_bstr(fmt, args, sizeof(args));
@@ -808,6 +885,7 @@ struct sched_ext_ops metronome = {
 	.exit_task = (void *)metronome_exit_task,
 	.enable = (void *)metronome_enable,
 	.dump = (void *)metronome_dump,
+	.dump_cpu = (void *)metronome_dump_cpu,
 	.init = (void *)metronome_init,
 	.exit = (void *)metronome_exit,
 	/* Set by user space: flags, timeout_ms, exit_dump_len, hotplug_seq. */

@@ -182,7 +182,7 @@ impl Shared {
         self.shared_mailbox.len()
     }
 
-    /// An idle CPU that has not been promised anything since it became idle: `prefer` if it is one, else any.
+    /// An idle CPU with no mail that has not been promised a kick since it became idle: `prefer` if it is one, else any.
     ///
     /// # Cost
     /// One load for each CPU, of lines that change only when a CPU goes idle or stops being so.

@@ -1,4 +1,68 @@
 //! Metronome: Linux schedulers whose policy runs in user space, without paying for it.
+//!
+//! `sched_ext` lets a BPF program schedule the machine. Metronome's BPF program holds mechanism only and asks a thread in
+//! user space, which sits on a CPU of its own, for each decision that is one. [`BpfScheduler`] is that thread's side; the
+//! command `scx_metronome` is a scheduler for gaming desktops made of it.
+//!
+//! # A task's way
+//!
+//! 1. A task wakes. If a CPU is idle it goes there at once (`select_cpu` in `bpf/metronome.bpf.c`): there is no choice to
+//!    make, so nobody is asked.
+//! 2. Otherwise the kernel side puts it into a dispatch queue of its own, PENDING, and describes it in one fixed-size record
+//!    of a BPF ring buffer, without waking anybody (`enqueue`).
+//! 3. The scheduler thread spins on its CPU. It has mapped the [`ring`] and sees the new producer position as one cache-line
+//!    transfer. It reads the record in place, having checked it: a [`QueuedTask`].
+//! 4. The [`policy`] gives it a deadline, and it goes into a [`queue`] of fixed capacity.
+//! 5. When its [`turn`] comes, the decision goes into a [`mailbox`]: of an idle CPU, or of all CPUs. One store publishes it.
+//! 6. A CPU that needs work opens its mailbox and the shared one (`dispatch`), and moves each decided task from PENDING to
+//!    its own dispatch queue or to the one that all share, both ordered by deadline. Then it runs the first.
+//! 7. Only if a CPU is idle does the thread make a system call: one for all such CPUs of a turn ([`shared`]).
+//!
+//! # Invariants
+//!
+//! Comments cite them by number.
+//!
+//! 1. **No allocation.** The core (all modules that exist without the feature `kernel`) is `no_std` without `alloc`: an
+//!    allocation there is a compile error.
+//! 2. **No page fault.** All memory is locked and touched before the scheduler is attached. Faults and allocations of the
+//!    scheduler thread are counted while it runs ([`memory`]); both stay 0.
+//! 3. **No lost task.** A runnable task is always on a dispatch queue of the kernel, or running. Ring, queue and mailboxes
+//!    only talk about it: what is said late, twice or not at all delays a task but cannot lose it.
+//! 4. **No stale decision.** A decision names a task by dense id and generation; the kernel side checks both.
+//! 5. **No blind trust.** What is read from shared memory is an allegation until one function has checked it
+//!    ([`QueuedTask::check`]). No byte pattern causes undefined behaviour, a panic or an endless loop.
+//! 6. **Fail open.** A task whose decision does not come is run without it, in the order of the deadlines that user space
+//!    gave last. When the process dies, the kernel's default scheduler takes over.
+//!
+//! # Writing a scheduler
+//!
+//! The verbs of `scx_rustland_core`: a program written against it compiles with only its `mod` and `use` lines changed.
+//!
+//! ```no_run
+//! use std::mem::MaybeUninit;
+//! use scx_metronome::{BpfScheduler, DispatchedTask, RL_CPU_ANY};
+//!
+//! # fn main() -> anyhow::Result<()> {
+//! let mut object = MaybeUninit::uninit();
+//! let mut scheduler = BpfScheduler::init(&mut object, 0, false, false)?;
+//! while !scheduler.exited() {
+//!     while let Some(task) = scheduler.dequeue_task()? {
+//!         let mut decision = DispatchedTask::new(&task);
+//!         decision.flags |= RL_CPU_ANY;
+//!         scheduler.dispatch_task(&decision)?;
+//!     }
+//!     scheduler.notify_complete(0);
+//! }
+//! scheduler.shutdown_and_report()?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Or a [`Policy`](policy::Policy), with the loop ready made: [`BpfScheduler::run`].
+//!
+//! # Features
+//!
+//! `kernel` (default): everything that needs std or libbpf. Without it the crate is the core: `no_std`, no `alloc`.
 #![cfg_attr(not(feature = "kernel"), no_std)]
 
 pub mod abi;

@@ -28,9 +28,9 @@
 //!
 //! # Cost
 //!
-//! One pop and one push together, with random deadlines and the queue in the cache, take about 20 ns if 64 tasks wait,
-//! 35 ns if 4,096 do and 55 ns if 65,536 do (Xeon, 2 MiB of L2). Each level is a chain of a load and two comparisons, and
-//! from some thousand entries on the load is from L2.
+//! A pop and a push each touch one line per level; from some thousand entries on, those lines come from the second-level
+//! cache. `cargo bench --bench queue` says how long both together take at 64, 4,096 and 65,536 entries, beside the standard
+//! library's structures.
 //!
 //! # Limits
 //!

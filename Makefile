@@ -1,0 +1,34 @@
+# The table of contents: `make` lists what there is.
+
+.PHONY: help setup demo test lint unit kernel-test clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+setup: ## installs what building and testing need (Debian packages; asks for sudo if it must)
+	@vm/setup
+
+demo: setup ## a game under load on a real kernel: first under the default scheduler, then under scx_metronome
+	cargo build --release --workspace --bins
+	vm/demo
+
+test: setup lint unit kernel-test ## everything: format, lints, unit tests, and the tests on the oldest and the newest kernel
+
+lint: setup ## format and lints
+	cargo fmt --all -- --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy --lib --no-default-features -- -D warnings
+	RUSTDOCFLAGS=-Dwarnings cargo doc --quiet --no-deps --lib
+
+unit: setup ## tests that need no kernel of their own
+	cargo test --workspace
+	cargo test --lib --no-default-features
+
+kernel-test: setup ## tests on booted kernels
+	cargo build --release --workspace --bins --examples
+	vm/test
+
+clean: ## removes what was built; fetched kernels stay
+	cargo clean --release
+	cargo clean --profile dev

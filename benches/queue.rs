@@ -36,11 +36,15 @@ fn push_pop(criterion: &mut Criterion) {
         group.bench_function(BenchmarkId::new("metronome", size), |bencher| {
             bencher.iter(|| {
                 let first = ours.pop().unwrap();
-                ours.push(first.id, deadlines.after(first.deadline)).unwrap();
+                ours.push(first.id, deadlines.after(first.deadline))
+                    .unwrap();
             });
         });
 
-        let mut heap: BinaryHeap<_> = ids.clone().map(|id| Reverse((deadlines.after(0), id))).collect();
+        let mut heap: BinaryHeap<_> = ids
+            .clone()
+            .map(|id| Reverse((deadlines.after(0), id)))
+            .collect();
         group.bench_function(BenchmarkId::new("binary_heap", size), |bencher| {
             bencher.iter(|| {
                 let Reverse((deadline, id)) = black_box(heap.pop().unwrap());

@@ -688,11 +688,65 @@ void BPF_PROG(metronome_running, struct task_struct *p)
 		vtime_now = p->scx.dsq_vtime;
 }
 
-/* Backstop: nothing that finds its way to the scheduler thread's CPU waits there for longer than a tick. */
+/* Sets *@vtime to the deadline of the first task that is decided for any CPU, if there is one. */
+static bool first_shared_vtime(u64 *vtime)
+{
+	struct bpf_iter_scx_dsq it;
+	struct task_struct *p;
+	bool found = false;
+
+	if (!bpf_iter_scx_dsq_new(&it, SHARED_DSQ, 0)) {
+		p = bpf_iter_scx_dsq_next(&it);
+		if (p) {
+			*vtime = p->scx.dsq_vtime;
+			found = true;
+		}
+	}
+	bpf_iter_scx_dsq_destroy(&it);
+	return found;
+}
+
+/* Sets *@vtime to the deadline of the first decision in the mailbox of all CPUs, if there is one. */
+static bool first_shared_mail_vtime(u64 *vtime)
+{
+	u32 zero = 0;
+	struct shared_mailbox *box = bpf_map_lookup_elem(&shared_mailbox, &zero);
+	struct decision *slot;
+	u64 position;
+
+	if (!box)
+		return false;
+	position = *(volatile u64 *)&box->head;
+	slot = &box->slots[position & (SHARED_MAILBOX_SLOTS - 1)];
+	if (*(volatile u64 *)&slot->seq != position + 1)
+		return false;
+	/* If another CPU takes it and user space fills the slot again meanwhile, this is the deadline of the new one: as good. */
+	*vtime = *(volatile u64 *)&slot->vtime;
+	return true;
+}
+
+/* Does a task that is decided for any CPU have an earlier deadline than @p, whose own moves on while it runs? */
+static bool is_overtaken(struct task_struct *p, struct task_ctx *tctx)
+{
+	u64 ran = scx_bpf_now() - tctx->start_ts;
+	u64 deadline = p->scx.dsq_vtime + ran * 100 / (p->scx.weight ?: 1);
+	u64 first;
+
+	if (first_shared_vtime(&first) && time_before(first, deadline))
+		return true;
+	return first_shared_mail_vtime(&first) && time_before(first, deadline);
+}
+
+/*
+ * The task with the earliest deadline runs, give or take a tick. And as a backstop, nothing that finds its way to the
+ * scheduler thread's CPU waits there for longer than that.
+ */
 SEC("struct_ops/tick")
 void BPF_PROG(metronome_tick, struct task_struct *p)
 {
-	if (is_agent(p) && scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL_ON | agent_cpu) > 0)
+	struct task_ctx *tctx = task_ctx(p);
+
+	if (is_agent(p) ? scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL_ON | agent_cpu) > 0 : tctx && is_overtaken(p, tctx))
 		set_slice(p, 0);
 }
 

@@ -94,7 +94,10 @@ impl<const TASKS: usize> Turn<TASKS> {
                 pid: waiting.pid,
                 cpu: cpu.unwrap_or(waiting.cpu),
                 flags: if cpu.is_some() { 0 } else { RL_CPU_ANY },
-                slice_ns: policy.slice_ns(first.id, self.queue.len() - 1),
+                slice_ns: policy.slice_ns(
+                    first.id,
+                    self.queue.len() - 1 + shared.shared_backlog() as usize,
+                ),
                 vtime: first.deadline,
                 id: first.id,
                 generation: waiting.generation,

@@ -78,13 +78,18 @@ impl Scheduler {
             .spawn()
             .unwrap_or_else(|error| panic!("{command}: {error}"));
         let mut scheduler = Self { child };
-        wait_for("the scheduler is enabled", Duration::from_secs(30), || {
-            if let Some(status) = scheduler.child.try_wait().unwrap() {
-                panic!("{command} ended with {status}: {}", scheduler.take_stderr());
-            }
-            state() == "enabled"
-        });
+        scheduler.wait_until_enabled("started", || true);
         scheduler
+    }
+
+    /// Waits until it schedules and `condition` holds too; fails with what it said if it ends instead.
+    fn wait_until_enabled(&mut self, when: &str, mut condition: impl FnMut() -> bool) {
+        wait_for(when, Duration::from_secs(30), || {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                panic!("{when}: it ended with {status}: {}", self.take_stderr());
+            }
+            state() == "enabled" && condition()
+        });
     }
 
     fn take_stderr(&mut self) -> String {
@@ -309,7 +314,7 @@ fn any_end_leaves_the_default_scheduler_and_a_running_load() {
 /// Takes CPUs away while the scheduler runs on one of them, and gives them back.
 #[test]
 fn cpu_hotplug_restarts_the_scheduler_under_load() {
-    let scheduler = Scheduler::start("scx_metronome", &[]);
+    let mut scheduler = Scheduler::start("scx_metronome", &[]);
     let pid = scheduler.pid();
     let mut load = Load::start(&[&format!("stress-ng --cpu {} --pipe 2 -t 3600s", 2 * cpus())]);
     let last = cpus() - 1;
@@ -320,11 +325,9 @@ fn cpu_hotplug_restarts_the_scheduler_under_load() {
             format!("{online}"),
         )
         .unwrap();
-        wait_for(
-            &format!("restarted after CPU {cpu} went to {online}"),
-            Duration::from_secs(30),
-            || state() == "enabled" && read(&format!("{SCHED_EXT}/enable_seq")) != seq,
-        );
+        scheduler.wait_until_enabled(&format!("CPU {cpu} went to {online}"), || {
+            read(&format!("{SCHED_EXT}/enable_seq")) != seq
+        });
         thread::sleep(Duration::from_millis(500));
     }
     assert_eq!(scheduler.pid(), pid);

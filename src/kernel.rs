@@ -486,12 +486,12 @@ impl<'a> BpfScheduler<'a> {
         run_program(become_agent, None::<&mut PickArgs>)
             .context("cannot tell the kernel side who its scheduler is")?;
         scheduler.settle_memory()?;
-        scheduler.link = Some(
-            with_libbpf("cannot attach the scheduler", || {
-                scheduler.skel.maps.metronome.attach_struct_ops()
-            })
-            .context("is another scheduler being loaded at this moment?")?,
-        );
+        let attach = || scheduler.skel.maps.metronome.attach_struct_ops();
+        let link = with_libbpf(
+            "cannot attach the scheduler (has another been loaded this moment?)",
+            attach,
+        )?;
+        scheduler.link = Some(link);
         scheduler.start_counting_faults()?;
         Ok(scheduler)
     }

@@ -71,7 +71,6 @@ pub mod policy;
 pub mod queue;
 pub mod ring;
 pub mod shared;
-pub mod stats;
 pub mod task;
 pub mod turn;
 
@@ -101,6 +100,8 @@ mod kernel;
 pub mod memory;
 #[cfg(feature = "kernel")]
 mod preflight;
+#[cfg(feature = "kernel")]
+pub mod stats;
 #[cfg(feature = "kernel")]
 mod thread;
 #[cfg(feature = "kernel")]

@@ -261,11 +261,9 @@ impl Shared {
 
     fn is_free(&self, cpu: u32) -> bool {
         let seq = self.idle_seq(cpu);
-        seq & 1 == 1
-            && self
-                .cpus
-                .get(cpu as usize)
-                .is_some_and(|entry| entry.promised != seq)
+        // One that leaves its mail unread, as a CPU does that is being taken offline, gets no more.
+        let reads_its_mail = |entry: &Cpu| entry.promised != seq && entry.mailbox.is_empty();
+        seq & 1 == 1 && self.cpus.get(cpu as usize).is_some_and(reads_its_mail)
     }
 
     /// 0, which is even, for a CPU that does not exist.
@@ -292,5 +290,174 @@ impl Shared {
     /// How many decisions have not been taken from any mailbox yet.
     pub fn backlog(&self) -> u64 {
         self.cpus.iter().map(|cpu| cpu.mailbox.len()).sum::<u64>() + self.shared_mailbox.len()
+    }
+}
+
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "tests"
+)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use crate::ring::RingMemory;
+    use std::alloc::{Layout, alloc_zeroed};
+    use std::vec::Vec as StdVec;
+
+    const CPUS: u32 = 4;
+    const AGENT: u32 = 3;
+
+    /// Zeroed memory, never freed: the tests are few and short.
+    fn memory(bytes: usize) -> NonNull<u8> {
+        let layout = Layout::from_size_align(bytes, 4096).unwrap();
+        // SAFETY: the size is not zero.
+        NonNull::new(unsafe { alloc_zeroed(layout) }).unwrap()
+    }
+
+    /// The kernel side, as far as these tests need it.
+    struct KernelSide {
+        memory: SharedMemory,
+    }
+
+    impl KernelSide {
+        fn new() -> (Self, Shared) {
+            let memory = SharedMemory {
+                mailboxes: memory(CPUS as usize * 64 * (1 + MAILBOX_SLOTS)),
+                shared_mailbox: memory(64 * (1 + SHARED_MAILBOX_SLOTS)),
+                cpus: memory(CPUS as usize * size_of::<CpuState>()).cast(),
+                control: memory(size_of::<Control>()).cast(),
+                nr_cpus: CPUS,
+                agent_cpu: AGENT,
+            };
+            let ring = RingMemory {
+                consumer: memory_word(),
+                producer: memory_word(),
+                data: self::memory(8192),
+                size: 4096,
+            };
+            // SAFETY: fresh memory of the sizes told, never freed.
+            let shared = unsafe { Shared::new(memory, Ring::new(ring, CPUS)) };
+            (Self { memory }, shared)
+        }
+
+        /// What publish_idle() does.
+        fn set_idle(&self, cpu: u32, idle: bool) {
+            // SAFETY: within the array.
+            let seq = unsafe { &self.memory.cpus.add(cpu as usize).as_ref().idle_seq };
+            let odd = seq.load(Ordering::Relaxed) & 1 == 1;
+            seq.fetch_add(if odd == idle { 2 } else { 1 }, Ordering::Relaxed);
+        }
+
+        fn kicks(&self, nr: u32) -> StdVec<u32> {
+            // SAFETY: live.
+            let control = unsafe { self.memory.control.as_ref() };
+            assert_eq!(control.nr_kicks.load(Ordering::Relaxed), nr);
+            control
+                .kicks
+                .iter()
+                .take(nr as usize)
+                .map(|kick| kick.load(Ordering::Relaxed))
+                .collect()
+        }
+    }
+
+    fn memory_word() -> NonNull<core::sync::atomic::AtomicU64> {
+        memory(4096).cast()
+    }
+
+    fn to(cpu: i32) -> DispatchedTask {
+        DispatchedTask::new(&QueuedTask::example(1, 1, cpu, 4))
+    }
+
+    fn to_any() -> DispatchedTask {
+        DispatchedTask {
+            flags: RL_CPU_ANY,
+            ..to(0)
+        }
+    }
+
+    #[test]
+    fn a_busy_cpu_is_not_kicked_and_an_idle_one_once_per_idle_period() {
+        let (kernel, mut shared) = KernelSide::new();
+        shared.dispatch(&to(1)).unwrap();
+        assert_eq!(shared.flush(), 0);
+        kernel.set_idle(1, true);
+        shared.dispatch(&to(1)).unwrap();
+        let nr = shared.flush();
+        assert_eq!(kernel.kicks(nr), [1]);
+        shared.dispatch(&to(1)).unwrap();
+        assert_eq!(shared.flush(), 0, "promised already");
+        // It looked, found nothing that it could run, and is idle still.
+        kernel.set_idle(1, true);
+        shared.dispatch(&to(1)).unwrap();
+        let nr = shared.flush();
+        assert_eq!(kernel.kicks(nr), [1]);
+    }
+
+    #[test]
+    fn a_cpu_that_goes_idle_between_dispatch_and_flush_is_kicked() {
+        let (kernel, mut shared) = KernelSide::new();
+        shared.dispatch(&to(2)).unwrap();
+        kernel.set_idle(2, true);
+        let nr = shared.flush();
+        assert_eq!(kernel.kicks(nr), [2]);
+    }
+
+    #[test]
+    fn decisions_for_any_cpu_wake_as_many_idle_cpus_as_there_are_decisions() {
+        let (kernel, mut shared) = KernelSide::new();
+        for cpu in 0..3 {
+            kernel.set_idle(cpu, true);
+        }
+        shared.dispatch(&to_any()).unwrap();
+        shared.dispatch(&to_any()).unwrap();
+        let nr = shared.flush();
+        assert_eq!(kernel.kicks(nr).len(), 2);
+        shared.dispatch(&to_any()).unwrap();
+        shared.dispatch(&to_any()).unwrap();
+        assert_eq!(shared.flush(), 1, "one was left");
+        assert_eq!(shared.shared_backlog(), 4);
+    }
+
+    #[test]
+    fn an_idle_cpu_with_unread_mail_is_not_chosen() {
+        let (kernel, mut shared) = KernelSide::new();
+        kernel.set_idle(0, true);
+        assert_eq!(shared.idle_cpu(0), Some(0));
+        shared.dispatch(&to(0)).unwrap();
+        shared.flush();
+        // Idle anew, without having read: it is being taken offline.
+        kernel.set_idle(0, false);
+        kernel.set_idle(0, true);
+        assert_eq!(shared.idle_cpu(0), None);
+    }
+
+    #[test]
+    fn what_is_sent_to_the_schedulers_own_cpu_or_overflows_a_mailbox_goes_to_any() {
+        let (_, mut shared) = KernelSide::new();
+        shared.dispatch(&to(AGENT as i32)).unwrap();
+        assert_eq!(shared.shared_backlog(), 1);
+        for _ in 0..MAILBOX_SLOTS {
+            shared.dispatch(&to(0)).unwrap();
+        }
+        assert_eq!(shared.shared_backlog(), 1);
+        shared.dispatch(&to(0)).unwrap();
+        shared.dispatch(&to(99)).unwrap();
+        assert_eq!(shared.shared_backlog(), 3);
+        assert_eq!(shared.backlog(), MAILBOX_SLOTS as u64 + 3);
+    }
+
+    #[test]
+    fn full_mailboxes_give_the_decision_back() {
+        let (_, mut shared) = KernelSide::new();
+        let sent = [(); SHARED_MAILBOX_SLOTS]
+            .iter()
+            .filter(|()| shared.dispatch(&to_any()).is_ok())
+            .count();
+        assert_eq!(sent, SHARED_MAILBOX_SLOTS);
+        assert!(shared.dispatch(&to_any()).is_err());
     }
 }

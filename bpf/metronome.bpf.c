@@ -625,6 +625,27 @@ static void pass_on_shared(void)
 		scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE);
 }
 
+/* @cpu could not run what is on its own DSQ, as happens while it is being taken offline: any other CPU may. */
+static void give_away_own_dsq(s32 cpu)
+{
+	struct bpf_iter_scx_dsq it;
+	struct task_struct *p;
+	u32 i;
+
+	if (scx_bpf_dsq_nr_queued(cpu) <= 0)
+		return;
+	if (!bpf_iter_scx_dsq_new(&it, cpu, 0)) {
+		bpf_for(i, 0, DRAIN_BATCH) {
+			p = bpf_iter_scx_dsq_next(&it);
+			if (!p)
+				break;
+			scx_bpf_dsq_move_vtime(&it, p, SHARED_DSQ, 0);
+		}
+	}
+	bpf_iter_scx_dsq_destroy(&it);
+	pass_on_shared();
+}
+
 /* @cpu needs a task. The two DSQs take turns in being first, so that neither starves the other. */
 SEC("struct_ops/dispatch")
 void BPF_PROG(metronome_dispatch, s32 cpu, struct task_struct *prev)
@@ -653,6 +674,7 @@ void BPF_PROG(metronome_dispatch, s32 cpu, struct task_struct *prev)
 		pass_on_shared();
 		return;
 	}
+	give_away_own_dsq(cpu);
 	if (take_over(true))
 		return;
 

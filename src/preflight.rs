@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use libbpf_rs::ReferencesType;
-use libbpf_rs::btf::types::{Func, FuncProto, Ptr, Struct};
-use libbpf_rs::btf::{Btf, TypeId};
+use libbpf_rs::btf::types::{Func, FuncProto, Ptr};
+use libbpf_rs::btf::{Btf, BtfType, TypeId};
 
 const SCHED_EXT: &str = "/sys/kernel/sched_ext";
 
@@ -129,8 +129,8 @@ fn points_to_prog_aux(btf: &Btf<'_>, id: TypeId) -> bool {
     let Some(pointer) = btf.type_by_id::<Ptr<'_>>(id) else {
         return false;
     };
-    let Some(target) = btf.type_by_id::<Struct<'_>>(pointer.referenced_type_id()) else {
+    let Some(target) = btf.type_by_id::<BtfType<'_>>(pointer.referenced_type_id()) else {
         return false;
     };
-    target.name() == Some(OsStr::new("bpf_prog_aux"))
+    target.skip_mods_and_typedefs().name() == Some(OsStr::new("bpf_prog_aux"))
 }

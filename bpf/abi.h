@@ -38,7 +38,7 @@ struct queued_task {
 	__s32 tgid;
 	__s32 cpu;		/* the CPU it ran on last */
 	__u16 kind;		/* RECORD_* */
-	__u16 nr_cpus_allowed;
+	__u16 nr_cpus_allowed;	/* the number of possible CPUs for all that take tasks */
 	__u64 flags;		/* SCX_ENQ_* */
 	__u64 weight;		/* 1..10000, nice 0 is 100 */
 	__u64 enqueued_at;	/* these four: ns, the clock of scx_bpf_now() */
@@ -48,7 +48,7 @@ struct queued_task {
 	__u64 sum_exec_runtime;	/* CPU time since it was born, ns */
 	__u64 nvcsw;		/* voluntary context switches since it was born */
 	__u64 slice;		/* what is left of its slice, ns */
-	__u64 vtime;		/* the deadline that user space gave it last */
+	__u64 vtime;		/* the deadline that user space gave it last, plus the CPU time it had since, scaled by weight */
 	char comm[16];		/* may lack a terminating NUL when the kernel changes it meanwhile */
 };
 
@@ -61,7 +61,7 @@ struct decision {
 	__u32 id;
 	__u32 generation;
 	__u64 slice_ns;		/* 0: the default slice */
-	__u64 vtime;		/* position in the DSQ: the smaller runs first */
+	__u64 vtime;		/* position in the DSQ: the smaller runs first; 0 cuts nobody's slice short */
 	__u64 flags;		/* SCX_ENQ_*, DECISION_* */
 	__u64 pad[3];
 };
@@ -108,11 +108,9 @@ struct cpu_state {
 struct control {
 	__u64 heartbeat;	/* grows with every turn of the scheduler thread */
 	__u32 nr_kicks;		/* the CPUs that the program kick_cpus() shall kick */
-	__u32 kicks[MAX_CPUS];	/* CPU number, with KICK_PREEMPT or without */
+	__u32 kicks[MAX_CPUS];	/* CPU numbers */
 	__u32 pad;
 };
-
-#define KICK_PREEMPT (1U << 31)
 
 /* Argument of the program pick_idle_cpu(). */
 struct pick_args {

@@ -195,6 +195,7 @@ void bpf_cpumask_release(struct bpf_cpumask *cpumask) __ksym __weak;
 void bpf_cpumask_copy(struct bpf_cpumask *dst, const struct cpumask *src) __ksym __weak;
 void bpf_cpumask_clear_cpu(u32 cpu, struct bpf_cpumask *cpumask) __ksym __weak;
 bool bpf_cpumask_test_cpu(u32 cpu, const struct cpumask *cpumask) __ksym __weak;
+bool bpf_cpumask_subset(const struct cpumask *a, const struct cpumask *b) __ksym __weak;
 bool bpf_cpumask_intersects(const struct cpumask *a, const struct cpumask *b) __ksym __weak;
 
 /* Differences between kernel versions, each in one place */

@@ -162,6 +162,12 @@ static __always_inline bool time_before(u64 a, u64 b)
 	return (s64)(a - b) < 0;
 }
 
+/* CPU time, scaled by the task's weight. */
+static __always_inline u64 virtual_time(const struct task_struct *p, u64 runtime)
+{
+	return runtime * 100 / (p->scx.weight ?: 1);
+}
+
 static __always_inline struct task_ctx *task_ctx(struct task_struct *p)
 {
 	return bpf_task_storage_get(&task_ctxs, p, 0, 0);
@@ -186,6 +192,14 @@ static bool only_on_agent_cpu(struct task_struct *p)
 	struct bpf_cpumask *mask = workers;
 
 	return mask && !bpf_cpumask_intersects((const struct cpumask *)mask, p->cpus_ptr);
+}
+
+/* May @p run on every CPU that takes tasks? */
+static bool is_unrestricted(struct task_struct *p)
+{
+	struct bpf_cpumask *mask = workers;
+
+	return p->nr_cpus_allowed > 1 && mask && bpf_cpumask_subset((const struct cpumask *)mask, p->cpus_ptr);
 }
 
 /*
@@ -344,13 +358,18 @@ static bool enqueue_kernel_side(struct task_struct *p, struct task_ctx *tctx, u6
 
 static void fill_record(struct queued_task *rec, struct task_struct *p, struct task_ctx *tctx, u32 generation, u64 enq_flags)
 {
+	u32 everywhere;
+
 	rec->kind = RECORD_QUEUED;
 	rec->id = tctx->id;
 	rec->generation = generation;
 	rec->pid = p->pid;
 	rec->tgid = p->tgid;
 	rec->cpu = scx_bpf_task_cpu(p);
-	rec->nr_cpus_allowed = p->nr_cpus_allowed;
+	/* Kept apart from the other value, or clang loads both through one pointer, which the verifier refuses. */
+	everywhere = nr_cpus;
+	barrier_var(everywhere);
+	rec->nr_cpus_allowed = is_unrestricted(p) ? everywhere : p->nr_cpus_allowed;
 	rec->weight = p->scx.weight;
 	rec->flags = enq_flags;
 	rec->enqueued_at = tctx->enqueued_at;
@@ -429,50 +448,56 @@ static __always_inline bool take(u64 *head, struct decision *slots, u32 nr_slots
 	return true;
 }
 
-/* Moves @p out of PENDING_DSQ; false if it is not there, or joined it after the look at it began. */
-static bool move_pending(struct task_struct *p, const struct decision *decision, u64 dsq_id)
+/*
+ * Moves @p from PENDING_DSQ to the DSQ of @cpu, or to SHARED_DSQ if @cpu is negative or not allowed.
+ *
+ * The iterator comes first: it cannot move what is enqueued after it was made, so generation and affinity, once checked,
+ * hold until the move.
+ */
+static enum counter move_pending(struct task_struct *p, const struct decision *decision, struct id_slot *slot, s32 cpu)
 {
+	enum counter result = COUNT_RESCUED;
 	struct bpf_iter_scx_dsq it;
-	bool moved = false;
+	bool here;
 
 	if (!bpf_iter_scx_dsq_new(&it, PENDING_DSQ, 0)) {
+		here = cpu >= 0 && bpf_cpumask_test_cpu(cpu, p->cpus_ptr);
 		scx_bpf_dsq_move_set_slice(&it, decision->slice_ns ?: slice_ns);
 		scx_bpf_dsq_move_set_vtime(&it, decision->vtime);
-		moved = scx_bpf_dsq_move_vtime(&it, p, dsq_id, 0);
+		if (*(volatile u32 *)&slot->generation != decision->generation)
+			result = COUNT_STALE;
+		else if (scx_bpf_dsq_move_vtime(&it, p, here ? cpu : SHARED_DSQ, 0))
+			result = cpu >= 0 && !here ? COUNT_BOUNCED : COUNT_DISPATCHED;
 	}
 	bpf_iter_scx_dsq_destroy(&it);
-	return moved;
+	return result;
 }
 
 static enum counter carry_out_for(struct task_struct *p, const struct decision *decision, s32 cpu)
 {
 	struct task_ctx *tctx = task_ctx(p);
-	u64 dsq_id = cpu < 0 ? SHARED_DSQ : cpu;
-	bool bounced = false;
-	struct id_slot *slot;
 	u32 id = decision->id;
+	struct id_slot *slot = bpf_map_lookup_elem(&id_slots, &id);
+	enum counter result;
 
-	slot = bpf_map_lookup_elem(&id_slots, &id);
-	if (!tctx || tctx->id != id || !slot || slot->generation != decision->generation)
+	if (!tctx || tctx->id != id || !slot)
 		return COUNT_STALE;
 
-	if (cpu >= 0 && !bpf_cpumask_test_cpu(cpu, p->cpus_ptr)) {
-		dsq_id = SHARED_DSQ;
-		bounced = true;
-	}
-
+	result = move_pending(p, decision, slot, cpu);
 	/*
 	 * The record is published a moment before its task is on PENDING_DSQ, and a very quick answer comes within that
 	 * moment. The first attempt then waits for the run queue lock under which the task is enqueued; the second finds it.
 	 */
-	if (!move_pending(p, decision, dsq_id) && !move_pending(p, decision, dsq_id))
-		return COUNT_RESCUED;
+	if (result == COUNT_RESCUED)
+		result = move_pending(p, decision, slot, cpu);
 
-	if (bounced)
-		count(COUNT_BOUNCED);
-	if (dsq_id == SHARED_DSQ && p->nr_cpus_allowed < nr_cpus)
+	if ((result == COUNT_DISPATCHED && cpu < 0 && !is_unrestricted(p)) || result == COUNT_BOUNCED)
 		kick_idle_cpu_for(p);
-	return COUNT_DISPATCHED;
+	if (result == COUNT_BOUNCED) {
+		count(COUNT_BOUNCED);
+		result = COUNT_DISPATCHED;
+	}
+	return result;
 }
 
 /* Puts one task where user space wants it: on @cpu, or anywhere if @cpu is negative. */
@@ -656,7 +681,9 @@ void BPF_PROG(metronome_dispatch, s32 cpu, struct task_struct *prev)
 	u64 turn;
 
 	if (cpu == agent_cpu) {
-		scx_bpf_dsq_move_to_local(agent_cpu);
+		/* A kick that was meant for a worker may have ended up here. */
+		if (!scx_bpf_dsq_move_to_local(agent_cpu))
+			pass_on_shared();
 		return;
 	}
 	if (!state)
@@ -678,16 +705,23 @@ void BPF_PROG(metronome_dispatch, s32 cpu, struct task_struct *prev)
 	if (take_over(true))
 		return;
 
-	/* Idle before and idle still: update_idle() is not called for this, but user space has to know that it was looked. */
-	if (state->idle_seq & 1)
+	/*
+	 * Idle before and idle still: update_idle() is not called for this, nor, before 7.3, for a CPU that went idle before
+	 * the scheduler was attached. User space has to know that it is idle and that it has looked.
+	 */
+	if (bpf_get_current_task_btf()->pid == 0)
 		publish_idle(cpu, true);
 }
 
 SEC("struct_ops/update_idle")
 void BPF_PROG(metronome_update_idle, s32 cpu, bool idle)
 {
-	if (cpu != agent_cpu)
-		publish_idle(cpu, idle);
+	if (cpu == agent_cpu)
+		return;
+	publish_idle(cpu, idle);
+	/* Whoever put something there since this CPU looked has not seen it idle. */
+	if (idle && scx_bpf_dsq_nr_queued(SHARED_DSQ) > 0)
+		scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE);
 }
 
 /*
@@ -700,7 +734,8 @@ void BPF_PROG(metronome_running, struct task_struct *p)
 	struct task_ctx *tctx = task_ctx(p);
 
 	if (is_agent(p)) {
-		agent_unlimited = scx_bpf_dsq_nr_queued(agent_cpu) <= 0;
+		agent_unlimited = scx_bpf_dsq_nr_queued(agent_cpu) <= 0 &&
+				  scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL_ON | agent_cpu) <= 0;
 		set_slice(p, agent_unlimited ? SCX_SLICE_INF : AGENT_SLICE_NS);
 		return;
 	}
@@ -710,16 +745,16 @@ void BPF_PROG(metronome_running, struct task_struct *p)
 		vtime_now = p->scx.dsq_vtime;
 }
 
-/* Sets *@vtime to the deadline of the first task that is decided for any CPU, if there is one. */
-static bool first_shared_vtime(u64 *vtime)
+/* Sets *@vtime to the deadline of the first task on a DSQ, if there is one and @cpu may run it. */
+static bool first_vtime(u64 dsq_id, s32 cpu, u64 *vtime)
 {
 	struct bpf_iter_scx_dsq it;
 	struct task_struct *p;
 	bool found = false;
 
-	if (!bpf_iter_scx_dsq_new(&it, SHARED_DSQ, 0)) {
+	if (!bpf_iter_scx_dsq_new(&it, dsq_id, 0)) {
 		p = bpf_iter_scx_dsq_next(&it);
-		if (p) {
+		if (p && bpf_cpumask_test_cpu(cpu, p->cpus_ptr)) {
 			*vtime = p->scx.dsq_vtime;
 			found = true;
 		}
@@ -728,35 +763,41 @@ static bool first_shared_vtime(u64 *vtime)
 	return found;
 }
 
-/* Sets *@vtime to the deadline of the first decision in the mailbox of all CPUs, if there is one. */
-static bool first_shared_mail_vtime(u64 *vtime)
+/* Sets *@vtime to the deadline of the first decision in a mailbox, if there is one. */
+static __always_inline bool first_mail_vtime(u64 *head, struct decision *slots, u32 nr_slots, u64 *vtime)
 {
-	u32 zero = 0;
-	struct shared_mailbox *box = bpf_map_lookup_elem(&shared_mailbox, &zero);
-	struct decision *slot;
-	u64 position;
+	u64 position = *(volatile u64 *)head;
+	struct decision *slot = &slots[position & (nr_slots - 1)];
 
-	if (!box)
-		return false;
-	position = *(volatile u64 *)&box->head;
-	slot = &box->slots[position & (SHARED_MAILBOX_SLOTS - 1)];
 	if (*(volatile u64 *)&slot->seq != position + 1)
 		return false;
-	/* If another CPU takes it and user space fills the slot again meanwhile, this is the deadline of the new one: as good. */
+	/* If a CPU takes it and user space fills the slot again meanwhile, this is the deadline of the new one: as good. */
 	*vtime = *(volatile u64 *)&slot->vtime;
 	return true;
 }
 
-/* Does a task that is decided for any CPU have an earlier deadline than @p, whose own moves on while it runs? */
-static bool is_overtaken(struct task_struct *p, struct task_ctx *tctx)
+/* A @vtime of 0 is no deadline. */
+static bool comes_before(u64 vtime, u64 deadline)
 {
-	u64 ran = scx_bpf_now() - tctx->start_ts;
-	u64 deadline = p->scx.dsq_vtime + ran * 100 / (p->scx.weight ?: 1);
+	return vtime && time_before(vtime, deadline);
+}
+
+/* Does a task that @cpu may run have an earlier deadline than @p, which runs there and whose own moves on meanwhile? */
+static bool is_overtaken(struct task_struct *p, struct task_ctx *tctx, s32 cpu)
+{
+	u64 deadline = p->scx.dsq_vtime + virtual_time(p, scx_bpf_now() - tctx->start_ts);
+	u32 key = cpu, zero = 0;
+	struct mailbox *own = bpf_map_lookup_elem(&mailboxes, &key);
+	struct shared_mailbox *shared = bpf_map_lookup_elem(&shared_mailbox, &zero);
 	u64 first;
 
-	if (first_shared_vtime(&first) && time_before(first, deadline))
-		return true;
-	return first_shared_mail_vtime(&first) && time_before(first, deadline);
+	if (!own || !shared)
+		return false;
+	return (first_vtime(cpu, cpu, &first) && comes_before(first, deadline)) ||
+	       (first_vtime(SHARED_DSQ, cpu, &first) && comes_before(first, deadline)) ||
+	       (first_mail_vtime(&own->head, own->slots, MAILBOX_SLOTS, &first) && comes_before(first, deadline)) ||
+	       (first_mail_vtime(&shared->head, shared->slots, SHARED_MAILBOX_SLOTS, &first) &&
+		comes_before(first, deadline));
 }
 
 /*
@@ -767,8 +808,14 @@ SEC("struct_ops/tick")
 void BPF_PROG(metronome_tick, struct task_struct *p)
 {
 	struct task_ctx *tctx = task_ctx(p);
+	s32 cpu = scx_bpf_task_cpu(p);
+	bool give_way;
 
-	if (is_agent(p) ? scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL_ON | agent_cpu) > 0 : tctx && is_overtaken(p, tctx))
+	if (cpu == agent_cpu)
+		give_way = scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL_ON | agent_cpu) > 0;
+	else
+		give_way = tctx && is_overtaken(p, tctx, cpu);
+	if (give_way)
 		set_slice(p, 0);
 }
 
@@ -776,11 +823,15 @@ SEC("struct_ops/stopping")
 void BPF_PROG(metronome_stopping, struct task_struct *p, bool runnable)
 {
 	struct task_ctx *tctx = task_ctx(p);
+	u64 ran;
 
 	if (!tctx)
 		return;
 	tctx->stop_ts = scx_bpf_now();
-	tctx->exec_runtime += tctx->stop_ts - tctx->start_ts;
+	ran = tctx->stop_ts - tctx->start_ts;
+	tctx->exec_runtime += ran;
+	/* Whoever has run goes behind those who have not, should user space not say otherwise in time. */
+	set_vtime(p, p->scx.dsq_vtime + virtual_time(p, ran));
 }
 
 /*
@@ -798,7 +849,7 @@ int become_agent(void *ctx)
 	return 0;
 }
 
-/* Kicks the CPUs listed in `control`. */
+/* Wakes the idle CPUs listed in `control`. */
 SEC("syscall")
 int kick_cpus(void *ctx)
 {
@@ -811,11 +862,10 @@ int kick_cpus(void *ctx)
 	if (nr > MAX_CPUS)
 		nr = MAX_CPUS;
 	bpf_for(i, 0, nr) {
-		u32 kick = ctl->kicks[i & (MAX_CPUS - 1)];
-		u32 cpu = kick & ~KICK_PREEMPT;
+		u32 cpu = ctl->kicks[i & (MAX_CPUS - 1)];
 
 		if (cpu < nr_cpus)
-			scx_bpf_kick_cpu(cpu, kick & KICK_PREEMPT ? SCX_KICK_PREEMPT : SCX_KICK_IDLE);
+			scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE);
 	}
 	return 0;
 }

@@ -23,8 +23,6 @@ pub const RING_BYTES: u32 = 1 << 20;
 pub const RECORD_QUEUED: u16 = 1;
 /// `decision.flags`: the first CPU that becomes available runs the task.
 pub const DECISION_ANY_CPU: u64 = 1 << 20;
-/// In an entry of the kick list of [`Control`]: interrupt what runs there.
-pub const KICK_PREEMPT: u32 = 1 << 31;
 
 /// What the kernel side counts, in the order of `enum counter`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -92,11 +92,12 @@ static HANDLED: AtomicBool = AtomicBool::new(false);
 
 /// Makes SIGINT and SIGTERM end the scheduler.
 pub(crate) fn handle_signals() -> Result<()> {
-    if !HANDLED.swap(true, Ordering::Relaxed) {
+    if !HANDLED.load(Ordering::Relaxed) {
         for signal in [SIGINT, SIGTERM] {
             flag::register(signal, Arc::clone(&STOP))
                 .with_context(|| format!("cannot handle signal {signal}"))?;
         }
+        HANDLED.store(true, Ordering::Relaxed);
     }
     Ok(())
 }

@@ -411,6 +411,8 @@ pub struct BpfScheduler<'a> {
     kick_fd: i32,
     pick_fd: i32,
     place: Option<Place>,
+    /// Made before the memory is locked; taken by `run`.
+    turn: Option<Box<Turn>>,
     skel: MetronomeSkel<'a>,
     mappings: Mappings,
 }
@@ -479,6 +481,7 @@ impl<'a> BpfScheduler<'a> {
             kick_fd: skel.progs.kick_cpus.as_fd().as_raw_fd(),
             pick_fd: skel.progs.pick_idle_cpu.as_fd().as_raw_fd(),
             place: Some(place),
+            turn: Some(memory::zeroed()),
             skel,
             mappings,
         };
@@ -583,7 +586,7 @@ impl<'a> BpfScheduler<'a> {
             return;
         }
         bump(&self.counts.syscalls, 1);
-        // It cannot fail but for a wrong file descriptor, and a kick that is missed is made up for by the next tick.
+        // It fails only for a wrong file descriptor. A kick that is lost costs the time until the CPU's next event.
         let _ = run_program(self.kick_fd, None::<&mut PickArgs>);
     }
 
@@ -592,7 +595,9 @@ impl<'a> BpfScheduler<'a> {
     /// # Errors
     /// As [`shutdown_and_report`](Self::shutdown_and_report).
     pub fn run(&mut self, policy: &mut impl Policy) -> Result<UserExitInfo> {
-        let mut turn = memory::zeroed::<Turn>();
+        let Some(mut turn) = self.turn.take() else {
+            bail!("a scheduler runs a policy once");
+        };
         self.start_counting_faults()?;
         let seal = memory::seal();
         while !self.exited() {
@@ -739,8 +744,9 @@ impl Watch {
             waiting: user(&self.counts.waiting),
             syscalls: user(&self.counts.syscalls),
             allocations: memory::sealed_allocations(),
-            faults: memory::faults(self.tid)
-                .map_or(0, |faults| faults - user(&self.counts.faults_at_start)),
+            faults: memory::faults(self.tid).map_or(0, |faults| {
+                faults.saturating_sub(user(&self.counts.faults_at_start))
+            }),
         }
     }
 

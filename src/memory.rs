@@ -93,7 +93,7 @@ fn faults_of_stat(stat: &str) -> Option<u64> {
 ///
 /// # Errors
 /// When the process may not lock as much as it needs.
-pub fn lock() -> Result<()> {
+pub(crate) fn lock() -> Result<()> {
     // SAFETY: a plain system call.
     if unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE) } != 0 {
         let error = io::Error::last_os_error();
@@ -108,7 +108,7 @@ pub fn lock() -> Result<()> {
 }
 
 /// Takes the lock on future memory back, so that the rest of the process may live an ordinary life.
-pub fn unlock() {
+pub(crate) fn unlock() {
     // SAFETY: a plain system call. It fails only where mlockall() does not exist.
     unsafe { libc::munlockall() };
 }
@@ -175,7 +175,7 @@ pub fn zeroed<T: Zeroed>() -> Box<T> {
 
 /// A piece of memory shared with the kernel, unmapped when dropped.
 #[derive(Debug)]
-pub struct Mapping {
+pub(crate) struct Mapping {
     at: NonNull<u8>,
     length: usize,
 }
@@ -187,7 +187,7 @@ unsafe impl Sync for Mapping {}
 
 impl Mapping {
     /// Maps `length` bytes of `fd` from `offset` on, rounded up to pages. `what` is for the message.
-    pub fn new(
+    pub(crate) fn new(
         fd: BorrowedFd<'_>,
         offset: i64,
         length: usize,
@@ -217,12 +217,12 @@ impl Mapping {
     }
 
     /// Where it begins.
-    pub fn start(&self) -> NonNull<u8> {
+    pub(crate) fn start(&self) -> NonNull<u8> {
         self.at
     }
 
     /// Reads a byte of every page, so that each is present.
-    pub fn touch(&self) {
+    pub(crate) fn touch(&self) {
         for offset in (0..self.length).step_by(page_size()) {
             // SAFETY: within the mapping.
             let at = unsafe { self.at.add(offset) };
@@ -240,7 +240,7 @@ impl Drop for Mapping {
 }
 
 /// The size of a page, in bytes.
-pub fn page_size() -> usize {
+pub(crate) fn page_size() -> usize {
     // SAFETY: a plain library call.
     let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
     usize::try_from(size).unwrap_or(4096)

@@ -17,8 +17,7 @@ use core::sync::atomic::{Ordering, fence};
 use heapless::Vec;
 
 use crate::abi::{
-    Control, CpuState, DECISION_ANY_CPU, KICK_PREEMPT, MAILBOX_SLOTS, MAX_CPUS,
-    SHARED_MAILBOX_SLOTS,
+    Control, CpuState, DECISION_ANY_CPU, MAILBOX_SLOTS, MAX_CPUS, SHARED_MAILBOX_SLOTS,
 };
 use crate::mailbox::{Decision, Full, Mailbox};
 use crate::ring::Ring;
@@ -239,7 +238,7 @@ impl Shared {
         let nr = self.kicks.len() as u32;
         let control = self.control();
         for (slot, kick) in control.kicks.iter().zip(&self.kicks) {
-            slot.store(*kick & !KICK_PREEMPT, Ordering::Relaxed);
+            slot.store(*kick, Ordering::Relaxed);
         }
         control.nr_kicks.store(nr, Ordering::Relaxed);
         self.kicks.clear();

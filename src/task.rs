@@ -25,7 +25,7 @@ pub struct QueuedTask {
     /// The CPU where it ran last.
     pub cpu: i32,
     pub(crate) kind: u16,
-    /// How many CPUs its affinity allows, at least 1.
+    /// How many CPUs its affinity allows, at least 1; the number of possible CPUs if it allows all that take tasks.
     pub nr_cpus_allowed: u16,
     /// `SCX_ENQ_*` of the kernel; bit 0 is set on a wake-up.
     pub flags: u64,
@@ -45,7 +45,7 @@ pub struct QueuedTask {
     pub nvcsw: u64,
     /// What is left of its slice.
     pub slice: u64,
-    /// The `vtime` of the last decision about it.
+    /// The `vtime` of the last decision about it, plus the CPU time it had since, times 100 / weight.
     pub vtime: u64,
     pub(crate) comm: [u8; 16],
 }
@@ -143,7 +143,8 @@ pub struct DispatchedTask {
     /// How long it may run, in ns; 0 is the default slice.
     pub slice_ns: u64,
     /// Its deadline: among the tasks decided for the same CPU (or for any), the smaller runs first, equal ones in the order
-    /// of dispatch. Compared by wrapping difference, as the kernel's `time_before64()` does.
+    /// of dispatch. Compared by wrapping difference, as the kernel's `time_before64()` does. At the tick, a running task gives way
+    /// to an earlier one; 0 is no deadline and cuts nobody's slice short.
     pub vtime: u64,
     pub(crate) id: u32,
     pub(crate) generation: u32,

@@ -61,7 +61,7 @@ struct decision {
 	__u32 id;
 	__u32 generation;
 	__u64 slice_ns;		/* 0: the default slice */
-	__u64 vtime;		/* position in the DSQ: the smaller runs first; 0 cuts nobody's slice short */
+	__u64 vtime;		/* position in the DSQ: the smaller runs first; 0: none, in the order of decision */
 	__u64 flags;		/* SCX_ENQ_*, DECISION_* */
 	__u64 pad[3];
 };

@@ -31,7 +31,7 @@ const volatile u32 exit_dump_len = 32768;
 s32 agent_pid;
 s32 agent_tgid;
 
-/* DSQs below MAX_CPUS belong to the CPU of that number. */
+/* DSQs below MAX_CPUS belong to the CPU of that number. All are ordered by deadline but that of agent_cpu. */
 #define SHARED_DSQ MAX_CPUS		/* decided, for any CPU */
 #define PENDING_DSQ (MAX_CPUS + 1)	/* user space is asked */
 
@@ -121,6 +121,7 @@ struct {
 
 struct task_ctx {
 	u32 id;
+	bool has_deadline;	/* user space gave it one with the last decision */
 	bool house_keeping;	/* memory management thread of the kernel: must not wait for user space, which may wait for it */
 	u64 enqueued_at;
 	u64 start_ts;
@@ -138,7 +139,7 @@ struct {
 /* The CPUs that take tasks from SHARED_DSQ: those online, less agent_cpu. A hotplug event ends the scheduler. */
 static struct bpf_cpumask __kptr *workers SEC(".bss.workers");
 
-/* The largest deadline that has got a CPU. */
+/* The largest deadline that has got a CPU, and where it went while it ran. */
 static u64 vtime_now;
 
 /* Does the scheduler thread hold its CPU without limit? */
@@ -160,6 +161,13 @@ static __always_inline void count(enum counter counter)
 static __always_inline bool time_before(u64 a, u64 b)
 {
 	return (s64)(a - b) < 0;
+}
+
+/* Races lose an update of a few ns. */
+static __always_inline void advance_vtime_now(u64 vtime)
+{
+	if (time_before(vtime_now, vtime))
+		vtime_now = vtime;
 }
 
 /* CPU time, scaled by the task's weight. */
@@ -308,10 +316,10 @@ static void enqueue_shared(struct task_struct *p, u64 vtime, u64 enq_flags, enum
 	count(counter);
 }
 
-/* @p can run only where the scheduler thread lives: the two take turns. */
+/* @p can run only where the scheduler thread lives: the two take turns. Several of its kind run first come, first served. */
 static void enqueue_guest(struct task_struct *p, u64 enq_flags)
 {
-	dsq_insert_vtime(p, agent_cpu, GUEST_SLICE_NS, p->scx.dsq_vtime, enq_flags);
+	scx_bpf_dsq_insert(p, agent_cpu, GUEST_SLICE_NS, enq_flags);
 	if (agent_unlimited)
 		scx_bpf_kick_cpu(agent_cpu, SCX_KICK_PREEMPT);
 	else
@@ -463,7 +471,8 @@ static enum counter move_pending(struct task_struct *p, const struct decision *d
 	if (!bpf_iter_scx_dsq_new(&it, PENDING_DSQ, 0)) {
 		here = cpu >= 0 && bpf_cpumask_test_cpu(cpu, p->cpus_ptr);
 		scx_bpf_dsq_move_set_slice(&it, decision->slice_ns ?: slice_ns);
-		scx_bpf_dsq_move_set_vtime(&it, decision->vtime);
+		/* Those without a deadline keep the order in which they were decided. */
+		scx_bpf_dsq_move_set_vtime(&it, decision->vtime ?: vtime_now);
 		if (*(volatile u32 *)&slot->generation != decision->generation)
 			result = COUNT_STALE;
 		else if (scx_bpf_dsq_move_vtime(&it, p, here ? cpu : SHARED_DSQ, 0))
@@ -482,6 +491,7 @@ static enum counter carry_out_for(struct task_struct *p, const struct decision *
 
 	if (!tctx || tctx->id != id || !slot)
 		return COUNT_STALE;
+	tctx->has_deadline = decision->vtime;
 
 	result = move_pending(p, decision, slot, cpu);
 	/*
@@ -741,8 +751,7 @@ void BPF_PROG(metronome_running, struct task_struct *p)
 	}
 	if (tctx)
 		tctx->start_ts = scx_bpf_now();
-	if (time_before(vtime_now, p->scx.dsq_vtime))
-		vtime_now = p->scx.dsq_vtime;
+	advance_vtime_now(p->scx.dsq_vtime);
 }
 
 /* Sets *@vtime to the deadline of the first task on a DSQ, if there is one and @cpu may run it. */
@@ -776,12 +785,6 @@ static __always_inline bool first_mail_vtime(u64 *head, struct decision *slots, 
 	return true;
 }
 
-/* A @vtime of 0 is no deadline. */
-static bool comes_before(u64 vtime, u64 deadline)
-{
-	return vtime && time_before(vtime, deadline);
-}
-
 /* Does a task that @cpu may run have an earlier deadline than @p, which runs there and whose own moves on meanwhile? */
 static bool is_overtaken(struct task_struct *p, struct task_ctx *tctx, s32 cpu)
 {
@@ -791,13 +794,13 @@ static bool is_overtaken(struct task_struct *p, struct task_ctx *tctx, s32 cpu)
 	struct shared_mailbox *shared = bpf_map_lookup_elem(&shared_mailbox, &zero);
 	u64 first;
 
-	if (!own || !shared)
+	if (!own || !shared || !tctx->has_deadline)
 		return false;
-	return (first_vtime(cpu, cpu, &first) && comes_before(first, deadline)) ||
-	       (first_vtime(SHARED_DSQ, cpu, &first) && comes_before(first, deadline)) ||
-	       (first_mail_vtime(&own->head, own->slots, MAILBOX_SLOTS, &first) && comes_before(first, deadline)) ||
+	return (first_vtime(cpu, cpu, &first) && time_before(first, deadline)) ||
+	       (first_vtime(SHARED_DSQ, cpu, &first) && time_before(first, deadline)) ||
+	       (first_mail_vtime(&own->head, own->slots, MAILBOX_SLOTS, &first) && time_before(first, deadline)) ||
 	       (first_mail_vtime(&shared->head, shared->slots, SHARED_MAILBOX_SLOTS, &first) &&
-		comes_before(first, deadline));
+		time_before(first, deadline));
 }
 
 /*
@@ -823,7 +826,7 @@ SEC("struct_ops/stopping")
 void BPF_PROG(metronome_stopping, struct task_struct *p, bool runnable)
 {
 	struct task_ctx *tctx = task_ctx(p);
-	u64 ran;
+	u64 ran, vtime;
 
 	if (!tctx)
 		return;
@@ -831,7 +834,9 @@ void BPF_PROG(metronome_stopping, struct task_struct *p, bool runnable)
 	ran = tctx->stop_ts - tctx->start_ts;
 	tctx->exec_runtime += ran;
 	/* Whoever has run goes behind those who have not, should user space not say otherwise in time. */
-	set_vtime(p, p->scx.dsq_vtime + virtual_time(p, ran));
+	vtime = p->scx.dsq_vtime + virtual_time(p, ran);
+	set_vtime(p, vtime);
+	advance_vtime_now(vtime);
 }
 
 /*

@@ -144,7 +144,7 @@ pub struct DispatchedTask {
     pub slice_ns: u64,
     /// Its deadline: among the tasks decided for the same CPU (or for any), the smaller runs first, equal ones in the order
     /// of dispatch. Compared by wrapping difference, as the kernel's `time_before64()` does. At the tick, a running task gives way
-    /// to an earlier one; 0 is no deadline and cuts nobody's slice short.
+    /// to an earlier one. 0 is no deadline: such tasks run in the order of dispatch, and keep their slices to the end.
     pub vtime: u64,
     pub(crate) id: u32,
     pub(crate) generation: u32,

@@ -828,7 +828,8 @@ void BPF_PROG(metronome_stopping, struct task_struct *p, bool runnable)
 	struct task_ctx *tctx = task_ctx(p);
 	u64 ran, vtime;
 
-	if (!tctx)
+	/* running() notes no time for the scheduler thread, which has no part in virtual time. */
+	if (!tctx || !tctx->start_ts)
 		return;
 	tctx->stop_ts = scx_bpf_now();
 	ran = tctx->stop_ts - tctx->start_ts;

@@ -140,8 +140,6 @@ struct sched_ext_ops {
 #define PF_EXITING 0x00000004
 #define PF_KTHREAD 0x00200000
 
-#define SCX_TASK_QUEUED 1U
-
 #define SCX_SLICE_INF (~0ULL)
 
 #define SCX_DSQ_LOCAL 0x8000000000000002ULL
@@ -155,7 +153,6 @@ struct sched_ext_ops {
 
 #define ENOENT 2
 #define ENOMEM 12
-#define EINVAL 22
 
 /* Kfuncs */
 

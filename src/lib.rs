@@ -15,7 +15,8 @@
 //! 4. The [`policy`] gives it a deadline, and it goes into a [`queue`] of fixed capacity.
 //! 5. When its [`turn`] comes, the decision goes into a [`mailbox`]: of an idle CPU, or of all CPUs. One store publishes it.
 //! 6. A CPU that needs work opens its mailbox and the shared one (`dispatch`), and moves each decided task from PENDING to
-//!    its own dispatch queue or to the one that all share, both ordered by deadline. Then it runs the first.
+//!    its own dispatch queue or to the one that all share, both ordered by deadline. Then it runs the first. At the tick, a running
+//!    task gives way to one with an earlier deadline.
 //! 7. Only if a CPU is idle does the thread make a system call: one for all such CPUs of a turn ([`shared`]).
 //!
 //! # Invariants

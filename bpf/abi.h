@@ -21,6 +21,9 @@
 #define MAILBOX_SLOTS 256
 #define SHARED_MAILBOX_SLOTS 16384
 
+/* Rings, each for the tasks whose id has the same remainder. A power of two. */
+#define MAX_RINGS 16
+
 /* queued_task.kind */
 #define RECORD_QUEUED 1
 
@@ -28,7 +31,7 @@
 #define DECISION_ANY_CPU (1ULL << 20)
 
 /*
- * One record of the ring `queued`: a task waits for a decision. K writes it once, before it is published, U reads it.
+ * One record of the rings `queued`: a task waits for a decision. K writes it once, before it is published, U reads it.
  * 120 bytes: with the ring's header of 8 it takes 128, so that a record never straddles the ring's end.
  */
 struct queued_task {
@@ -104,6 +107,12 @@ struct cpu_state {
 	__u64 counters[NR_COUNTERS];
 };
 
+/* Map `idle_cpus`: a bit per CPU that is idle, set and cleared along with idle_seq, so that the search for one costs a word for
+ * 64 CPUs. Written by K. */
+struct idle_mask {
+	__u64 words[MAX_CPUS / 64];
+};
+
 /* One page, map `control`. All of it is written by U. */
 struct control {
 	__u64 heartbeat;	/* grows with every turn of the scheduler thread */
@@ -137,6 +146,7 @@ _Static_assert(__builtin_offsetof(struct mailbox, slots) == CACHE_LINE, "head an
 _Static_assert(__builtin_offsetof(struct shared_mailbox, slots) == CACHE_LINE, "head and slots share no line");
 _Static_assert(__builtin_offsetof(struct cpu_state, counters) == CACHE_LINE, "counters do not disturb idle_seq");
 _Static_assert(sizeof(struct cpu_state) == 192, "as in abi.rs");
+_Static_assert(sizeof(struct idle_mask) == 128, "two cache lines");
 _Static_assert(sizeof(struct control) == 4112, "as in abi.rs");
 _Static_assert(sizeof(struct exit_record) == 1168, "as in abi.rs");
 

@@ -20,6 +20,7 @@ char _license[] SEC("license") = "GPL";
 
 /* Options, set by user space before loading. */
 const volatile u32 nr_cpus = 1;		/* possible CPUs: CPU numbers are below it */
+const volatile u32 nr_rings = 1;	/* a power of two */
 const volatile s32 agent_cpu;		/* where the scheduler thread lives */
 const volatile u64 slice_ns = 20000000;	/* the default slice */
 const volatile u64 budget_ns = 50000000;	/* how late user space may be while a CPU is idle */
@@ -45,10 +46,23 @@ s32 agent_tgid;
 #define GUEST_SLICE_NS 1000000
 #define AGENT_SLICE_NS 4000000
 
-struct {
+/*
+ * Records for user space. A task's records all go through the ring of its id, so they stay in order; several rings keep
+ * the CPUs of a large machine from queueing up at one ring's spinlock.
+ */
+struct ring {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 1 << 20);
-} queued SEC(".maps");
+} ring SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, MAX_RINGS);	/* user space fills the first nr_rings */
+	__type(key, u32);
+	__array(values, struct ring);
+} queued SEC(".maps") = {
+	.values = { [0] = &ring },
+};
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -73,6 +87,14 @@ struct {
 	__type(key, u32);
 	__type(value, struct cpu_state);
 } cpus SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, struct idle_mask);
+} idle_cpus SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -391,6 +413,14 @@ static void fill_record(struct queued_task *rec, struct task_struct *p, struct t
 	__builtin_memcpy(rec->comm, p->comm, sizeof(rec->comm));
 }
 
+static __always_inline struct queued_task *reserve_record(u32 id)
+{
+	u32 key = id & (nr_rings - 1);
+	void *to = bpf_map_lookup_elem(&queued, &key);
+
+	return to ? bpf_ringbuf_reserve(to, sizeof(struct queued_task), 0) : NULL;
+}
+
 /* No CPU is free: user space is asked. */
 SEC("struct_ops/enqueue")
 void BPF_PROG(metronome_enqueue, struct task_struct *p, u64 enq_flags)
@@ -413,7 +443,7 @@ void BPF_PROG(metronome_enqueue, struct task_struct *p, u64 enq_flags)
 		return;
 	}
 
-	rec = bpf_ringbuf_reserve(&queued, sizeof(*rec), 0);
+	rec = reserve_record(id);
 	if (!rec) {
 		enqueue_shared(p, vtime, enq_flags, COUNT_RING_FULL);
 		return;
@@ -578,22 +608,29 @@ static bool has_mail(s32 cpu)
 /*
  * Tells user space that @cpu has run out of work or has got some.
  *
- * Ordering: the addition is a full barrier. User space publishes a decision, passes a full barrier, and reads idle_seq; so
- * either it sees this CPU idle and kicks it, or this CPU sees the decision here and kicks itself.
+ * Ordering: each atomic is a full barrier. User space publishes a decision, passes a full barrier, and reads the bit and
+ * idle_seq; so either it sees both and kicks this CPU, or this CPU sees the decision here and kicks itself.
  */
-static void publish_idle(s32 cpu, bool idle)
+static void publish_idle(s32 cpu, bool is_idle)
 {
-	u32 key = cpu;
+	u32 key = cpu, zero = 0;
 	struct cpu_state *state = bpf_map_lookup_elem(&cpus, &key);
-	u64 seq;
+	struct idle_mask *mask = bpf_map_lookup_elem(&idle_cpus, &zero);
+	u64 seq, bit = 1ULL << (cpu & 63);
+	u64 *word;
 
-	if (!state)
+	if (!state || !mask)
 		return;
 	seq = *(volatile u64 *)&state->idle_seq;
-	if (!idle && !(seq & 1))
+	if (!is_idle && !(seq & 1))
 		return;
-	__sync_fetch_and_add(&state->idle_seq, (seq & 1) == idle ? 2 : 1);
-	if (idle && has_mail(cpu))
+	word = &mask->words[(key / 64) & (MAX_CPUS / 64 - 1)];
+	if (is_idle && !(seq & 1))
+		__sync_fetch_and_or(word, bit);
+	else if (!is_idle)
+		__sync_fetch_and_and(word, ~bit);
+	__sync_fetch_and_add(&state->idle_seq, (seq & 1) == is_idle ? 2 : 1);
+	if (is_idle && has_mail(cpu))
 		scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE);
 }
 
@@ -724,13 +761,13 @@ void BPF_PROG(metronome_dispatch, s32 cpu, struct task_struct *prev)
 }
 
 SEC("struct_ops/update_idle")
-void BPF_PROG(metronome_update_idle, s32 cpu, bool idle)
+void BPF_PROG(metronome_update_idle, s32 cpu, bool is_idle)
 {
 	if (cpu == agent_cpu)
 		return;
-	publish_idle(cpu, idle);
+	publish_idle(cpu, is_idle);
 	/* Whoever put something there since this CPU looked has not seen it idle. */
-	if (idle && scx_bpf_dsq_nr_queued(SHARED_DSQ) > 0)
+	if (is_idle && scx_bpf_dsq_nr_queued(SHARED_DSQ) > 0)
 		scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE);
 }
 

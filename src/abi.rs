@@ -17,7 +17,9 @@ pub const MAX_TASKS: usize = 65_536;
 pub const MAILBOX_SLOTS: usize = 256;
 /// Decisions that fit into the mailbox that all CPUs share.
 pub const SHARED_MAILBOX_SLOTS: usize = 16_384;
-/// Bytes of the ring: room for 8,192 records.
+/// Rings at most. All records of one task are in one ring, so they are in order.
+pub const MAX_RINGS: usize = 16;
+/// Bytes of a ring: room for 8,192 records.
 pub const RING_BYTES: u32 = 1 << 20;
 /// `queued_task.kind`: a task waits for a decision.
 pub const RECORD_QUEUED: u16 = 1;
@@ -85,6 +87,12 @@ pub struct CpuState {
     pub(crate) counters: [AtomicU64; NR_COUNTERS],
 }
 
+/// A bit for each CPU that is idle, which goes along with its `idle_seq`.
+#[repr(C, align(64))]
+pub struct IdleMask {
+    pub(crate) words: [AtomicU64; MAX_CPUS / 64],
+}
+
 /// What user space tells the kernel side as a whole.
 #[repr(C)]
 pub struct Control {
@@ -126,6 +134,7 @@ const _: () = {
     assert!(size_of::<MailboxHead>() == 64);
     assert!(size_of::<CpuState>() == 192);
     assert!(offset_of!(CpuState, counters) == 64);
+    assert!(size_of::<IdleMask>() == 128);
     assert!(size_of::<Control>() == 4112);
     assert!(size_of::<PickArgs>() == 16);
     assert!(size_of::<ExitRecord>() == 1168);

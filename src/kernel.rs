@@ -7,7 +7,7 @@ use std::ffi::c_char;
 use std::fmt;
 use std::hint;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,11 +17,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use crossbeam_utils::CachePadded;
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{Link, MapCore, MapFlags, OpenObject, PrintLevel, libbpf_sys};
+use libbpf_rs::{Link, MapCore, MapFlags, MapHandle, MapType, OpenObject, PrintLevel, libbpf_sys};
 
 use crate::abi::{
-    Control, Counter, CpuState, ExitRecord, MAILBOX_SLOTS, MailboxHead, PickArgs, RING_BYTES,
-    SHARED_MAILBOX_SLOTS, Slot,
+    Control, Counter, CpuState, ExitRecord, IdleMask, MAILBOX_SLOTS, MAX_RINGS, MailboxHead,
+    PickArgs, RING_BYTES, SHARED_MAILBOX_SLOTS, Slot,
 };
 use crate::bpf::{MetronomeSkel, MetronomeSkelBuilder, OpenMetronomeSkel};
 use crate::exit::{UserExitInfo, handle_signals, stop_requested};
@@ -56,6 +56,7 @@ pub struct Builder {
     builtin_idle: bool,
     slice: Duration,
     timeout: Duration,
+    rings: Option<u32>,
 }
 
 impl Default for Builder {
@@ -69,6 +70,7 @@ impl Default for Builder {
             builtin_idle: true,
             slice: Duration::from_millis(20),
             timeout: Duration::from_secs(5),
+            rings: None,
         }
     }
 }
@@ -127,6 +129,12 @@ impl Builder {
         self
     }
 
+    /// How many rings carry tasks to user space: 1, 2, 4, 8 or 16, of 1 MiB each. Without: one for each 16 CPUs.
+    pub fn rings(mut self, rings: u32) -> Self {
+        self.rings = Some(rings);
+        self
+    }
+
     /// Checks the machine, loads the kernel side, locks the memory, and attaches. The calling thread becomes the scheduler
     /// thread: it moves to its CPU.
     ///
@@ -147,7 +155,14 @@ impl Builder {
         })?;
         self.configure(&mut open, &topology, agent_cpu, hotplug_seq)?;
         let skel = with_libbpf("the kernel refuses the BPF object", || open.load())?;
-        BpfScheduler::start(skel, &topology, agent_cpu)
+        BpfScheduler::start(skel, &topology, agent_cpu, self.nr_rings(&topology))
+    }
+
+    fn nr_rings(&self, topology: &Topology) -> u32 {
+        self.rings.unwrap_or_else(|| {
+            let wanted = topology.nr_cpus.div_ceil(16).next_power_of_two();
+            wanted.min(MAX_RINGS as u32)
+        })
     }
 
     fn check(&self) -> Result<()> {
@@ -157,6 +172,11 @@ impl Builder {
                 "the scheduler's name {:?} must be 1 to 127 letters, digits, '_' or '.'",
                 self.name
             );
+        }
+        if let Some(rings) = self.rings
+            && (!rings.is_power_of_two() || rings > MAX_RINGS as u32)
+        {
+            bail!("the number of rings is {rings}, but must be 1, 2, 4, 8 or 16");
         }
         if self.timeout.is_zero() || self.timeout > Duration::from_secs(30) {
             bail!(
@@ -191,15 +211,12 @@ impl Builder {
             .as_deref_mut()
             .context("the BPF object has no options")?;
         rodata.nr_cpus = topology.nr_cpus;
+        rodata.nr_rings = self.nr_rings(topology);
         rodata.agent_cpu = agent_cpu as i32;
         rodata.slice_ns = self.slice.as_nanos() as u64;
         rodata.builtin_idle = self.builtin_idle;
         rodata.exit_dump_len = dump_len;
 
-        open.maps
-            .queued
-            .set_max_entries(RING_BYTES)
-            .context("cannot size the ring")?;
         open.maps
             .mailboxes
             .set_max_entries(topology.nr_cpus)
@@ -273,37 +290,55 @@ fn with_libbpf<T>(step: &str, run: impl FnOnce() -> libbpf_rs::Result<T>) -> Res
 /// The mapped memory. It must outlive every pointer into it, so it is dropped last.
 #[derive(Debug)]
 struct Mappings {
-    ring_consumer: Mapping,
-    ring_data: Mapping,
+    rings: Vec<MappedRing>,
     mailboxes: Mapping,
     shared_mailbox: Mapping,
     cpus: Arc<Mapping>,
+    idle_cpus: Mapping,
     control: Mapping,
     exit_record: Mapping,
 }
 
+/// A ring, mapped as the kernel's `ringbuf_map_mmap_kern()` allows it: only the consumer page may be written.
+#[derive(Debug)]
+struct MappedRing {
+    consumer: Mapping,
+    /// The producer page and the data.
+    data: Mapping,
+}
+
+impl MappedRing {
+    fn new(ring: BorrowedFd<'_>) -> Result<Self> {
+        let page = page_size();
+        let write = libc::PROT_READ | libc::PROT_WRITE;
+        let size = page + 2 * RING_BYTES as usize;
+        Ok(Self {
+            consumer: Mapping::new(ring, 0, page, write, "a ring's consumer page")?,
+            data: Mapping::new(ring, page as i64, size, libc::PROT_READ, "a ring's data")?,
+        })
+    }
+
+    fn ring(&self, nr_cpus: u32) -> Ring {
+        // SAFETY: the producer page comes first in this mapping, the data behind it.
+        let data = unsafe { self.data.start().add(page_size()) };
+        let memory = RingMemory {
+            consumer: self.consumer.start().cast(),
+            producer: self.data.start().cast(),
+            data,
+            size: u64::from(RING_BYTES),
+        };
+        // SAFETY: mapped as the ring's three pieces; `BpfScheduler` drops the ring before the mappings and makes one only.
+        unsafe { Ring::new(memory, nr_cpus) }
+    }
+}
+
 impl Mappings {
-    fn new(skel: &MetronomeSkel<'_>, nr_cpus: usize) -> Result<Self> {
-        let read = libc::PROT_READ;
+    fn new(skel: &MetronomeSkel<'_>, nr_cpus: usize, nr_rings: u32) -> Result<Self> {
         let write = libc::PROT_READ | libc::PROT_WRITE;
         let maps = &skel.maps;
-        let page = page_size();
         let mailbox = |slots: usize| size_of::<MailboxHead>() + slots * size_of::<Slot>();
         Ok(Self {
-            ring_consumer: Mapping::new(
-                maps.queued.as_fd(),
-                0,
-                page,
-                write,
-                "the ring's consumer page",
-            )?,
-            ring_data: Mapping::new(
-                maps.queued.as_fd(),
-                page as i64,
-                page + 2 * RING_BYTES as usize,
-                read,
-                "the ring's producer page and data",
-            )?,
+            rings: map_rings(skel, nr_rings)?,
             mailboxes: Mapping::new(
                 maps.mailboxes.as_fd(),
                 0,
@@ -325,6 +360,13 @@ impl Mappings {
                 write,
                 "the CPU states",
             )?),
+            idle_cpus: Mapping::new(
+                maps.idle_cpus.as_fd(),
+                0,
+                size_of::<IdleMask>(),
+                write,
+                "the idle CPUs",
+            )?,
             control: Mapping::new(
                 maps.control.as_fd(),
                 0,
@@ -344,20 +386,23 @@ impl Mappings {
 
     fn touch(&self) {
         let Self {
-            ring_consumer,
-            ring_data,
+            rings,
             mailboxes,
             shared_mailbox,
             cpus,
+            idle_cpus,
             control,
             exit_record,
         } = self;
+        for MappedRing { consumer, data } in rings {
+            consumer.touch();
+            data.touch();
+        }
         for mapping in [
-            ring_consumer,
-            ring_data,
             mailboxes,
             shared_mailbox,
             cpus,
+            idle_cpus,
             control,
             exit_record,
         ] {
@@ -367,26 +412,18 @@ impl Mappings {
 
     /// The two sides' memory as the core wants it.
     fn shared(&self, nr_cpus: u32, agent_cpu: u32) -> Shared {
-        // SAFETY: the producer page comes first in this mapping, the data behind it.
-        let data = unsafe { self.ring_data.start().add(page_size()) };
-        let ring = RingMemory {
-            consumer: self.ring_consumer.start().cast(),
-            producer: self.ring_data.start().cast(),
-            data,
-            size: u64::from(RING_BYTES),
-        };
-        // SAFETY: mapped as the ring's three pieces; `BpfScheduler` drops the ring before the mappings and makes one only.
-        let ring = unsafe { Ring::new(ring, nr_cpus) };
         let memory = SharedMemory {
             mailboxes: self.mailboxes.start(),
             shared_mailbox: self.shared_mailbox.start(),
             cpus: self.cpus.start().cast(),
+            idle: self.idle_cpus.start().cast(),
             control: self.control.start().cast(),
             nr_cpus,
             agent_cpu,
         };
+        let rings = self.rings.iter().map(|ring| ring.ring(nr_cpus));
         // SAFETY: arrays of `nr_cpus` elements of a freshly loaded object; dropped before the mappings.
-        unsafe { Shared::new(memory, ring) }
+        unsafe { Shared::new(memory, rings) }
     }
 
     fn exit_record(&self) -> &ExitRecord {
@@ -395,6 +432,30 @@ impl Mappings {
         // only once `kind` has been seen.
         unsafe { at.as_ref() }
     }
+}
+
+/// Makes the rings beside the first, which the object has, and maps all.
+fn map_rings(skel: &MetronomeSkel<'_>, nr_rings: u32) -> Result<Vec<MappedRing>> {
+    let mut rings = vec![MappedRing::new(skel.maps.ring.as_fd())?];
+    for index in 1..nr_rings {
+        let options = libbpf_sys::bpf_map_create_opts {
+            sz: size_of::<libbpf_sys::bpf_map_create_opts>() as _,
+            ..Default::default()
+        };
+        let ring = MapHandle::create(MapType::RingBuf, Some("ring"), 0, 0, RING_BYTES, &options)
+            .context("cannot make a ring")?;
+        let fd = ring.as_fd().as_raw_fd();
+        skel.maps
+            .queued
+            .update(
+                &index.to_ne_bytes(),
+                &(fd as u32).to_ne_bytes(),
+                MapFlags::ANY,
+            )
+            .context("cannot hand the kernel side a ring")?;
+        rings.push(MappedRing::new(ring.as_fd())?);
+    }
+    Ok(rings)
 }
 
 /// A scheduler whose policy runs here, attached to the kernel.
@@ -468,8 +529,13 @@ impl<'a> BpfScheduler<'a> {
             .attach(object)
     }
 
-    fn start(skel: MetronomeSkel<'a>, topology: &Topology, agent_cpu: u32) -> Result<Self> {
-        let mappings = Mappings::new(&skel, topology.nr_cpus as usize)?;
+    fn start(
+        skel: MetronomeSkel<'a>,
+        topology: &Topology,
+        agent_cpu: u32,
+        nr_rings: u32,
+    ) -> Result<Self> {
+        let mappings = Mappings::new(&skel, topology.nr_cpus as usize, nr_rings)?;
         let shared = Box::new(mappings.shared(topology.nr_cpus, agent_cpu));
         let place = Place::take(agent_cpu)?;
         let mut scheduler = Self {
@@ -627,7 +693,7 @@ impl<'a> BpfScheduler<'a> {
     }
 
     fn ring_is_bad(&self) -> bool {
-        let counts = self.shared.ring().counts();
+        let counts = self.shared.ring_counts();
         counts.refused != 0 || counts.resyncs != 0
     }
 

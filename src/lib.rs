@@ -63,8 +63,9 @@
 //!
 //! # Features
 //!
-//! `kernel` (default): everything that needs std or libbpf. Without it the crate is the core: `no_std`, no `alloc`.
-#![cfg_attr(not(feature = "kernel"), no_std)]
+//! - `kernel` (default): everything that needs std or libbpf. Without it the crate is the core: `no_std`, no `alloc`.
+//! - `sim`: a simulated kernel to test policies on ([`sim`]). Needs std.
+#![cfg_attr(not(any(feature = "kernel", feature = "sim")), no_std)]
 
 pub mod abi;
 pub mod mailbox;
@@ -72,6 +73,9 @@ pub mod policy;
 pub mod queue;
 pub mod ring;
 pub mod shared;
+#[cfg(feature = "sim")]
+pub mod sim;
+pub mod stats;
 pub mod task;
 pub mod turn;
 
@@ -101,8 +105,6 @@ mod kernel;
 pub mod memory;
 #[cfg(feature = "kernel")]
 mod preflight;
-#[cfg(feature = "kernel")]
-pub mod stats;
 #[cfg(feature = "kernel")]
 mod thread;
 #[cfg(feature = "kernel")]

@@ -69,6 +69,19 @@ pub struct RingCounts {
     pub resyncs: u64,
 }
 
+impl RingCounts {
+    /// The sum of two rings' counts.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            discarded: self.discarded + other.discarded,
+            refused: self.refused + other.refused,
+            last_refused: other.last_refused.or(self.last_refused),
+            resyncs: self.resyncs + other.resyncs,
+        }
+    }
+}
+
 /// The consumer side of one ring. There must be no other.
 #[derive(Debug)]
 pub struct Ring {
@@ -165,7 +178,8 @@ impl Ring {
         if waiting == 0 {
             return (Item::Nothing, 0);
         }
-        if waiting > self.memory.size
+        // __bpf_ringbuf_reserve() never fills the last byte.
+        if waiting >= self.memory.size
             || !waiting.is_multiple_of(HEADER)
             || !self.position.is_multiple_of(HEADER)
         {

@@ -1,4 +1,4 @@
-//! The memory between the two sides as one thing: the ring, the mailboxes, what the CPUs publish, and the kick list.
+//! The memory between the two sides as one thing: the rings, the mailboxes, what the CPUs publish, and the kick list.
 //!
 //! # Who needs a kick
 //! A decision in a mailbox is found when its CPU next looks for work. A CPU that is idle does not look until it is kicked,
@@ -9,6 +9,13 @@
 //! wake-up (Dekker's argument): we publish the decision, pass a full barrier, and read `idle_seq`; the CPU adds to
 //! `idle_seq`, a full barrier, and looks into its mailboxes once more (`publish_idle()` in `bpf/metronome.bpf.c`). Either
 //! we see the new value and kick, or the CPU sees the decision.
+//!
+//! A bit per CPU says the same in less space, so that the search for an idle CPU costs 16 words and not 1,024 cache lines. It
+//! is set before `idle_seq` is made odd, so the argument holds for it as well.
+//!
+//! # Why several rings
+//! A ring has one spinlock, which all CPUs that enqueue take in turn. Each task belongs to one ring by its id, so that its
+//! records stay in order; between tasks there is no order to keep.
 #![deny(clippy::indexing_slicing)]
 
 use core::ptr::NonNull;
@@ -17,10 +24,11 @@ use core::sync::atomic::{Ordering, fence};
 use heapless::Vec;
 
 use crate::abi::{
-    Control, CpuState, DECISION_ANY_CPU, MAILBOX_SLOTS, MAX_CPUS, SHARED_MAILBOX_SLOTS,
+    Control, CpuState, DECISION_ANY_CPU, IdleMask, MAILBOX_SLOTS, MAX_CPUS, MAX_RINGS,
+    SHARED_MAILBOX_SLOTS,
 };
 use crate::mailbox::{Decision, Full, Mailbox};
-use crate::ring::Ring;
+use crate::ring::{Ring, RingCounts};
 use crate::task::{DispatchedTask, QueuedTask, RL_CPU_ANY};
 
 /// Where the mapped arrays are.
@@ -32,6 +40,8 @@ pub struct SharedMemory {
     pub shared_mailbox: NonNull<u8>,
     /// One state for each CPU, in a row.
     pub cpus: NonNull<CpuState>,
+    /// A bit for each CPU that is idle.
+    pub idle: NonNull<IdleMask>,
     /// The control page.
     pub control: NonNull<Control>,
     /// How many CPUs there are: the bound of their numbers.
@@ -52,7 +62,9 @@ struct Cpu {
 #[derive(Debug)]
 pub struct Shared {
     memory: SharedMemory,
-    ring: Ring,
+    rings: Vec<Ring, MAX_RINGS>,
+    /// The ring that is looked at first next time.
+    next_ring: usize,
     shared_mailbox: Mailbox,
     cpus: Vec<Cpu, MAX_CPUS>,
     /// CPUs that got mail since the last flush.
@@ -70,12 +82,12 @@ pub struct Shared {
 unsafe impl Send for Shared {}
 
 impl Shared {
-    /// Takes over the mapped memory of one loaded object.
+    /// Takes over the mapped memory of one loaded object, and its rings, of which those beyond [`MAX_RINGS`] are ignored.
     ///
     /// # Safety
     /// Until this is dropped, `memory` must describe live, writable mappings of the arrays of one loaded object, never
     /// used before: `nr_cpus` mailboxes and states, `nr_cpus` at most [`MAX_CPUS`].
-    pub unsafe fn new(memory: SharedMemory, ring: Ring) -> Self {
+    pub unsafe fn new(memory: SharedMemory, rings: impl IntoIterator<Item = Ring>) -> Self {
         // SAFETY: the layout is that of `struct shared_mailbox`, by the caller's word.
         let shared_mailbox = unsafe { Mailbox::new(memory.shared_mailbox, SHARED_MAILBOX_SLOTS) };
         let mut cpus = Vec::new();
@@ -98,7 +110,8 @@ impl Shared {
         }
         Self {
             memory,
-            ring,
+            rings: rings.into_iter().take(MAX_RINGS).collect(),
+            next_ring: 0,
             shared_mailbox,
             cpus,
             mailed: Vec::new(),
@@ -109,9 +122,10 @@ impl Shared {
         }
     }
 
-    /// The ring, to read its counts.
-    pub fn ring(&self) -> &Ring {
-        &self.ring
+    /// What the rings have seen besides tasks.
+    pub fn ring_counts(&self) -> RingCounts {
+        let sum = |sum: RingCounts, ring: &Ring| sum.plus(ring.counts());
+        self.rings.iter().fold(RingCounts::default(), sum)
     }
 
     /// How many CPUs there are: the bound of their numbers.
@@ -124,14 +138,29 @@ impl Shared {
         self.memory.agent_cpu
     }
 
-    /// Hands each waiting task to `each`; see [`Ring::drain`].
-    pub fn drain(&mut self, limit: usize, each: impl FnMut(&QueuedTask)) -> usize {
-        self.ring.drain(limit, each)
+    /// Hands waiting tasks to `each`, at most `limit` of them; see [`Ring::drain`]. The rings take turns in being first.
+    pub fn drain(&mut self, limit: usize, mut each: impl FnMut(&QueuedTask)) -> usize {
+        let mut taken = 0;
+        for _ in 0..self.rings.len() {
+            if taken == limit {
+                break;
+            }
+            if let Some(ring) = self.rings.get_mut(self.next_ring) {
+                taken += ring.drain(limit - taken, &mut each);
+            }
+            self.next_ring += 1;
+            if self.next_ring >= self.rings.len() {
+                self.next_ring = 0;
+            }
+        }
+        taken
     }
 
-    /// Takes one waiting task; see [`Ring::dequeue`].
+    /// Takes one waiting task by value.
     pub fn dequeue(&mut self) -> Option<QueuedTask> {
-        self.ring.dequeue()
+        let mut dequeued = None;
+        self.drain(1, |task| dequeued = Some(*task));
+        dequeued
     }
 
     /// Puts a decision into the mailbox where it belongs: of the CPU it names, or of all. A pinned task goes to its own
@@ -184,15 +213,22 @@ impl Shared {
     /// An idle CPU with no mail that has not been promised a kick since it became idle: `prefer` if it is one, else any.
     ///
     /// # Cost
-    /// One load for each CPU, of lines that change only when a CPU goes idle or stops being so.
+    /// A load for every 64 CPUs if none is idle; more for each that is idle but promised.
     pub fn idle_cpu(&mut self, prefer: i32) -> Option<u32> {
-        if self.is_free(prefer as u32) {
-            return Some(prefer as u32);
+        let prefer = prefer as u32;
+        if self.idle_word(prefer / 64) >> (prefer % 64) & 1 == 1 && self.is_free(prefer) {
+            return Some(prefer);
         }
-        let nr_cpus = self.memory.nr_cpus;
-        for step in 0..nr_cpus {
-            let cpu = (self.cursor + step) % nr_cpus;
-            if self.is_free(cpu) {
+        let words = self.memory.nr_cpus.div_ceil(64);
+        let start = self.cursor % self.memory.nr_cpus;
+        for step in 0..=words {
+            let at = (start / 64 + step) % words;
+            let mut idle = self.idle_word(at);
+            // The first word is looked at twice: from the cursor on, and last what is before it.
+            if step == 0 {
+                idle &= u64::MAX << (start % 64);
+            }
+            if let Some(cpu) = self.first_free(at, idle) {
                 self.cursor = cpu + 1;
                 return Some(cpu);
             }
@@ -200,9 +236,24 @@ impl Shared {
         None
     }
 
-    /// Whether any CPU is idle, promised or not. Same cost as [`idle_cpu`](Self::idle_cpu).
+    /// Of the idle CPUs in a word, the first that is free.
+    fn first_free(&self, at: u32, mut idle: u64) -> Option<u32> {
+        while idle != 0 {
+            let cpu = at * 64 + idle.trailing_zeros();
+            if self.is_free(cpu) {
+                return Some(cpu);
+            }
+            idle &= idle - 1;
+        }
+        None
+    }
+
+    /// Whether any CPU is idle, promised or not.
+    ///
+    /// # Cost
+    /// A load for every 64 CPUs.
     pub fn any_idle(&self) -> bool {
-        (0..self.memory.nr_cpus).any(|cpu| self.idle_seq(cpu) & 1 == 1)
+        (0..self.memory.nr_cpus.div_ceil(64)).any(|at| self.idle_word(at) != 0)
     }
 
     /// Ends a turn: beats the heart, and writes the list of CPUs to kick. Returns how many there are; if any, the caller
@@ -272,6 +323,16 @@ impl Shared {
             .map_or(0, |state| state.idle_seq.load(Ordering::Relaxed))
     }
 
+    /// A bit for each of 64 CPUs; none of those that do not exist.
+    fn idle_word(&self, at: u32) -> u64 {
+        // SAFETY: live and aligned by the contract of `new`; all its fields are atomics.
+        let mask = unsafe { self.memory.idle.as_ref() };
+        // ORDERING: as idle_seq.
+        mask.words
+            .get(at as usize)
+            .map_or(0, |word| word.load(Ordering::Relaxed))
+    }
+
     fn state(&self, cpu: u32) -> Option<&CpuState> {
         (cpu < self.memory.nr_cpus).then(|| {
             // SAFETY: within the array, by the contract of `new`.
@@ -327,6 +388,7 @@ mod tests {
                 mailboxes: memory(CPUS as usize * 64 * (1 + MAILBOX_SLOTS)),
                 shared_mailbox: memory(64 * (1 + SHARED_MAILBOX_SLOTS)),
                 cpus: memory(CPUS as usize * size_of::<CpuState>()).cast(),
+                idle: memory(size_of::<IdleMask>()).cast(),
                 control: memory(size_of::<Control>()).cast(),
                 nr_cpus: CPUS,
                 agent_cpu: AGENT,
@@ -338,7 +400,7 @@ mod tests {
                 size: 4096,
             };
             // SAFETY: fresh memory of the sizes told, never freed.
-            let shared = unsafe { Shared::new(memory, Ring::new(ring, CPUS)) };
+            let shared = unsafe { Shared::new(memory, [Ring::new(ring, CPUS)]) };
             (Self { memory }, shared)
         }
 
@@ -347,6 +409,12 @@ mod tests {
             // SAFETY: within the array.
             let seq = unsafe { &self.memory.cpus.add(cpu as usize).as_ref().idle_seq };
             let odd = seq.load(Ordering::Relaxed) & 1 == 1;
+            // SAFETY: live.
+            let word = unsafe { &self.memory.idle.as_ref().words[0] };
+            match idle {
+                true => word.fetch_or(1 << cpu, Ordering::Relaxed),
+                false => word.fetch_and(!(1 << cpu), Ordering::Relaxed),
+            };
             seq.fetch_add(if odd == idle { 2 } else { 1 }, Ordering::Relaxed);
         }
 

@@ -9,7 +9,7 @@ use std::hint;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread as std_thread;
 use std::time::{Duration, Instant};
@@ -31,7 +31,7 @@ use crate::policy::Policy;
 use crate::preflight;
 use crate::ring::{Ring, RingMemory};
 use crate::shared::{Shared, SharedMemory};
-use crate::stats::{Books, Snapshot, UserCounts, bump};
+use crate::stats::{Books, Snapshot};
 use crate::task::{DispatchedTask, QueuedTask};
 use crate::thread::{self, Place};
 use crate::topology::Topology;
@@ -285,6 +285,26 @@ fn with_libbpf<T>(step: &str, run: impl FnOnce() -> libbpf_rs::Result<T>) -> Res
         };
         anyhow::anyhow!("{step}: {error:#}{said}")
     })
+}
+
+/// What the scheduler thread counts. One writer, any number of readers.
+#[derive(Debug, Default)]
+struct UserCounts {
+    taken: AtomicU64,
+    sent: AtomicU64,
+    superseded: AtomicU64,
+    waiting: AtomicU64,
+    syscalls: AtomicU64,
+    /// Page faults of the scheduler thread before it began to schedule.
+    faults_at_start: AtomicU64,
+}
+
+/// Adds to a counter that has one writer: no locked instruction.
+fn bump(counter: &AtomicU64, by: u64) {
+    counter.store(
+        counter.load(Ordering::Relaxed).wrapping_add(by),
+        Ordering::Relaxed,
+    );
 }
 
 /// The mapped memory. It must outlive every pointer into it, so it is dropped last.
@@ -791,7 +811,7 @@ impl Watch {
     /// All counters.
     pub fn snapshot(&self) -> Snapshot {
         let count = |counter| self.count(counter);
-        let user = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        let user = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Snapshot {
             queued: count(Counter::Queued),
             ring_full: count(Counter::RingFull),

@@ -40,6 +40,10 @@ struct Options {
     #[arg(long)]
     no_builtin_idle: bool,
 
+    /// Rings that carry tasks to user space: 1, 2, 4, 8 or 16 [default: one for each 16 CPUs]
+    #[arg(long, value_name = "RINGS")]
+    rings: Option<u32>,
+
     /// Have the kernel throw the scheduler out when a runnable task has waited this long, in ms
     #[arg(long, value_name = "MS", default_value_t = 5_000, value_parser = clap::value_parser!(u64).range(1..=30_000))]
     timeout_ms: u64,
@@ -67,17 +71,20 @@ fn seconds(text: &str) -> Result<Duration, String> {
 
 impl Options {
     fn builder(&self) -> Builder {
-        let builder = Builder::new()
+        let mut builder = Builder::new()
             .partial(self.partial)
             .debug(self.verbose)
             .builtin_idle(!self.no_builtin_idle)
             .exit_dump_len(self.exit_dump_len)
             .slice(Duration::from_micros(self.slice_us))
             .timeout(Duration::from_millis(self.timeout_ms));
-        match self.cpu {
-            Some(cpu) => builder.cpu(cpu),
-            None => builder,
+        if let Some(cpu) = self.cpu {
+            builder = builder.cpu(cpu);
         }
+        if let Some(rings) = self.rings {
+            builder = builder.rings(rings);
+        }
+        builder
     }
 }
 

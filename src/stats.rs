@@ -1,27 +1,6 @@
 //! What both sides count, added up.
 
 use core::fmt;
-use core::sync::atomic::{AtomicU64, Ordering};
-
-/// What the scheduler thread counts. One writer, any number of readers.
-#[derive(Debug, Default)]
-pub struct UserCounts {
-    pub(crate) taken: AtomicU64,
-    pub(crate) sent: AtomicU64,
-    pub(crate) superseded: AtomicU64,
-    pub(crate) waiting: AtomicU64,
-    pub(crate) syscalls: AtomicU64,
-    /// Page faults of the scheduler thread before it began to schedule.
-    pub(crate) faults_at_start: AtomicU64,
-}
-
-/// Adds to a counter that has one writer: no locked instruction.
-pub(crate) fn bump(counter: &AtomicU64, by: u64) {
-    counter.store(
-        counter.load(Ordering::Relaxed).wrapping_add(by),
-        Ordering::Relaxed,
-    );
-}
 
 /// All counters at one moment. They are read one after the other, so sums hold exactly only after the end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -12,7 +12,7 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -226,16 +226,26 @@ impl Drop for Load {
     }
 }
 
-/// Threads of this process that always want to run.
-fn with_spinners<T>(number: usize, run: impl FnOnce() -> T) -> T {
+/// Threads of this process that do `work` over and over for as long as `run` takes.
+fn with_threads<T>(number: usize, work: fn(), run: impl FnOnce() -> T) -> T {
+    /// Also when `run` panics: the scope waits for the threads.
+    struct Stop<'a>(&'a AtomicBool);
+    impl Drop for Stop<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
+        let _stop = Stop(&stop);
         for _ in 0..number {
-            scope.spawn(|| while !stop.load(Ordering::Relaxed) {});
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    work();
+                }
+            });
         }
-        let result = run();
-        stop.store(true, Ordering::Relaxed);
-        result
+        run()
     })
 }
 
@@ -468,6 +478,35 @@ fn the_scheduler_thread_of_a_saturated_machine_neither_faults_nor_allocates_and_
     );
 }
 
+/// Every call of sched_yield() is a question to user space.
+#[test]
+fn a_million_decisions_cost_the_scheduler_thread_neither_a_fault_nor_an_allocation() {
+    const DECISIONS: u64 = 1_000_000;
+    let mut scheduler = Scheduler::start("scx_metronome", &["--stats", "1"]);
+    let mut lines = BufReader::new(scheduler.child.stdout.take().unwrap()).lines();
+    let start = Instant::now();
+    let mut decided = 0;
+    let mut last = HashMap::new();
+    with_threads(2 * cpus(), thread::yield_now, || {
+        while decided < DECISIONS {
+            last = numbers(&lines.next().unwrap().unwrap());
+            decided += last["dispatched"];
+            assert!(
+                start.elapsed() < Duration::from_secs(600),
+                "{decided} decisions"
+            );
+        }
+    });
+    let seconds = start.elapsed().as_secs();
+    println!(
+        "{decided} decisions in {seconds} s, {} faults, {} allocations",
+        last["faults"], last["allocations"]
+    );
+    assert_eq!((last["faults"], last["allocations"]), (0, 0));
+    scheduler.signal(libc::SIGINT);
+    assert!(scheduler.child.wait().unwrap().success());
+}
+
 /// Time that each CPU has been idle, in ticks of 10 ms.
 fn idle_ticks() -> Vec<u64> {
     read("/proc/stat")
@@ -492,16 +531,20 @@ fn no_cpu_is_idle_while_tasks_wait() {
     ] {
         let scheduler = Scheduler::start(scheduler, args);
         let window = Duration::from_secs(4);
-        let idle: Vec<u64> = with_spinners(2 * cpus(), || {
-            thread::sleep(Duration::from_millis(500));
-            let before = idle_ticks();
-            thread::sleep(window);
-            idle_ticks()
-                .iter()
-                .zip(before)
-                .map(|(after, before)| after - before)
-                .collect()
-        });
+        let idle: Vec<u64> = with_threads(
+            2 * cpus(),
+            || {},
+            || {
+                thread::sleep(Duration::from_millis(500));
+                let before = idle_ticks();
+                thread::sleep(window);
+                idle_ticks()
+                    .iter()
+                    .zip(before)
+                    .map(|(after, before)| after - before)
+                    .collect()
+            },
+        );
         scheduler.stop(libc::SIGINT).assert_clean();
         println!("idle ticks of 10 ms in {window:?}: {idle:?}");
         // The last CPU is the scheduler's.

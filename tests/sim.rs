@@ -4,8 +4,14 @@
 
 use proptest::collection::vec;
 use proptest::prelude::*;
+#[cfg(feature = "kernel")]
+use scx_metronome::memory::{self, CountingAllocator};
 use scx_metronome::policy::deadline::Deadline;
 use scx_metronome::sim::{Config, Event, Sim, TASKS};
+
+#[cfg(feature = "kernel")]
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 type Machine = Sim<Deadline<TASKS>>;
 
@@ -111,4 +117,35 @@ fn an_idle_machine_is_never_left_idle_while_a_task_waits() {
     }
     sim.apply(Event::Turn);
     assert_eq!((sim.running().count(), sim.waiting()), (199, 201));
+}
+
+#[cfg(feature = "kernel")]
+#[test]
+fn turns_do_not_allocate() {
+    let mut sim = machine(Config {
+        nr_tasks: 200,
+        builtin_idle: false,
+        ..Config::default()
+    });
+    let allocations_of = |run: &mut dyn FnMut()| {
+        let before = memory::sealed_allocations();
+        let seal = memory::seal();
+        run();
+        drop(seal);
+        memory::sealed_allocations() - before
+    };
+    assert_eq!(
+        allocations_of(&mut || drop(std::hint::black_box(Box::new(1)))),
+        1,
+        "they are counted"
+    );
+    let mut decided = 0;
+    for round in 0..2_000 {
+        sim.apply(Event::Wake(round));
+        sim.apply(Event::SliceEnds(round));
+        let allocated = allocations_of(&mut || decided += sim.turn().handed_out);
+        assert_eq!(allocated, 0, "turn {round}");
+        sim.answer_kicks();
+    }
+    assert!(decided > 1_000, "{decided}");
 }

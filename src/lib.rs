@@ -31,7 +31,7 @@
 //!    only talk about it: what is said late, twice or not at all delays a task but cannot lose it.
 //! 4. **No stale decision.** A decision names a task by dense id and generation; the kernel side checks both.
 //! 5. **No blind trust.** What is read from shared memory is an allegation until one function has checked it
-//!    ([`QueuedTask::check`]). No byte pattern causes undefined behaviour, a panic or an endless loop.
+//!    ([`QueuedTask::from_record`]). No byte pattern causes undefined behaviour, a panic or an endless loop.
 //! 6. **Fail open.** A task whose decision does not come is run without it, in the order of the deadlines that user space
 //!    gave last. When the process dies, the kernel's default scheduler takes over.
 //!

@@ -37,7 +37,7 @@ use core::mem::size_of;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use crate::task::{BadRecord, QueuedTask};
+use crate::task::{BadRecord, QueuedTask, Record};
 
 const BUSY: u32 = 1 << 31;
 const DISCARD: u32 = 1 << 30;
@@ -200,9 +200,8 @@ impl Ring {
         if payload != size_of::<QueuedTask>() as u64 {
             return (Item::Bad(BadRecord::Length), total);
         }
-        let task = self.payload();
-        match task.check(self.nr_cpus) {
-            Ok(()) => (Item::Task(task), total),
+        match QueuedTask::from_record(self.payload(), self.nr_cpus) {
+            Ok(task) => (Item::Task(task), total),
             Err(bad) => (Item::Bad(bad), total),
         }
     }
@@ -226,12 +225,11 @@ impl Ring {
     }
 
     /// The payload behind the header; only once that was found published, with the length of a task.
-    fn payload(&self) -> &QueuedTask {
+    fn payload(&self) -> &Record {
         // SAFETY: the offset is below `size`, so that header and payload end within the `2 * size` bytes mapped.
-        let at =
-            unsafe { self.memory.data.add(self.offset() + HEADER as usize) }.cast::<QueuedTask>();
-        // SAFETY: mapped and aligned to 8; any bytes are a valid QueuedTask (integers only); the kernel does not write a
-        // published record until our position has passed it, for which `&mut self` is needed.
+        let at = unsafe { self.memory.data.add(self.offset() + HEADER as usize) }.cast::<Record>();
+        // SAFETY: mapped and aligned to 8; the kernel does not write a published record until our position has passed it,
+        // for which `&mut self` is needed.
         unsafe { at.as_ref() }
     }
 
@@ -305,9 +303,7 @@ mod tests {
         }
 
         fn push(&mut self, task: &QueuedTask) {
-            // SAFETY: a QueuedTask is 15 words of integers without padding.
-            let words: [u64; 15] = unsafe { core::mem::transmute_copy(task) };
-            self.reserve(120, &words);
+            self.reserve(120, task.as_record());
         }
     }
 

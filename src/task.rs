@@ -1,12 +1,15 @@
 //! A task as the policy sees it: what the kernel says of one that waits, and what user space decides about it.
 //!
-//! A [`QueuedTask`] is never built from parts: it is a record of the ring that passed [`QueuedTask::check`]. Until then its
-//! bytes are an allegation.
+//! A [`QueuedTask`] is never built from parts: [`QueuedTask::from_record`] makes it of a [`Record`] of the ring, having
+//! checked it. Until then its bytes are an allegation.
 
 use crate::abi::{DECISION_ANY_CPU, MAX_TASKS, RECORD_QUEUED};
 
 /// For [`DispatchedTask::flags`]: the task runs on the first CPU that becomes available.
 pub const RL_CPU_ANY: u64 = DECISION_ANY_CPU;
+
+/// The words of a record as they lie in the ring: an allegation.
+pub type Record = [u64; size_of::<QueuedTask>() / size_of::<u64>()];
 
 /// A task that waits for a CPU, as the kernel described it when it was enqueued.
 ///
@@ -68,11 +71,26 @@ pub enum BadRecord {
 }
 
 impl QueuedTask {
-    /// Turns an allegation into a task, or says why not.
+    /// Turns an allegation into a task, in place, or says why not. `nr_cpus` is the bound of CPU numbers.
     ///
     /// # Cost
-    /// Five comparisons.
-    pub fn check(&self, nr_cpus: u32) -> Result<(), BadRecord> {
+    /// Five comparisons. No copy.
+    pub fn from_record(record: &Record, nr_cpus: u32) -> Result<&Self, BadRecord> {
+        let record: *const Record = record;
+        // SAFETY: of the same size and alignment, shared for as long, and any bytes are valid: there are integers only.
+        let task = unsafe { &*record.cast::<Self>() };
+        task.check(nr_cpus)?;
+        Ok(task)
+    }
+
+    /// The words that the task was made of.
+    pub fn as_record(&self) -> &Record {
+        let task: *const Self = self;
+        // SAFETY: of the same size and alignment, shared for as long, and without padding.
+        unsafe { &*task.cast::<Record>() }
+    }
+
+    fn check(&self, nr_cpus: u32) -> Result<(), BadRecord> {
         if self.kind != RECORD_QUEUED {
             return Err(BadRecord::Kind);
         }
@@ -166,6 +184,12 @@ impl DispatchedTask {
         }
     }
 }
+
+// `Record` and `QueuedTask` lie over one another; abi.rs and the C side assert where each field is, so that there is no hole.
+const _: () = {
+    assert!(size_of::<Record>() == size_of::<QueuedTask>());
+    assert!(align_of::<Record>() == align_of::<QueuedTask>());
+};
 
 #[cfg(test)]
 mod tests {

@@ -64,6 +64,9 @@ struct {
 	.values = { [0] = &ring },
 };
 
+/* Puts the layout of its records into the object's BTF, where a test of user space looks for it. */
+static const struct queued_task *const record_layout __attribute__((used));
+
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);

@@ -1,7 +1,7 @@
 //! What records look like on a real kernel: a first-in first-out scheduler that keeps a record of every sort it meets, and
-//! prints each as a line of hex when it ends, by a signal or because it has seen as many sorts as were asked for.
+//! prints each as a line of hex when it ends: by a signal, or because it has seen as many sorts as were asked for.
 //!
-//! `fuzz/corpus` makes the fuzzers' first inputs of them.
+//! `fuzz/corpus-from-kernels` makes the fuzzers' first inputs of them.
 
 use std::collections::HashSet;
 use std::mem::MaybeUninit;
@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use scx_metronome::task::Record;
 use scx_metronome::{BpfScheduler, DispatchedTask, QueuedTask, RL_CPU_ANY};
 
-/// What makes two records differ in sort: how they were enqueued, what their tasks may do and have done, and who they are.
+/// What makes two records differ in sort: how they were enqueued, and what their tasks may do and have done.
 fn sort(task: &QueuedTask) -> impl Eq + std::hash::Hash + use<> {
     let history = [
         task.start_ts,
@@ -23,9 +23,7 @@ fn sort(task: &QueuedTask) -> impl Eq + std::hash::Hash + use<> {
         task.flags,
         task.weight,
         task.nr_cpus_allowed,
-        task.pid == task.tgid,
         history.map(|value| value == 0),
-        task.comm_str().get(..4).map(str::to_owned),
     )
 }
 

@@ -1,13 +1,16 @@
 //! The mirror of `bpf/abi.h`: what user space and the kernel side share.
 //!
-//! Sizes and offsets are asserted here and there at compile time. Words that the other side may change at any moment are
-//! `Atomic*`; the record of the ring is not, because the kernel leaves it alone from the moment it is published until the
-//! consumer position has passed it.
+//! Sizes and offsets are asserted here and there at compile time, and a test compares each field and number with the compiled
+//! BPF object. Words that the other side may change at any moment are `Atomic*`; the record of the ring is not, because the
+//! kernel leaves it alone from the moment it is published until the consumer position has passed it.
 
 use core::mem::{offset_of, size_of};
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
 use crate::task::QueuedTask;
+
+#[cfg(all(test, feature = "kernel"))]
+mod layout;
 
 /// CPUs are numbered below this.
 pub const MAX_CPUS: usize = 1024;

@@ -74,7 +74,7 @@ impl QueuedTask {
     /// Turns an allegation into a task, in place, or says why not. `nr_cpus` is the bound of CPU numbers.
     ///
     /// # Cost
-    /// Five comparisons. No copy.
+    /// Six comparisons. No copy.
     pub fn from_record(record: &Record, nr_cpus: u32) -> Result<&Self, BadRecord> {
         let record: *const Record = record;
         // SAFETY: of the same size and alignment, shared for as long, and any bytes are valid: there are integers only.
@@ -97,7 +97,7 @@ impl QueuedTask {
         if self.id as usize >= MAX_TASKS {
             return Err(BadRecord::Id);
         }
-        if self.cpu as u32 >= nr_cpus {
+        if !u32::try_from(self.cpu).is_ok_and(|cpu| cpu < nr_cpus) {
             return Err(BadRecord::Cpu);
         }
         if !(1..=10_000).contains(&self.weight) {
@@ -212,7 +212,12 @@ mod tests {
             Err(BadRecord::Id)
         );
         assert_eq!(QueuedTask { cpu: 4, ..good }.check(4), Err(BadRecord::Cpu));
-        assert_eq!(QueuedTask { cpu: -1, ..good }.check(4), Err(BadRecord::Cpu));
+        for nr_cpus in [4, u32::MAX] {
+            assert_eq!(
+                QueuedTask { cpu: -2, ..good }.check(nr_cpus),
+                Err(BadRecord::Cpu)
+            );
+        }
         assert_eq!(
             QueuedTask { weight: 0, ..good }.check(4),
             Err(BadRecord::Weight)

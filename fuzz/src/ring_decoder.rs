@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use scx_metronome::ring::{Ring, RingCounts, RingMemory};
 
-use crate::task_decode::{BYTES, bytes_of, is_legal};
+use super::task_decode::{BYTES, bytes_of, is_legal};
 
 /// A ring and what happens to it. As bytes, little-endian:
 ///

@@ -1,0 +1,48 @@
+//! The committed corpus of the fuzz targets, through the same functions: what was found once stays found.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::fs;
+use std::path::Path;
+
+#[path = "../fuzz/src/lib.rs"]
+#[allow(
+    dead_code,
+    unreachable_pub,
+    missing_docs,
+    reason = "a library elsewhere"
+)]
+mod fuzz;
+use fuzz::{ring_decoder, task_decode};
+
+/// Runs each input of a target, and each of them cut short and with a byte turned.
+fn run(target: &str, run: fn(&[u8])) {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("fuzz/corpus")
+        .join(target);
+    let inputs: Vec<_> = fs::read_dir(directory).unwrap().collect();
+    assert!(inputs.len() > 10, "the corpus is there");
+    for input in inputs {
+        let path = input.unwrap().path();
+        println!("{}", path.display());
+        let mut bytes = fs::read(path).unwrap();
+        run(&bytes);
+        for length in 0..bytes.len() {
+            run(&bytes[..length]);
+        }
+        for at in 0..bytes.len() {
+            bytes[at] = !bytes[at];
+            run(&bytes);
+            bytes[at] = !bytes[at];
+        }
+    }
+}
+
+#[test]
+fn the_ring_reads_what_a_model_reads() {
+    run("ring_decoder", ring_decoder::run);
+}
+
+#[test]
+fn a_record_is_a_task_if_each_field_is_in_range() {
+    run("task_decode", task_decode::run);
+}

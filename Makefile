@@ -1,6 +1,6 @@
 # The table of contents: `make` lists what there is.
 
-.PHONY: help setup demo test lint unit kernel-test clean
+.PHONY: help setup demo test lint unit kernel-test sanitize fuzz corpus clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -28,6 +28,15 @@ unit: setup ## tests that need no kernel of their own
 kernel-test: setup ## tests on booted kernels
 	cargo build --release --workspace --bins --examples
 	vm/test
+
+sanitize: setup ## the tests that need no kernel under the address sanitizer, and the ring under the thread sanitizer
+	tests/sanitize
+
+fuzz: setup ## any bytes into what reads shared memory, SECONDS=60 for each target
+	fuzz/run $(SECONDS)
+
+corpus: setup ## the fuzzers' first inputs anew, from the oldest and the newest kernel
+	fuzz/corpus-from-kernels
 
 clean: ## removes what was built; fetched kernels stay
 	cargo clean --release

@@ -1,5 +1,5 @@
 //! Writes the corpus of both decoders from records, a line of hex each on stdin: as they are, and in rings in every state
-//! that the kernel leaves them in.
+//! that the kernel leaves them in. And that of a turn: what happens on a busy machine, of several kinds.
 
 use std::fs;
 use std::io;
@@ -21,10 +21,13 @@ fn main() -> io::Result<()> {
         .map(|line| parse(&line?))
         .collect::<io::Result<_>>()?;
     for (i, record) in records.iter().enumerate() {
-        write("task_decode", i, record)?;
+        write("task_decode", "kernel", i, record)?;
     }
     for (i, ring) in rings(&records).iter().enumerate() {
-        write("ring_decoder", i, &ring.encode())?;
+        write("ring_decoder", "kernel", i, &ring.encode())?;
+    }
+    for (i, events) in turns().iter().enumerate() {
+        write("turn", "machine", i, events)?;
     }
     Ok(())
 }
@@ -37,12 +40,12 @@ fn parse(line: &str) -> io::Result<Record> {
         .ok_or_else(|| io::Error::other(format!("not {BYTES} bytes in hex: {line}")))
 }
 
-fn write(target: &str, number: usize, bytes: &[u8]) -> io::Result<()> {
+fn write(target: &str, kind: &str, number: usize, bytes: &[u8]) -> io::Result<()> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("corpus")
         .join(target);
     fs::create_dir_all(&directory)?;
-    fs::write(directory.join(format!("kernel-{number:02}")), bytes)
+    fs::write(directory.join(format!("{kind}-{number:02}")), bytes)
 }
 
 fn rings(records: &[Record]) -> Vec<Input> {
@@ -67,8 +70,8 @@ fn rings(records: &[Record]) -> Vec<Input> {
     for second in [given_up, busy, shorter, longer] {
         rings.push(ring(0, 7, &[a, second, c]));
     }
-    // Full to the last byte, and as much again in a second reading.
-    let mut full = ring(256, 6, &[a, b, c, a]);
+    // As full as can be, and as much again in a second reading.
+    let mut full = ring(256, 6, &[a, b, c]);
     full.further = full.ahead;
     rings.push(full.clone());
     // What a broken position looks like: not a multiple of 8, further than the ring is long, behind the reader.
@@ -105,4 +108,60 @@ fn ring(start: u64, size: u8, records: &[(u32, Record)]) -> Input {
         limit: 2,
         data,
     }
+}
+
+/// The first byte of the four that stand for an event.
+mod kind {
+    pub const WAKE: u8 = 0;
+    pub const SLEEP: u8 = 8;
+    pub const SLICE_ENDS: u8 = 11;
+    pub const EXIT: u8 = 16;
+    pub const SET_AFFINITY: u8 = 17;
+    pub const SET_WEIGHT: u8 = 18;
+    pub const TURN: u8 = 19;
+    pub const PASS: u8 = 26;
+    pub const HOLD: u8 = 27;
+    pub const RELEASE: u8 = 28;
+    pub const DISCARD: u8 = 29;
+    pub const SCRIBBLE: u8 = 30;
+    pub const MISPLACE: u8 = 31;
+}
+
+/// Machines with 3 and 71 CPUs, in which twice as many tasks as CPUs wake, run, and change in one way or another.
+fn turns() -> Vec<Vec<u8>> {
+    use kind::*;
+    let changes = [
+        (SLEEP, 0, 0),
+        (EXIT, 0, 0),
+        (SET_AFFINITY, 0b10, 0),
+        (SET_WEIGHT, 0x10, 0x27),
+        (HOLD, 0, 0),
+        (DISCARD, 0, 0),
+        (SCRIBBLE, 0x1c, 0),
+        (MISPLACE, 0x10, 0),
+    ];
+    let mut turns = vec![];
+    for (cpus, change) in [3_u8, 71]
+        .iter()
+        .flat_map(|cpus| changes.map(|change| (*cpus, change)))
+    {
+        let tasks = 2 * cpus;
+        let faults = u8::from(matches!(change.0, SCRIBBLE | MISPLACE));
+        let mut bytes = vec![cpus - 2, tasks - 1, cpus & 4, faults];
+        let mut happens = |kind, a, b, c| bytes.extend([kind, a, b, c]);
+        for task in 0..tasks {
+            happens(WAKE, task, 0, 0);
+        }
+        for round in 0..4 {
+            happens(TURN, 0, 0, 0);
+            happens(PASS, 0, 0, 4);
+            happens(change.0, round, change.1, change.2);
+            happens(SLICE_ENDS, round, 0, 0);
+            happens(SLEEP, round + 1, 0, 0);
+            happens(WAKE, round, 0, 0);
+            happens(RELEASE, 0, 0, 0);
+        }
+        turns.push(bytes);
+    }
+    turns
 }

@@ -150,7 +150,8 @@ impl<'a> Model<'a> {
         if waiting == 0 {
             return (Found::Nothing, self.position);
         }
-        let possible = waiting <= self.data.len() as u64
+        // A producer never fills the last byte.
+        let possible = waiting < self.data.len() as u64
             && producer.is_multiple_of(8)
             && self.position.is_multiple_of(8);
         if !possible {

@@ -138,6 +138,7 @@ fn each_structure_is_the_same_on_both_sides() {
                 counters
             })
         );
+        assert_eq!(layout_in(btf, "idle_mask"), layout!(IdleMask { words }));
         assert_eq!(
             layout_in(btf, "control"),
             layout!(Control {
@@ -192,7 +193,9 @@ fn a_mailbox_is_its_head_and_then_its_slots() {
 fn the_maps_have_the_sizes_that_are_mapped_and_numbered_here() {
     with_object(|skel, btf| {
         let maps = &skel.maps;
-        assert_eq!(maps.queued.max_entries(), RING_BYTES);
+        assert_eq!(maps.ring.max_entries(), RING_BYTES);
+        assert_eq!(maps.queued.max_entries() as usize, MAX_RINGS);
+        assert_eq!(maps.idle_cpus.value_size() as usize, size_of::<IdleMask>());
         assert_eq!(maps.free_ids.max_entries() as usize, MAX_TASKS);
         assert_eq!(maps.id_slots.max_entries() as usize, MAX_TASKS);
         assert_eq!(maps.control.value_size() as usize, size_of::<Control>());
@@ -268,6 +271,7 @@ fn each_macro_of_the_header_has_the_same_value_here() {
         ("NO_TASK", format!("{:#x}U", u32::MAX)),
         ("MAILBOX_SLOTS", format!("{MAILBOX_SLOTS}")),
         ("SHARED_MAILBOX_SLOTS", format!("{SHARED_MAILBOX_SLOTS}")),
+        ("MAX_RINGS", format!("{MAX_RINGS}")),
         ("RECORD_QUEUED", format!("{RECORD_QUEUED}")),
         (
             "DECISION_ANY_CPU",

@@ -118,7 +118,8 @@ struct control {
 	__u64 heartbeat;	/* grows with every turn of the scheduler thread */
 	__u32 nr_kicks;		/* the CPUs that the program kick_cpus() shall kick */
 	__u32 kicks[MAX_CPUS];	/* CPU numbers */
-	__u32 pad;
+	/* 1: the scheduler thread sleeps or is about to. Every enqueue reads it: not on the cache line of the heartbeat. */
+	__u32 parked;
 };
 
 /* Argument of the program pick_idle_cpu(). */
@@ -148,6 +149,7 @@ _Static_assert(__builtin_offsetof(struct cpu_state, counters) == CACHE_LINE, "co
 _Static_assert(sizeof(struct cpu_state) == 192, "as in abi.rs");
 _Static_assert(sizeof(struct idle_mask) == 128, "two cache lines");
 _Static_assert(sizeof(struct control) == 4112, "as in abi.rs");
+_Static_assert(__builtin_offsetof(struct control, parked) == 4108, "as in abi.rs");
 _Static_assert(sizeof(struct exit_record) == 1168, "as in abi.rs");
 
 #endif /* METRONOME_ABI_H */

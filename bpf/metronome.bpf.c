@@ -183,6 +183,17 @@ static __always_inline void count(enum counter counter)
 		state->counters[counter]++;
 }
 
+/*
+ * Adds to a word: a full barrier. Without the second line clang drops the old value, and with it the barrier on machines
+ * whose atomics have none by themselves (arm64).
+ */
+static __always_inline void add_and_order(u64 *word, u64 addend)
+{
+	u64 old = __sync_fetch_and_add(word, addend);
+
+	barrier_var(old);
+}
+
 static __always_inline bool time_before(u64 a, u64 b)
 {
 	return (s64)(a - b) < 0;
@@ -424,6 +435,29 @@ static __always_inline struct queued_task *reserve_record(u32 id)
 	return to ? bpf_ringbuf_reserve(to, sizeof(struct queued_task), 0) : NULL;
 }
 
+/*
+ * Must the record that has just been reserved wake the scheduler thread? Counts it, too.
+ *
+ * Ordering: the addition is a full barrier. User space stores `parked`, passes a full barrier, and reads the producer
+ * position, which bpf_ringbuf_reserve() has advanced; so either it sees this record and does not sleep, or it is seen
+ * parked here (src/wait.rs).
+ */
+static u64 wakeup_flags(void)
+{
+	u32 cpu = bpf_get_smp_processor_id(), zero = 0;
+	struct cpu_state *state = bpf_map_lookup_elem(&cpus, &cpu);
+	struct control *ctl = bpf_map_lookup_elem(&control, &zero);
+
+	if (!state || !ctl)
+		return BPF_RB_FORCE_WAKEUP;
+	add_and_order(&state->counters[COUNT_QUEUED], 1);
+	if (!*(volatile u32 *)&ctl->parked)
+		return BPF_RB_NO_WAKEUP;
+	/* Whoever sleeps has no heartbeat: it is not late before it could wake up. */
+	beat_seen_at = scx_bpf_now();
+	return BPF_RB_FORCE_WAKEUP;
+}
+
 /* No CPU is free: user space is asked. */
 SEC("struct_ops/enqueue")
 void BPF_PROG(metronome_enqueue, struct task_struct *p, u64 enq_flags)
@@ -433,6 +467,7 @@ void BPF_PROG(metronome_enqueue, struct task_struct *p, u64 enq_flags)
 	struct id_slot *slot = bpf_map_lookup_elem(&id_slots, &id);
 	u64 vtime = p->scx.dsq_vtime;
 	struct queued_task *rec;
+	u64 wakeup;
 
 	/* Whatever was decided about earlier enqueues is void. */
 	if (slot) {
@@ -451,11 +486,11 @@ void BPF_PROG(metronome_enqueue, struct task_struct *p, u64 enq_flags)
 		enqueue_shared(p, vtime, enq_flags, COUNT_RING_FULL);
 		return;
 	}
+	wakeup = wakeup_flags();
 	tctx->enqueued_at = scx_bpf_now();
 	fill_record(rec, p, tctx, slot->generation, enq_flags);
 	dsq_insert_vtime(p, PENDING_DSQ, slice_ns, vtime, enq_flags);
-	bpf_ringbuf_submit(rec, BPF_RB_NO_WAKEUP);
-	count(COUNT_QUEUED);
+	bpf_ringbuf_submit(rec, wakeup);
 }
 
 /*
@@ -611,8 +646,9 @@ static bool has_mail(s32 cpu)
 /*
  * Tells user space that @cpu has run out of work or has got some.
  *
- * Ordering: each atomic is a full barrier. User space publishes a decision, passes a full barrier, and reads the bit and
- * idle_seq; so either it sees both and kicks this CPU, or this CPU sees the decision here and kicks itself.
+ * Ordering: the addition is a full barrier, and the bit is set before it. User space publishes a decision, passes a full
+ * barrier, and reads the bit and idle_seq; so either it sees both and kicks this CPU, or this CPU sees the decision here
+ * and kicks itself.
  */
 static void publish_idle(s32 cpu, bool is_idle)
 {
@@ -632,7 +668,7 @@ static void publish_idle(s32 cpu, bool is_idle)
 		__sync_fetch_and_or(word, bit);
 	else if (!is_idle)
 		__sync_fetch_and_and(word, ~bit);
-	__sync_fetch_and_add(&state->idle_seq, (seq & 1) == is_idle ? 2 : 1);
+	add_and_order(&state->idle_seq, (seq & 1) == is_idle ? 2 : 1);
 	if (is_idle && has_mail(cpu))
 		scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE);
 }
@@ -1039,8 +1075,8 @@ void BPF_PROG(metronome_exit, struct scx_exit_info *info)
 	bpf_probe_read_kernel_str(record->reason, sizeof(record->reason), info->reason);
 	bpf_probe_read_kernel_str(record->msg, sizeof(record->msg), info->msg);
 	record->exit_code = info->exit_code;
-	/* The atomic is a full barrier: who sees the kind sees the rest. */
-	__sync_fetch_and_add(&record->kind, info->kind);
+	/* The swap is a full barrier: who sees the kind sees the rest. */
+	__sync_lock_test_and_set(&record->kind, info->kind);
 }
 
 SEC(".struct_ops.link")

@@ -4,24 +4,21 @@
 //! BPF object. Words that the other side may change at any moment are `Atomic*`; the record of the ring is not, because the
 //! kernel leaves it alone from the moment it is published until the consumer position has passed it.
 
-use core::mem::{offset_of, size_of};
-use core::sync::atomic::{AtomicU32, AtomicU64};
-
-use crate::task::QueuedTask;
+use crate::sync::{AtomicU32, AtomicU64, OwnedU32, OwnedU64};
 
 #[cfg(all(test, feature = "kernel"))]
 mod layout;
 
 /// CPUs are numbered below this.
-pub const MAX_CPUS: usize = 1024;
+pub const MAX_CPUS: usize = if cfg!(loom) { 2 } else { 1024 };
 /// Task ids are numbered below this. Tasks beyond it are scheduled by the kernel side alone.
 pub const MAX_TASKS: usize = 65_536;
 /// Decisions that fit into the mailbox of one CPU.
-pub const MAILBOX_SLOTS: usize = 256;
+pub const MAILBOX_SLOTS: usize = if cfg!(loom) { 2 } else { 256 };
 /// Decisions that fit into the mailbox that all CPUs share.
-pub const SHARED_MAILBOX_SLOTS: usize = 16_384;
+pub const SHARED_MAILBOX_SLOTS: usize = if cfg!(loom) { 2 } else { 16_384 };
 /// Rings at most. All records of one task are in one ring, so they are in order.
-pub const MAX_RINGS: usize = 16;
+pub const MAX_RINGS: usize = if cfg!(loom) { 1 } else { 16 };
 /// Bytes of a ring: room for 8,192 records.
 pub const RING_BYTES: u32 = 1 << 20;
 /// `queued_task.kind`: a task waits for a decision.
@@ -60,25 +57,25 @@ pub enum Counter {
 }
 
 /// Counters per CPU, some unused.
-pub const NR_COUNTERS: usize = 16;
+pub const NR_COUNTERS: usize = if cfg!(loom) { 1 } else { 16 };
 
 /// A slot of a mailbox. Which side stores what is told in `mailbox.rs`.
 #[repr(C, align(64))]
 pub struct Slot {
     pub(crate) seq: AtomicU64,
-    pub(crate) id: AtomicU32,
-    pub(crate) generation: AtomicU32,
-    pub(crate) slice_ns: AtomicU64,
-    pub(crate) vtime: AtomicU64,
-    pub(crate) flags: AtomicU64,
-    pad: [u64; 3],
+    pub(crate) id: OwnedU32,
+    pub(crate) generation: OwnedU32,
+    pub(crate) slice_ns: OwnedU64,
+    pub(crate) vtime: OwnedU64,
+    pub(crate) flags: OwnedU64,
+    pub(crate) pad: [u64; 3],
 }
 
 /// What precedes the slots of a mailbox.
 #[repr(C, align(64))]
 pub struct MailboxHead {
     pub(crate) head: AtomicU64,
-    pad: [u64; 7],
+    pub(crate) pad: [u64; 7],
 }
 
 /// What the kernel side publishes about a CPU.
@@ -86,14 +83,14 @@ pub struct MailboxHead {
 pub struct CpuState {
     /// `2 * n + idle`; `n` grows whenever the CPU runs out of work or gets some.
     pub(crate) idle_seq: AtomicU64,
-    pad: [u64; 7],
+    pub(crate) pad: [u64; 7],
     pub(crate) counters: [AtomicU64; NR_COUNTERS],
 }
 
 /// A bit for each CPU that is idle, which goes along with its `idle_seq`.
 #[repr(C, align(64))]
 pub struct IdleMask {
-    pub(crate) words: [AtomicU64; MAX_CPUS / 64],
+    pub(crate) words: [AtomicU64; MAX_CPUS.div_ceil(64)],
 }
 
 /// What user space tells the kernel side as a whole.
@@ -103,7 +100,9 @@ pub struct Control {
     pub(crate) heartbeat: AtomicU64,
     pub(crate) nr_kicks: AtomicU32,
     pub(crate) kicks: [AtomicU32; MAX_CPUS],
-    pad: u32,
+    /// 1 while the scheduler thread sleeps or is about to. It is on another cache line than the heartbeat, because every
+    /// CPU reads it with every task that it enqueues.
+    pub(crate) parked: AtomicU32,
 }
 
 /// Argument of the program `pick_idle_cpu`.
@@ -128,7 +127,9 @@ pub struct ExitRecord {
     pub(crate) msg: [u8; 1024],
 }
 
+#[cfg(not(loom))]
 const _: () = {
+    use crate::task::QueuedTask;
     assert!(size_of::<QueuedTask>() == 120);
     assert!(offset_of!(QueuedTask, flags) == 24);
     assert!(offset_of!(QueuedTask, comm) == 104);
@@ -139,6 +140,7 @@ const _: () = {
     assert!(offset_of!(CpuState, counters) == 64);
     assert!(size_of::<IdleMask>() == 128);
     assert!(size_of::<Control>() == 4112);
+    assert!(offset_of!(Control, parked) == 4108);
     assert!(size_of::<PickArgs>() == 16);
     assert!(size_of::<ExitRecord>() == 1168);
 };

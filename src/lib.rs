@@ -69,6 +69,8 @@
 
 pub mod abi;
 pub mod mailbox;
+#[cfg(all(loom, test))]
+mod models;
 pub mod policy;
 pub mod queue;
 pub mod ring;
@@ -76,8 +78,10 @@ pub mod shared;
 #[cfg(feature = "sim")]
 pub mod sim;
 pub mod stats;
+mod sync;
 pub mod task;
 pub mod turn;
+pub mod wait;
 
 #[cfg(feature = "kernel")]
 mod bpf {

@@ -25,9 +25,9 @@
 #![deny(clippy::indexing_slicing)]
 
 use core::ptr::NonNull;
-use core::sync::atomic::Ordering;
 
 use crate::abi::{MailboxHead, Slot};
+use crate::sync::{Guard, Ordering, order};
 
 /// What the kernel side shall do with one enqueue of one task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,7 +91,7 @@ impl Mailbox {
     pub fn push(&mut self, decision: Decision) -> Result<(), Full> {
         let slot = self.slot();
         // ORDERING: acquire, with the freeing swap in take(): its reads of the slot come before our writes.
-        if slot.seq.load(Ordering::Acquire) != 0 {
+        if slot.seq.load(order(Guard::MailboxReuse, Ordering::Acquire)) != 0 {
             return Err(Full(decision));
         }
         slot.id.store(decision.id, Ordering::Relaxed);
@@ -101,7 +101,10 @@ impl Mailbox {
         slot.vtime.store(decision.vtime, Ordering::Relaxed);
         slot.flags.store(decision.flags, Ordering::Relaxed);
         // ORDERING: release, with take(): the rest of the slot comes first.
-        slot.seq.store(self.tail + 1, Ordering::Release);
+        slot.seq.store(
+            self.tail + 1,
+            order(Guard::MailboxPublish, Ordering::Release),
+        );
         self.tail += 1;
         Ok(())
     }
@@ -129,7 +132,7 @@ impl Mailbox {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 #[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 mod tests {
     extern crate std;

@@ -35,8 +35,8 @@
 
 use core::mem::size_of;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use crate::sync::{AtomicU32, AtomicU64, Guard, Ordering, order};
 use crate::task::{BadRecord, QueuedTask, Record};
 
 const BUSY: u32 = 1 << 31;
@@ -54,6 +54,14 @@ pub struct RingMemory {
     pub data: NonNull<u8>,
     /// Bytes, a power of two.
     pub size: u64,
+}
+
+/// What `data` consists of in the models, whose records have all the same length. There is no second mapping.
+#[cfg(loom)]
+#[derive(Debug)]
+pub(crate) struct ModelRecord {
+    pub(crate) header: AtomicU32,
+    pub(crate) payload: loom::cell::UnsafeCell<QueuedTask>,
 }
 
 /// What a ring has seen that was no task. All zero in a healthy system, `discarded` aside.
@@ -209,7 +217,7 @@ impl Ring {
     fn producer(&self) -> u64 {
         // SAFETY: live and aligned by the contract of `new`.
         // ORDERING: acquire, with __bpf_ringbuf_reserve(); see the module.
-        unsafe { self.memory.producer.as_ref() }.load(Ordering::Acquire)
+        unsafe { self.memory.producer.as_ref() }.load(order(Guard::RingProducer, Ordering::Acquire))
     }
 
     fn offset(&self) -> usize {
@@ -217,17 +225,29 @@ impl Ring {
     }
 
     fn header(&self) -> u32 {
+        #[cfg(not(loom))]
         // SAFETY: the offset is below `size`, and `2 * size` bytes are mapped.
         let at = unsafe { self.memory.data.add(self.offset()) }.cast::<AtomicU32>();
+        #[cfg(loom)]
+        let at = NonNull::from(&self.record().header);
         // SAFETY: mapped, and aligned because data and position are, to 8.
         // ORDERING: acquire, with bpf_ringbuf_commit(); see the module.
-        unsafe { at.as_ref() }.load(Ordering::Acquire)
+        unsafe { at.as_ref() }.load(order(Guard::RingHeader, Ordering::Acquire))
     }
 
     /// The payload behind the header; only once that was found published, with the length of a task.
     fn payload(&self) -> &Record {
+        #[cfg(not(loom))]
         // SAFETY: the offset is below `size`, so that header and payload end within the `2 * size` bytes mapped.
         let at = unsafe { self.memory.data.add(self.offset() + HEADER as usize) }.cast::<Record>();
+        #[cfg(loom)]
+        let Some(at) = self
+            .record()
+            .payload
+            .with(|at| NonNull::new(at.cast_mut().cast::<Record>()))
+        else {
+            unreachable!()
+        };
         // SAFETY: mapped and aligned to 8; the kernel does not write a published record until our position has passed it,
         // for which `&mut self` is needed.
         unsafe { at.as_ref() }
@@ -238,11 +258,20 @@ impl Ring {
         // SAFETY: live and aligned by the contract of `new`.
         let consumer = unsafe { self.memory.consumer.as_ref() };
         // ORDERING: release, with the acquire load in __bpf_ringbuf_reserve(): our reads come before its overwriting.
-        consumer.store(self.position, Ordering::Release);
+        consumer.store(self.position, order(Guard::RingConsumer, Ordering::Release));
+    }
+
+    #[cfg(loom)]
+    fn record(&self) -> &ModelRecord {
+        let index = self.offset() / (HEADER as usize + size_of::<QueuedTask>());
+        // SAFETY: the models have as many of them as the ring has room for.
+        let at = unsafe { self.memory.data.cast::<ModelRecord>().add(index) };
+        // SAFETY: live and aligned; loom watches over the payload.
+        unsafe { at.as_ref() }
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 #[allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,

@@ -19,17 +19,18 @@
 #![deny(clippy::indexing_slicing)]
 
 use core::ptr::NonNull;
-use core::sync::atomic::{Ordering, fence};
 
 use heapless::Vec;
 
 use crate::abi::{
-    Control, CpuState, DECISION_ANY_CPU, IdleMask, MAILBOX_SLOTS, MAX_CPUS, MAX_RINGS,
-    SHARED_MAILBOX_SLOTS,
+    Control, CpuState, DECISION_ANY_CPU, IdleMask, MAILBOX_SLOTS, MAX_CPUS, MAX_RINGS, MailboxHead,
+    SHARED_MAILBOX_SLOTS, Slot,
 };
 use crate::mailbox::{Decision, Full, Mailbox};
 use crate::ring::{Ring, RingCounts};
+use crate::sync::{Guard, Ordering, fence, order};
 use crate::task::{DispatchedTask, QueuedTask, RL_CPU_ANY};
+use crate::wait;
 
 /// Where the mapped arrays are.
 #[derive(Clone, Copy, Debug)]
@@ -90,11 +91,11 @@ impl Shared {
     pub unsafe fn new(memory: SharedMemory, rings: impl IntoIterator<Item = Ring>) -> Self {
         // SAFETY: the layout is that of `struct shared_mailbox`, by the caller's word.
         let shared_mailbox = unsafe { Mailbox::new(memory.shared_mailbox, SHARED_MAILBOX_SLOTS) };
+        let mailbox_bytes = size_of::<MailboxHead>() + MAILBOX_SLOTS * size_of::<Slot>();
         let mut cpus = Vec::new();
         for cpu in 0..memory.nr_cpus as usize {
-            // A mailbox is a head of a line and its slots of a line each.
             // SAFETY: within the array of `nr_cpus` mailboxes.
-            let at = unsafe { memory.mailboxes.add(cpu * 64 * (1 + MAILBOX_SLOTS)) };
+            let at = unsafe { memory.mailboxes.add(cpu * mailbox_bytes) };
             // SAFETY: the layout is that of `struct mailbox`, by the caller's word.
             let mailbox = unsafe { Mailbox::new(at, MAILBOX_SLOTS) };
             // 0 is even: never a reading of an idle CPU.
@@ -267,7 +268,7 @@ impl Shared {
             return 0;
         }
         // ORDERING: full, with the addition in publish_idle(); see the module.
-        fence(Ordering::SeqCst);
+        fence(order(Guard::KickPromise, Ordering::SeqCst));
         while let Some(cpu) = self.mailed.pop() {
             self.promise(u32::from(cpu));
         }
@@ -276,6 +277,12 @@ impl Shared {
             self.promise(cpu);
         }
         self.write_kicks()
+    }
+
+    /// Sleeps by `sleep` until a task waits, if none does; see [`wait`]. Returns whether it slept.
+    pub fn park(&self, sleep: impl FnOnce()) -> bool {
+        let nothing = || self.rings.iter().all(|ring| ring.backlog_bytes() == 0);
+        wait::park(&self.control().parked, nothing, sleep)
     }
 
     fn beat(&mut self) {
@@ -353,7 +360,7 @@ impl Shared {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 #[allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,

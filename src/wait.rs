@@ -1,0 +1,216 @@
+//! What the scheduler thread does when there is nothing to do: spin, or sleep without missing a task.
+//!
+//! # Problem
+//! Spinning answers within a cache-line transfer, but takes a CPU. A thread that sleeps leaves its CPU to others, but must
+//! be woken, by a kernel side that otherwise wakes nobody. To wake it with every record costs each enqueue an interrupt; to
+//! look whether it sleeps, and then wake it, can miss the moment in which it falls asleep.
+//!
+//! # Mechanism
+//! `control.parked` tells the kernel side whether records must wake us. Only we write it:
+//!
+//! | `parked` | we                                     | a record of `metronome_enqueue()` is submitted with      |
+//! |----------|----------------------------------------|----------------------------------------------------------|
+//! | 0        | run, and look at the ring by ourselves | `BPF_RB_NO_WAKEUP`                                       |
+//! | 1        | fall asleep, sleep, or wake up         | `BPF_RB_FORCE_WAKEUP`: whoever is in `poll()` is woken   |
+//!
+//! | from | when                                                       | to | and                                  |
+//! |------|------------------------------------------------------------|----|--------------------------------------|
+//! | 0    | nothing to do, [`Waiter`] says [`Park`](Next::Park)        | 1  | full fence, then look at the ring    |
+//! | 1    | the producer position is past ours                         | 0  | do not sleep                         |
+//! | 1    | it is not: `poll()` on the ring returns, for any reason    | 0  | look at the ring as always           |
+//!
+//! # Orderings
+//! Dekker's argument, as for kicks ([`shared`](crate::shared)). We store `parked`, pass a full fence, and read the producer
+//! position. `metronome_enqueue()` advances the producer position (`bpf_ringbuf_reserve()`), passes a full barrier
+//! (`wakeup_flags()` in `bpf/metronome.bpf.c`), and reads `parked`. So:
+//!
+//! | whose barrier is first | we                        | the kernel side                                        |
+//! |------------------------|---------------------------|--------------------------------------------------------|
+//! | the kernel side's      | see the record: no sleep  | may see 0 or 1; if 1, it wakes somebody who is awake   |
+//! | ours                   | may sleep                 | sees 1: wakes                                          |
+//!
+//! That wake-up may come before `poll()` is ready for it. `ringbuf_map_poll_kern()` registers with the wait queue first and
+//! then compares the positions; `wake_up_all()` takes the lock of that queue. Either it finds us registered, or we register
+//! after it and find the position advanced. The comparison is with the consumer position, which
+//! [`Ring::drain`](crate::ring::Ring::drain) has brought up to date.
+//!
+//! The store of 0 needs no order: who still reads 1 wakes somebody who is awake.
+//!
+//! A record that is reserved but not committed counts as a record: the thread stays awake for the moment it takes.
+//!
+//! # Checked
+//! `make loom` runs [`Shared::park`](crate::shared::Shared::park) against a model of reserve, commit and poll: see
+//! `src/models.rs`.
+//!
+//! # Limits
+//! Only a record wakes the thread: not a signal that came just before `poll()`, nor the end of the scheduler. `poll()`
+//! should have a time-out. And only the ring is looked at: do not park while a policy holds tasks.
+#![deny(clippy::indexing_slicing)]
+
+use crate::sync::{AtomicU32, Guard, Ordering, fence, order};
+
+/// How long [`Wait::Adaptive`] spins for nothing before it parks, ns.
+pub const STRETCH_NS: u64 = 100_000;
+
+/// Idle turns between two looks at the clock: a look takes about as long as a turn, and would delay what comes meanwhile.
+const TURNS_PER_LOOK: u32 = 64;
+
+/// What to do when there is nothing to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Wait {
+    /// Spin, always.
+    Spin,
+    /// Spin for [`STRETCH_NS`], then park.
+    ///
+    /// To spin for as long as parking would cost, and then to park, never costs more than twice what the best choice would
+    /// have cost with the future known (Karlin et al., "Empirical studies of competitive spinning", SOSP 1991).
+    #[default]
+    Adaptive,
+    /// Park at once.
+    Park,
+}
+
+/// What to do in this turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Look again.
+    Spin,
+    /// Sleep: [`Shared::park`](crate::shared::Shared::park).
+    Park,
+}
+
+/// Decides between spinning and parking, turn by turn.
+#[derive(Clone, Copy, Debug)]
+pub struct Waiter {
+    wait: Wait,
+    /// In a row, up to this one.
+    idle_turns: u32,
+    /// The clock at the first of them.
+    idle_since: u64,
+}
+
+impl Waiter {
+    /// Starts with a busy turn behind it.
+    pub const fn new(wait: Wait) -> Self {
+        Self {
+            wait,
+            idle_turns: 0,
+            idle_since: 0,
+        }
+    }
+
+    /// To be called after a turn with something to do.
+    pub fn busy(&mut self) {
+        self.idle_turns = 0;
+    }
+
+    /// To be called after a turn with nothing to do. `clock` tells the time in ns and must not go backwards.
+    ///
+    /// # Cost
+    /// A look at the clock in one of 64 idle turns; none at all unless [`Wait::Adaptive`].
+    pub fn idle(&mut self, clock: impl FnOnce() -> u64) -> Next {
+        match self.wait {
+            Wait::Spin => Next::Spin,
+            Wait::Adaptive => self.adapt(clock),
+            Wait::Park => Next::Park,
+        }
+    }
+
+    fn adapt(&mut self, clock: impl FnOnce() -> u64) -> Next {
+        let turn = self.idle_turns;
+        self.idle_turns = turn.wrapping_add(1);
+        if !turn.is_multiple_of(TURNS_PER_LOOK) {
+            return Next::Spin;
+        }
+        let now = clock();
+        if turn == 0 {
+            self.idle_since = now;
+        }
+        if now.saturating_sub(self.idle_since) < STRETCH_NS {
+            Next::Spin
+        } else {
+            Next::Park
+        }
+    }
+}
+
+/// Sleeps by `sleep` if there is `nothing` in the rings. Returns whether it slept.
+pub(crate) fn park(
+    parked: &AtomicU32,
+    nothing: impl FnOnce() -> bool,
+    sleep: impl FnOnce(),
+) -> bool {
+    parked.store(1, Ordering::Relaxed);
+    // ORDERING: full, with the addition in wakeup_flags(); see the module.
+    fence(order(Guard::Park, Ordering::SeqCst));
+    let nothing = nothing();
+    if nothing {
+        sleep();
+    }
+    // ORDERING: relaxed: a stale 1 costs a wake-up in vain.
+    parked.store(0, Ordering::Relaxed);
+    nothing
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    /// The time of the first idle turn that parks, when turns take `turn_ns`.
+    fn parks_at(waiter: &mut Waiter, from: u64, turn_ns: u64) -> Option<u64> {
+        (0..1_000_000)
+            .map(|turn| from + turn * turn_ns)
+            .find(|now| waiter.idle(|| *now) == Next::Park)
+    }
+
+    #[test]
+    fn spin_never_parks_and_park_parks_at_once_and_neither_looks_at_the_clock() {
+        let no_clock = || unreachable!("no look at the clock");
+        let mut spin = Waiter::new(Wait::Spin);
+        assert!((0..1000).all(|_| spin.idle(no_clock) == Next::Spin));
+        assert_eq!(Waiter::new(Wait::Park).idle(no_clock), Next::Park);
+    }
+
+    #[test]
+    fn adaptive_parks_after_a_stretch_whatever_the_length_of_a_turn() {
+        for turn_ns in [1, 20, 300, 5_000, STRETCH_NS, 3 * STRETCH_NS] {
+            let mut waiter = Waiter::new(Wait::Adaptive);
+            let parked_at = parks_at(&mut waiter, 7, turn_ns).map(|now| now - 7);
+            let latest = STRETCH_NS + u64::from(TURNS_PER_LOOK) * turn_ns;
+            assert!(
+                parked_at.is_some_and(|after| (STRETCH_NS..=latest).contains(&after)),
+                "turns of {turn_ns} ns: parked after {parked_at:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_busy_turn_begins_a_new_stretch() {
+        let mut waiter = Waiter::new(Wait::Adaptive);
+        assert!(parks_at(&mut waiter, 0, 10).is_some());
+        waiter.busy();
+        let again = parks_at(&mut waiter, 1 << 40, 10);
+        assert!(again.is_some_and(|now| now >= (1 << 40) + STRETCH_NS));
+    }
+
+    #[test]
+    fn whoever_wakes_up_to_nothing_parks_again_soon() {
+        let mut waiter = Waiter::new(Wait::Adaptive);
+        let parked_at = parks_at(&mut waiter, 0, 10).unwrap_or(u64::MAX);
+        let again = parks_at(&mut waiter, parked_at, 10);
+        assert!(again.is_some_and(|now| now - parked_at <= 10 * u64::from(TURNS_PER_LOOK)));
+    }
+
+    #[test]
+    fn looks_at_the_clock_are_rare() {
+        let mut looks = 0;
+        let mut waiter = Waiter::new(Wait::Adaptive);
+        for _ in 0..640 {
+            waiter.idle(|| {
+                looks += 1;
+                0
+            });
+        }
+        assert_eq!(looks, 10);
+    }
+}

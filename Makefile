@@ -1,6 +1,10 @@
 # The table of contents: `make` lists what there is.
 
+<<<<<<< HEAD
 .PHONY: help setup demo test lint unit kernel-test sanitize fuzz corpus clean
+=======
+.PHONY: help setup demo test lint unit loom kernel-test clean
+>>>>>>> 68ca7da (fixup: format)
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -13,7 +17,7 @@ demo: setup ## a game under load on a real kernel: first under the default sched
 	cargo build --release --workspace --bins
 	vm/demo
 
-test: setup lint unit kernel-test ## everything: format, lints, unit tests, and the tests on the oldest and the newest kernel
+test: setup lint unit loom kernel-test ## everything: format, lints, unit tests, models, and the tests on the oldest and the newest kernel
 
 lint: setup ## format and lints
 	cargo fmt --all -- --check
@@ -24,6 +28,9 @@ lint: setup ## format and lints
 unit: setup ## tests that need no kernel of their own
 	cargo test --workspace
 	cargo test --lib --no-default-features
+
+loom: setup ## models of the handshakes with the kernel side: each interleaving, within bounds
+	RUSTFLAGS="--cfg loom" cargo test --release --lib --no-default-features --target-dir target/loom models::
 
 kernel-test: setup ## tests on booted kernels
 	cargo build --release --workspace --bins --examples
@@ -41,3 +48,4 @@ corpus: setup ## the fuzzers' first inputs anew, from the oldest and the newest 
 clean: ## removes what was built; fetched kernels stay
 	cargo clean --release
 	cargo clean --profile dev
+	cargo clean --release --target-dir target/loom

@@ -129,7 +129,10 @@ pub struct ExitRecord {
 
 #[cfg(not(loom))]
 const _: () = {
+    use core::mem::{offset_of, size_of};
+
     use crate::task::QueuedTask;
+
     assert!(size_of::<QueuedTask>() == 120);
     assert!(offset_of!(QueuedTask, flags) == 24);
     assert!(offset_of!(QueuedTask, comm) == 104);

@@ -444,7 +444,7 @@ impl<const N: usize> fmt::Debug for DeadlineQueue<N> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     extern crate std;
 

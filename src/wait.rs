@@ -39,8 +39,9 @@
 //! A record that is reserved but not committed counts as a record: the thread stays awake for the moment it takes.
 //!
 //! # Checked
-//! `make loom` runs [`Shared::park`](crate::shared::Shared::park) against a model of reserve, commit and poll: see
-//! `src/models.rs`.
+//! `make loom` runs [`Shared::park`](crate::shared::Shared::park) against a model of reserve, commit and poll, and shows
+//! that neither barrier can be weaker (`src/models.rs`: three records of one CPU and up to three preemptions, or one of
+//! each of two CPUs and up to two; one ring; no time-out, so that a lost wake-up is a deadlock).
 //!
 //! # Limits
 //! Only a record wakes the thread: not a signal that came just before `poll()`, nor the end of the scheduler. `poll()`

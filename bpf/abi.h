@@ -24,11 +24,29 @@
 /* Rings, each for the tasks whose id has the same remainder. A power of two. */
 #define MAX_RINGS 16
 
-/* queued_task.kind */
-#define RECORD_QUEUED 1
+/* queued_task.kind: a task waits for a decision, or something has happened to it. */
+enum record_kind {
+	RECORD_QUEUED = 1,	/* it waits for a decision */
+	RECORD_ORDERED,		/* it woke, and its standing order was carried out */
+	RECORD_BLOCKED,		/* it went to sleep */
+	RECORD_GONE,		/* it exited or left the class, and its id is free */
+	RECORD_WEIGHT,		/* its weight changed */
+	RECORD_AFFINITY,	/* the CPUs that it may use changed */
+};
 
-/* decision.flags: the task runs on the first CPU that becomes available. */
+/* A generation is the birth of the id's owner, never 0, in the upper 12 bits, and a number of its enqueue below. */
+#define BIRTH_SHIFT 20
+#define BIRTHS (1 << 12)
+
+/* In queued_task.flags: SCX_WAKE_* of the wake-up, in bits that SCX_ENQ_* leaves free. */
+#define WAKE_FLAGS_SHIFT 48
+
+/* decision.flags: the task runs on the first CPU that becomes available; it displaces what runs on its CPU. */
 #define DECISION_ANY_CPU (1ULL << 20)
+#define DECISION_PREEMPT (1ULL << 21)
+
+/* In an entry of control.kicks: what runs there gives way. */
+#define KICK_PREEMPT (1U << 31)
 
 /*
  * One record of the rings `queued`: a task waits for a decision. K writes it once, before it is published, U reads it.
@@ -42,7 +60,7 @@ struct queued_task {
 	__s32 cpu;		/* the CPU it ran on last */
 	__u16 kind;		/* RECORD_* */
 	__u16 nr_cpus_allowed;	/* the number of possible CPUs for all that take tasks */
-	__u64 flags;		/* SCX_ENQ_* */
+	__u64 flags;		/* SCX_ENQ_*, and SCX_WAKE_* shifted by WAKE_FLAGS_SHIFT */
 	__u64 weight;		/* 1..10000, nice 0 is 100 */
 	__u64 enqueued_at;	/* these four: ns, the clock of scx_bpf_now() */
 	__u64 start_ts;		/* when it last got a CPU */
@@ -50,7 +68,8 @@ struct queued_task {
 	__u64 exec_runtime;	/* CPU time since it last slept, ns */
 	__u64 sum_exec_runtime;	/* CPU time since it was born, ns */
 	__u64 nvcsw;		/* voluntary context switches since it was born */
-	__u64 slice;		/* what is left of its slice, ns */
+	__u32 slice;		/* what is left of its slice, ns */
+	__s32 waker;		/* the thread that ran where it was woken, 0 if it was not */
 	__u64 vtime;		/* the deadline that user space gave it last, plus the CPU time it had since, scaled by weight */
 	char comm[16];		/* may lack a terminating NUL when the kernel changes it meanwhile */
 };
@@ -95,7 +114,32 @@ enum counter {
 	COUNT_BOUNCED,		/* decisions carried out on another CPU, as affinity demanded */
 	COUNT_TAKEOVER,		/* tasks taken out of user space's hands because it was late */
 	COUNT_TURNS,		/* calls of dispatch() on this CPU */
-	NR_COUNTERS = 16,
+	COUNT_ORDERED,		/* wake-ups for which a standing order was carried out */
+	COUNT_HANDED_OFF,	/* of these, tasks that were handed their waker's CPU */
+	COUNT_PREEMPTED,	/* of these, tasks that displaced another */
+	COUNT_USED_UP,		/* questions about tasks whose standing order was used up */
+	COUNT_BAD_ORDER,	/* orders of which something was ignored */
+	COUNT_EVENTS,		/* records of other kinds than RECORD_QUEUED */
+	COUNT_EVENTS_LOST,	/* events that found the ring full */
+	NR_COUNTERS = 24,
+};
+
+/* running_task.kind */
+enum running_kind {
+	RUNS_OTHER,		/* nothing, or nothing that may be displaced */
+	RUNS_DECIDED,		/* a task that user space decided about, or waits to */
+	RUNS_ORDERED,		/* a task with a standing order */
+};
+
+/* What a CPU runs. */
+struct running_task {
+	__s32 pid;
+	__u32 id;
+	__u64 since;		/* ns, the clock of scx_bpf_now() */
+	__u64 deadline;		/* of the decision; of a task with an order, ns on the clock of scx_bpf_now() */
+	__u64 slice;		/* what it had of its slice then, ns */
+	__u32 kind;		/* enum running_kind */
+	__u32 pad[7];
 };
 
 /* One per possible CPU in the map `cpus`. All of it is written by K. */
@@ -104,6 +148,7 @@ struct cpu_state {
 	 * has been idle in between without looking for work. */
 	__u64 idle_seq;
 	__u64 pad[7];
+	struct running_task running;
 	__u64 counters[NR_COUNTERS];
 };
 
@@ -120,6 +165,9 @@ struct control {
 	__u32 kicks[MAX_CPUS];	/* CPU numbers */
 	/* 1: the scheduler thread sleeps or is about to. Every enqueue reads it: not on the cache line of the heartbeat. */
 	__u32 parked;
+	__u64 newborn;		/* the standing order of tasks whose parent has none that is inherited; 0: none */
+	__u32 events;		/* 1 << RECORD_*: what user space wants to hear of */
+	__u32 tell_us;		/* of one task with a standing order it hears at most so often */
 };
 
 /* Argument of the program pick_idle_cpu(). */
@@ -145,10 +193,12 @@ _Static_assert(sizeof(struct decision) == CACHE_LINE, "one cache line each");
 _Static_assert(__builtin_offsetof(struct decision, flags) == 32, "no hole");
 _Static_assert(__builtin_offsetof(struct mailbox, slots) == CACHE_LINE, "head and slots share no line");
 _Static_assert(__builtin_offsetof(struct shared_mailbox, slots) == CACHE_LINE, "head and slots share no line");
-_Static_assert(__builtin_offsetof(struct cpu_state, counters) == CACHE_LINE, "counters do not disturb idle_seq");
-_Static_assert(sizeof(struct cpu_state) == 192, "as in abi.rs");
+_Static_assert(__builtin_offsetof(struct cpu_state, running) == CACHE_LINE, "a line of its own");
+_Static_assert(sizeof(struct running_task) == CACHE_LINE, "a line of its own");
+_Static_assert(__builtin_offsetof(struct cpu_state, counters) == 2 * CACHE_LINE, "counters do not disturb the rest");
+_Static_assert(sizeof(struct cpu_state) == 320, "as in abi.rs");
 _Static_assert(sizeof(struct idle_mask) == 128, "two cache lines");
-_Static_assert(sizeof(struct control) == 4112, "as in abi.rs");
+_Static_assert(sizeof(struct control) == 4128, "as in abi.rs");
 _Static_assert(__builtin_offsetof(struct control, parked) == 4108, "as in abi.rs");
 _Static_assert(sizeof(struct exit_record) == 1168, "as in abi.rs");
 

@@ -3,7 +3,7 @@
  * The kernel side of Metronome: mechanism, no policy.
  *
  * A task that wakes finds an idle CPU (select_cpu), or waits in PENDING_DSQ while user space is told of it through the
- * ring `queued` (enqueue). User space answers with a decision in a mailbox, of one CPU or of all. Whichever CPU needs
+ * rings `queued` (enqueue). User space answers with a decision in a mailbox, of one CPU or of all. Whichever CPU needs
  * work next opens its mailboxes (dispatch) and moves each decided task from PENDING_DSQ to its own DSQ or to SHARED_DSQ,
  * both ordered by deadline, and runs the first.
  *
@@ -11,10 +11,13 @@
  * late, doubled or wrong finds the task elsewhere and changes nothing, and if user space falls silent its tasks can be
  * run in the order of their last deadlines without asking anybody (Invariant 6).
  *
+ * A task for which user space has left a standing order is spared all this: the order is carried out (orders.h).
+ *
  * The functions stand in the order of a task's life.
  */
 #include "kernel.h"
 #include "abi.h"
+#include "orders.h"
 
 char _license[] SEC("license") = "GPL";
 
@@ -35,6 +38,7 @@ s32 agent_tgid;
 /* DSQs below MAX_CPUS belong to the CPU of that number. All are ordered by deadline but that of agent_cpu. */
 #define SHARED_DSQ MAX_CPUS		/* decided, for any CPU */
 #define PENDING_DSQ (MAX_CPUS + 1)	/* user space is asked */
+#define URGENT_DSQ (MAX_CPUS + 2)	/* tasks with standing orders, by the time when they should have run */
 
 /* Decisions that one dispatch() carries out at most: it runs with the run queue locked. */
 #define DRAIN_BATCH 32
@@ -107,6 +111,15 @@ struct {
 	__type(value, struct control);
 } control SEC(".maps");
 
+/* Standing orders, by task id. User space alone writes them. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, MAX_TASKS);
+	__type(key, u32);
+	__type(value, u64);
+} orders SEC(".maps");
+
 /* Why the scheduler ended. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -146,6 +159,15 @@ struct {
 
 struct task_ctx {
 	u32 id;
+	s32 waker;
+	u64 wake_flags;
+	u64 born_with;		/* the order it has until user space has spoken about it */
+	u64 deadline;		/* while is_ordered: when it should have run, ns on the clock of scx_bpf_now() */
+	u64 vtime;		/* while has_vtime: what p->scx.dsq_vtime was before the deadline took its place on URGENT_DSQ */
+	u64 told_at;
+	bool is_ordered;	/* it waits or runs by a standing order */
+	bool has_vtime;
+	bool is_handed_off;
 	bool has_deadline;	/* user space gave it one with the last decision */
 	bool house_keeping;	/* memory management thread of the kernel: must not wait for user space, which may wait for it */
 	u64 enqueued_at;
@@ -160,6 +182,21 @@ struct {
 	__type(key, int);
 	__type(value, struct task_ctx);
 } task_ctxs SEC(".maps");
+
+/* What a CPU keeps for itself. */
+struct cpu_ctx {
+	u64 chain_since;	/* since when it is handed from task to task */
+	u64 decided_since;	/* when it began to run a task without an order last */
+	u64 protected_until;	/* until then what runs there is not displaced */
+	u64 pad[5];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);		/* set to nr_cpus before loading */
+	__type(key, u32);
+	__type(value, struct cpu_ctx);
+} cpu_ctxs SEC(".maps");
 
 /* The CPUs that take tasks from SHARED_DSQ: those online, less agent_cpu. A hotplug event ends the scheduler. */
 static struct bpf_cpumask __kptr *workers SEC(".bss.workers");
@@ -192,6 +229,20 @@ static __always_inline void add_and_order(u64 *word, u64 addend)
 	u64 old = __sync_fetch_and_add(word, addend);
 
 	barrier_var(old);
+}
+
+static __always_inline struct cpu_state *cpu_state(s32 cpu)
+{
+	u32 key = cpu;
+
+	return bpf_map_lookup_elem(&cpus, &key);
+}
+
+static __always_inline struct cpu_ctx *cpu_ctx(s32 cpu)
+{
+	u32 key = cpu;
+
+	return bpf_map_lookup_elem(&cpu_ctxs, &key);
 }
 
 static __always_inline bool time_before(u64 a, u64 b)
@@ -247,6 +298,125 @@ static bool is_unrestricted(struct task_struct *p)
 }
 
 /*
+ * Records for user space
+ */
+
+static void fill_record(struct queued_task *rec, struct task_struct *p, struct task_ctx *tctx, u32 generation, u64 enq_flags)
+{
+	u32 everywhere;
+
+	rec->id = tctx->id;
+	rec->generation = generation;
+	rec->pid = p->pid;
+	rec->tgid = p->tgid;
+	rec->cpu = scx_bpf_task_cpu(p);
+	/* Kept apart from the other value, or clang loads both through one pointer, which the verifier refuses. */
+	everywhere = nr_cpus;
+	barrier_var(everywhere);
+	rec->nr_cpus_allowed = is_unrestricted(p) ? everywhere : p->nr_cpus_allowed;
+	rec->weight = p->scx.weight;
+	rec->flags = enq_flags | tctx->wake_flags << WAKE_FLAGS_SHIFT;
+	rec->enqueued_at = tctx->enqueued_at;
+	rec->start_ts = tctx->start_ts;
+	rec->stop_ts = tctx->stop_ts;
+	rec->exec_runtime = tctx->exec_runtime;
+	rec->sum_exec_runtime = p->se.sum_exec_runtime;
+	rec->nvcsw = p->nvcsw;
+	rec->slice = p->scx.slice > 0xffffffffULL ? 0xffffffffU : p->scx.slice;
+	rec->waker = tctx->waker;
+	rec->vtime = p->scx.dsq_vtime;
+	__builtin_memcpy(rec->comm, p->comm, sizeof(rec->comm));
+}
+
+static __always_inline struct queued_task *reserve_record(u32 id)
+{
+	u32 key = id & (nr_rings - 1);
+	void *to = bpf_map_lookup_elem(&queued, &key);
+
+	return to ? bpf_ringbuf_reserve(to, sizeof(struct queued_task), 0) : NULL;
+}
+
+/*
+ * Must the record that has just been reserved wake the scheduler thread? Counts it, too.
+ *
+ * Ordering: the addition is a full barrier. User space stores `parked`, passes a full barrier, and reads the producer
+ * position, which bpf_ringbuf_reserve() has advanced; so either it sees this record and does not sleep, or it is seen
+ * parked here (src/wait.rs).
+ */
+static u64 wakeup_flags(void)
+{
+	u32 cpu = bpf_get_smp_processor_id(), zero = 0;
+	struct cpu_state *state = bpf_map_lookup_elem(&cpus, &cpu);
+	struct control *ctl = bpf_map_lookup_elem(&control, &zero);
+
+	if (!state || !ctl)
+		return BPF_RB_FORCE_WAKEUP;
+	add_and_order(&state->counters[COUNT_QUEUED], 1);
+	if (!*(volatile u32 *)&ctl->parked)
+		return BPF_RB_NO_WAKEUP;
+	/* Whoever sleeps has no heartbeat: it is not late before it could wake up. */
+	beat_seen_at = scx_bpf_now();
+	return BPF_RB_FORCE_WAKEUP;
+}
+
+/* Something has happened to @p. Nobody waits for an answer, so nobody is woken for it. */
+static void tell(struct task_struct *p, struct task_ctx *tctx, enum record_kind kind, u64 enq_flags)
+{
+	u32 id = tctx ? tctx->id : NO_TASK, zero = 0;
+	struct control *ctl = bpf_map_lookup_elem(&control, &zero);
+	struct id_slot *slot;
+	struct queued_task *rec;
+
+	if (!ctl || !(ctl->events & (1U << kind)))
+		return;
+	slot = bpf_map_lookup_elem(&id_slots, &id);
+	if (!slot || !tctx)
+		return;
+	rec = reserve_record(id);
+	if (!rec) {
+		count(COUNT_EVENTS_LOST);
+		return;
+	}
+	rec->kind = kind;
+	fill_record(rec, p, tctx, slot->generation, enq_flags);
+	bpf_ringbuf_submit(rec, BPF_RB_NO_WAKEUP);
+	count(COUNT_EVENTS);
+}
+
+/*
+ * Standing orders: which one @p has, if any
+ */
+
+/* What user space has said about this life of the id counts; before it has, what the task was born with. */
+static u64 order_of(struct task_ctx *tctx)
+{
+	u32 id = tctx->id;
+	struct id_slot *slot = bpf_map_lookup_elem(&id_slots, &id);
+	u64 *written = bpf_map_lookup_elem(&orders, &id);
+	u64 order;
+
+	if (!slot || !written)
+		return 0;
+	order = *(volatile u64 *)written;
+	if (ORDER_BIRTH(order) != slot->generation >> BIRTH_SHIFT)
+		order = tctx->born_with;
+	return order & ORDER_VALID ? order : 0;
+}
+
+static void inherit_order(struct task_ctx *child)
+{
+	struct task_ctx *parent = task_ctx(bpf_get_current_task_btf());
+	u32 zero = 0;
+	struct control *ctl = bpf_map_lookup_elem(&control, &zero);
+	u64 order = parent ? order_of(parent) : 0;
+
+	if (order & ORDER_INHERIT)
+		child->born_with = order;
+	else if (ctl)
+		child->born_with = ctl->newborn;
+}
+
+/*
  * Life of a task id
  */
 
@@ -258,6 +428,24 @@ static bool has_prefix(const char *comm, const char *prefix, u32 len)
 		if (comm[i & 15] != prefix[i & 15])
 			return false;
 	return true;
+}
+
+/* A new life of an id: what was decided or ordered about earlier ones is not meant. */
+static void be_born(struct task_ctx *tctx)
+{
+	u32 id = tctx->id, birth;
+	struct id_slot *slot = bpf_map_lookup_elem(&id_slots, &id);
+	u64 *order = bpf_map_lookup_elem(&orders, &id);
+
+	if (!slot || !order)
+		return;
+	birth = (slot->generation >> BIRTH_SHIFT) + 1;
+	/* After 4,095 lives births come round again. */
+	if (birth >= BIRTHS)
+		birth = 1;
+	if (birth == ORDER_BIRTH(*(volatile u64 *)order))
+		birth = birth == BIRTHS - 1 ? 1 : birth + 1;
+	slot->generation = birth << BIRTH_SHIFT;
 }
 
 SEC("struct_ops.s/init_task")
@@ -272,6 +460,9 @@ s32 BPF_PROG(metronome_init_task, struct task_struct *p, struct scx_init_task_ar
 		return -ENOMEM;
 
 	tctx->id = bpf_map_pop_elem(&free_ids, &id) ? NO_TASK : id;
+	be_born(tctx);
+	if (args->fork)
+		inherit_order(tctx);
 	if (p->flags & PF_KTHREAD) {
 		__builtin_memcpy(comm, p->comm, sizeof(comm));
 		tctx->house_keeping = has_prefix(comm, kswapd, 6) || has_prefix(comm, khugepaged, 10) ||
@@ -293,9 +484,22 @@ void BPF_PROG(metronome_exit_task, struct task_struct *p, struct scx_exit_task_a
 	slot = bpf_map_lookup_elem(&id_slots, &id);
 	if (!slot)
 		return;
+	tell(p, tctx, RECORD_GONE, 0);
 	slot->pid = 0;
 	slot->generation++;
 	bpf_map_push_elem(&free_ids, &id, 0);
+}
+
+SEC("struct_ops/set_weight")
+void BPF_PROG(metronome_set_weight, struct task_struct *p, u32 weight)
+{
+	tell(p, task_ctx(p), RECORD_WEIGHT, 0);
+}
+
+SEC("struct_ops/set_cpumask")
+void BPF_PROG(metronome_set_cpumask, struct task_struct *p, const struct cpumask *cpumask)
+{
+	tell(p, task_ctx(p), RECORD_AFFINITY, 0);
 }
 
 /* A task enters the class: it starts level with those that run. */
@@ -314,25 +518,103 @@ void BPF_PROG(metronome_runnable, struct task_struct *p, u64 enq_flags)
 {
 	struct task_ctx *tctx = task_ctx(p);
 
-	if (tctx)
+	if (tctx && enq_flags & SCX_ENQ_WAKEUP)
 		tctx->exec_runtime = 0;
+}
+
+/* User space hears of an order that was carried out, but of each task only so often: what records tell is summed up. */
+static void tell_of_order(struct task_struct *p, struct task_ctx *tctx, u64 enq_flags)
+{
+	u32 zero = 0;
+	struct control *ctl = bpf_map_lookup_elem(&control, &zero);
+	u64 now = scx_bpf_now();
+
+	if (!ctl || now - tctx->told_at < ctl->tell_us * 1000ULL)
+		return;
+	tctx->told_at = now;
+	tctx->enqueued_at = now;
+	tell(p, tctx, RECORD_ORDERED, enq_flags);
+}
+
+/* From now until it sleeps or its order is used up, @p goes by its order. */
+static void begin_order(struct task_ctx *tctx, u64 order, bool is_wakeup)
+{
+	if (is_wakeup || !tctx->is_ordered)
+		tctx->deadline = scx_bpf_now() + ORDER_LATENCY_NS(order);
+	tctx->is_ordered = true;
+}
+
+static __always_inline u64 order_slice_ns(u64 order)
+{
+	return ORDER_SLICE_NS(order) ?: slice_ns;
+}
+
+/*
+ * May @p have the CPU of its waker, which is about to sleep? Both go by orders, nobody else has been promised the CPU, and
+ * it has not been handed on for too long.
+ */
+static bool may_be_handed_off(struct task_struct *p, u64 order, u64 wake_flags)
+{
+	s32 cpu = bpf_get_smp_processor_id();
+	struct task_struct *waker = bpf_get_current_task_btf();
+	struct task_ctx *wctx = task_ctx(waker);
+	struct cpu_state *state = cpu_state(cpu);
+	struct cpu_ctx *cctx = cpu_ctx(cpu);
+
+	return order & ORDER_HAND_OFF && cctx && wake_flags & SCX_WAKE_SYNC && cpu != agent_cpu && state && wctx &&
+	       wctx->is_ordered && !(waker->flags & PF_EXITING) && state->running.pid == waker->pid &&
+	       bpf_cpumask_test_cpu(cpu, p->cpus_ptr) && scx_bpf_now() - cctx->chain_since < HAND_OFF_NS &&
+	       scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL_ON | cpu) <= 0;
+}
+
+/* The CPU that is looked at first. */
+static s32 preferred_cpu(struct task_struct *p, s32 prev_cpu, u64 order)
+{
+	u32 cpu = ORDER_CPU(order);
+
+	if (!(order & ORDER_PREFERS))
+		return prev_cpu;
+	if (cpu < nr_cpus && bpf_cpumask_test_cpu(cpu, p->cpus_ptr))
+		return cpu;
+	count(COUNT_BAD_ORDER);
+	return prev_cpu;
 }
 
 /* An idle CPU takes the task at once: where there is no choice to make, nobody is asked. */
 SEC("struct_ops/select_cpu")
 s32 BPF_PROG(metronome_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wake_flags)
 {
+	struct task_ctx *tctx = task_ctx(p);
+	u64 order;
 	s32 cpu;
 
-	if (!builtin_idle || is_agent(p))
+	if (!tctx || is_agent(p))
 		return prev_cpu;
+	tctx->waker = bpf_get_current_task_btf()->pid;
+	tctx->wake_flags = wake_flags;
 
-	cpu = select_cpu_and(p, prev_cpu, wake_flags);
-	if (cpu < 0)
+	order = order_of(tctx);
+	if (!order && !builtin_idle)
 		return prev_cpu;
+	cpu = select_cpu_and(p, preferred_cpu(p, prev_cpu, order), wake_flags);
+	if (cpu < 0) {
+		if (!may_be_handed_off(p, order, wake_flags))
+			return prev_cpu;
+		cpu = bpf_get_smp_processor_id();
+		tctx->is_handed_off = true;
+		count(COUNT_HANDED_OFF);
+	}
 
-	scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, slice_ns, 0);
-	count(COUNT_DIRECT);
+	if (order) {
+		begin_order(tctx, order, true);
+		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, order_slice_ns(order), 0);
+		tell_of_order(p, tctx, SCX_ENQ_WAKEUP);
+		count(COUNT_ORDERED);
+	} else {
+		tctx->is_ordered = false;
+		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, slice_ns, 0);
+		count(COUNT_DIRECT);
+	}
 	return cpu;
 }
 
@@ -400,75 +682,129 @@ static bool enqueue_kernel_side(struct task_struct *p, struct task_ctx *tctx, u6
 	return true;
 }
 
-static void fill_record(struct queued_task *rec, struct task_struct *p, struct task_ctx *tctx, u32 generation, u64 enq_flags)
-{
-	u32 everywhere;
-
-	rec->kind = RECORD_QUEUED;
-	rec->id = tctx->id;
-	rec->generation = generation;
-	rec->pid = p->pid;
-	rec->tgid = p->tgid;
-	rec->cpu = scx_bpf_task_cpu(p);
-	/* Kept apart from the other value, or clang loads both through one pointer, which the verifier refuses. */
-	everywhere = nr_cpus;
-	barrier_var(everywhere);
-	rec->nr_cpus_allowed = is_unrestricted(p) ? everywhere : p->nr_cpus_allowed;
-	rec->weight = p->scx.weight;
-	rec->flags = enq_flags;
-	rec->enqueued_at = tctx->enqueued_at;
-	rec->start_ts = tctx->start_ts;
-	rec->stop_ts = tctx->stop_ts;
-	rec->exec_runtime = tctx->exec_runtime;
-	rec->sum_exec_runtime = p->se.sum_exec_runtime;
-	rec->nvcsw = p->nvcsw;
-	rec->slice = p->scx.slice;
-	rec->vtime = p->scx.dsq_vtime;
-	__builtin_memcpy(rec->comm, p->comm, sizeof(rec->comm));
-}
-
-static __always_inline struct queued_task *reserve_record(u32 id)
-{
-	u32 key = id & (nr_rings - 1);
-	void *to = bpf_map_lookup_elem(&queued, &key);
-
-	return to ? bpf_ringbuf_reserve(to, sizeof(struct queued_task), 0) : NULL;
-}
-
 /*
- * Must the record that has just been reserved wake the scheduler thread? Counts it, too.
- *
- * Ordering: the addition is a full barrier. User space stores `parked`, passes a full barrier, and reads the producer
- * position, which bpf_ringbuf_reserve() has advanced; so either it sees this record and does not sleep, or it is seen
- * parked here (src/wait.rs).
+ * The CPU that runs what gives way to a task with an order and this deadline, or a negative number: of the tasks without an
+ * order the last by deadline, else of those with one, if its deadline is later by a margin.
  */
-static u64 wakeup_flags(void)
+static s32 find_victim(struct task_struct *p, u64 deadline)
 {
-	u32 cpu = bpf_get_smp_processor_id(), zero = 0;
-	struct cpu_state *state = bpf_map_lookup_elem(&cpus, &cpu);
-	struct control *ctl = bpf_map_lookup_elem(&control, &zero);
+	u64 now = scx_bpf_now(), latest = 0;
+	u32 cpu = scx_bpf_task_cpu(p), best_kind = RUNS_OTHER, i;
+	s32 best = -1;
 
-	if (!state || !ctl)
-		return BPF_RB_FORCE_WAKEUP;
-	add_and_order(&state->counters[COUNT_QUEUED], 1);
-	if (!*(volatile u32 *)&ctl->parked)
-		return BPF_RB_NO_WAKEUP;
-	/* Whoever sleeps has no heartbeat: it is not late before it could wake up. */
-	beat_seen_at = scx_bpf_now();
-	return BPF_RB_FORCE_WAKEUP;
+	bpf_for(i, 0, PREEMPT_SEARCH) {
+		struct cpu_state *state;
+		struct cpu_ctx *cctx;
+		u32 kind;
+
+		if (i >= nr_cpus)
+			break;
+		if (i)
+			cpu++;
+		if (cpu >= nr_cpus)
+			cpu = 0;
+		state = cpu_state(cpu);
+		cctx = cpu_ctx(cpu);
+		if (!state || !cctx || cpu == agent_cpu || !bpf_cpumask_test_cpu(cpu, p->cpus_ptr) ||
+		    time_before(now, cctx->protected_until))
+			continue;
+		kind = state->running.kind;
+		if (kind == RUNS_OTHER || (kind == RUNS_ORDERED && best_kind == RUNS_DECIDED) ||
+		    (kind == RUNS_ORDERED && !time_before(deadline + PREEMPT_MARGIN_NS, state->running.deadline)))
+			continue;
+		if (kind == best_kind && !time_before(latest, state->running.deadline))
+			continue;
+		best = cpu;
+		best_kind = kind;
+		latest = state->running.deadline;
+	}
+	return best;
 }
 
-/* No CPU is free: user space is asked. */
+/* Makes a CPU run @p, which is on URGENT_DSQ: an idle one, else the one with the least urgent task if the order allows it. */
+static void find_cpu_for_urgent(struct task_struct *p, u64 order, u64 deadline)
+{
+	s32 cpu = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);
+	struct cpu_state *state;
+
+	if (cpu >= 0) {
+		scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE);
+		return;
+	}
+	if (!(order & ORDER_PREEMPT))
+		return;
+	cpu = find_victim(p, deadline);
+	if (cpu < 0)
+		return;
+	/* Until it runs something else, nobody else need kick it. */
+	state = cpu_state(cpu);
+	if (state)
+		state->running.kind = RUNS_OTHER;
+	scx_bpf_kick_cpu(cpu, SCX_KICK_PREEMPT);
+	count(COUNT_PREEMPTED);
+}
+
+/* @p has an order that is not used up: carries it out. Returns whether that is so. */
+static bool enqueue_ordered(struct task_struct *p, struct task_ctx *tctx, u64 enq_flags)
+{
+	u64 order = order_of(tctx);
+
+	if (!order) {
+		tctx->is_ordered = false;
+		return false;
+	}
+	if (tctx->exec_runtime >= ORDER_BUDGET_NS(order)) {
+		tctx->is_ordered = false;
+		count(COUNT_USED_UP);
+		return false;
+	}
+	begin_order(tctx, order, enq_flags & SCX_ENQ_WAKEUP);
+	tctx->vtime = p->scx.dsq_vtime;
+	tctx->has_vtime = true;
+	dsq_insert_vtime(p, URGENT_DSQ, order_slice_ns(order), tctx->deadline, enq_flags);
+	find_cpu_for_urgent(p, order, tctx->deadline);
+	tell_of_order(p, tctx, enq_flags);
+	if (enq_flags & SCX_ENQ_WAKEUP)
+		count(COUNT_ORDERED);
+	return true;
+}
+
+/* Of a task that was on URGENT_DSQ the deadline has the place of its virtual time. */
+static void restore_vtime(struct task_struct *p, struct task_ctx *tctx)
+{
+	if (!tctx->has_vtime)
+		return;
+	set_vtime(p, tctx->vtime);
+	tctx->has_vtime = false;
+}
+
+/* User space is asked about @p. Returns whether there was room for the question. */
+static bool enqueue_pending(struct task_struct *p, struct task_ctx *tctx, u32 generation, u64 enq_flags)
+{
+	struct queued_task *rec = reserve_record(tctx->id);
+	u64 wakeup;
+
+	if (!rec)
+		return false;
+	wakeup = wakeup_flags();
+	tctx->enqueued_at = scx_bpf_now();
+	rec->kind = RECORD_QUEUED;
+	fill_record(rec, p, tctx, generation, enq_flags);
+	dsq_insert_vtime(p, PENDING_DSQ, slice_ns, p->scx.dsq_vtime, enq_flags);
+	bpf_ringbuf_submit(rec, wakeup);
+	return true;
+}
+
+/* No CPU is free: the standing order is carried out, or user space is asked. */
 SEC("struct_ops/enqueue")
 void BPF_PROG(metronome_enqueue, struct task_struct *p, u64 enq_flags)
 {
 	struct task_ctx *tctx = task_ctx(p);
 	u32 id = tctx ? tctx->id : NO_TASK;
 	struct id_slot *slot = bpf_map_lookup_elem(&id_slots, &id);
-	u64 vtime = p->scx.dsq_vtime;
-	struct queued_task *rec;
-	u64 wakeup;
 
+	if (tctx)
+		restore_vtime(p, tctx);
 	/* Whatever was decided about earlier enqueues is void. */
 	if (slot) {
 		slot->pid = p->pid;
@@ -476,21 +812,10 @@ void BPF_PROG(metronome_enqueue, struct task_struct *p, u64 enq_flags)
 	}
 	if (enqueue_kernel_side(p, tctx, enq_flags))
 		return;
-	if (!tctx || !slot) {
-		enqueue_shared(p, vtime, enq_flags, COUNT_NO_ID);
-		return;
-	}
-
-	rec = reserve_record(id);
-	if (!rec) {
-		enqueue_shared(p, vtime, enq_flags, COUNT_RING_FULL);
-		return;
-	}
-	wakeup = wakeup_flags();
-	tctx->enqueued_at = scx_bpf_now();
-	fill_record(rec, p, tctx, slot->generation, enq_flags);
-	dsq_insert_vtime(p, PENDING_DSQ, slice_ns, vtime, enq_flags);
-	bpf_ringbuf_submit(rec, wakeup);
+	if (!tctx || !slot)
+		enqueue_shared(p, p->scx.dsq_vtime, enq_flags, COUNT_NO_ID);
+	else if (!enqueue_ordered(p, tctx, enq_flags) && !enqueue_pending(p, tctx, slot->generation, enq_flags))
+		enqueue_shared(p, p->scx.dsq_vtime, enq_flags, COUNT_RING_FULL);
 }
 
 /*
@@ -729,7 +1054,7 @@ static void pass_on_shared(void)
 	struct bpf_cpumask *mask = workers;
 	s32 cpu;
 
-	if (!mask || scx_bpf_dsq_nr_queued(SHARED_DSQ) <= 0)
+	if (!mask || (scx_bpf_dsq_nr_queued(SHARED_DSQ) <= 0 && scx_bpf_dsq_nr_queued(URGENT_DSQ) <= 0))
 		return;
 	cpu = scx_bpf_pick_idle_cpu((const struct cpumask *)mask, 0);
 	if (cpu >= 0)
@@ -757,13 +1082,32 @@ static void give_away_own_dsq(s32 cpu)
 	pass_on_shared();
 }
 
-/* @cpu needs a task. The two DSQs take turns in being first, so that neither starves the other. */
+/* The next of the tasks that user space has decided about. The two DSQs take turns, so that neither starves the other. */
+static bool move_decided_to_local(s32 cpu, u64 turn)
+{
+	bool shared_first = turn & 1;
+
+	return scx_bpf_dsq_move_to_local(shared_first ? SHARED_DSQ : cpu) ||
+	       scx_bpf_dsq_move_to_local(shared_first ? cpu : SHARED_DSQ);
+}
+
+/* Has this CPU run nothing but tasks with orders for so long that one without must have its turn? */
+static bool decided_are_starved(s32 cpu)
+{
+	struct cpu_ctx *cctx = cpu_ctx(cpu);
+	u64 now = scx_bpf_now();
+
+	if (!cctx || now - cctx->decided_since < URGENT_NS)
+		return false;
+	cctx->protected_until = now + PROTECTED_NS;
+	return true;
+}
+
+/* @cpu needs a task. */
 SEC("struct_ops/dispatch")
 void BPF_PROG(metronome_dispatch, s32 cpu, struct task_struct *prev)
 {
-	u32 key = cpu;
-	struct cpu_state *state = bpf_map_lookup_elem(&cpus, &key);
-	bool shared_first;
+	struct cpu_state *state = cpu_state(cpu);
 	u64 turn;
 
 	if (cpu == agent_cpu) {
@@ -781,9 +1125,8 @@ void BPF_PROG(metronome_dispatch, s32 cpu, struct task_struct *prev)
 	turn = state->counters[COUNT_TURNS]++;
 	if (turn % PATIENCE_TURNS == 0 && take_over(false))
 		return;
-	shared_first = turn & 1;
-	if (scx_bpf_dsq_move_to_local(shared_first ? SHARED_DSQ : cpu) ||
-	    scx_bpf_dsq_move_to_local(shared_first ? cpu : SHARED_DSQ)) {
+	if ((decided_are_starved(cpu) && move_decided_to_local(cpu, turn)) || scx_bpf_dsq_move_to_local(URGENT_DSQ) ||
+	    move_decided_to_local(cpu, turn)) {
 		pass_on_shared();
 		return;
 	}
@@ -806,13 +1149,41 @@ void BPF_PROG(metronome_update_idle, s32 cpu, bool is_idle)
 		return;
 	publish_idle(cpu, is_idle);
 	/* Whoever put something there since this CPU looked has not seen it idle. */
-	if (is_idle && scx_bpf_dsq_nr_queued(SHARED_DSQ) > 0)
+	if (is_idle && (scx_bpf_dsq_nr_queued(SHARED_DSQ) > 0 || scx_bpf_dsq_nr_queued(URGENT_DSQ) > 0))
 		scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE);
 }
 
 /*
  * On the CPU
  */
+
+static void publish_running(struct task_struct *p, struct task_ctx *tctx)
+{
+	s32 cpu = scx_bpf_task_cpu(p);
+	struct cpu_state *state = cpu_state(cpu);
+	struct cpu_ctx *cctx = cpu_ctx(cpu);
+	struct running_task *running;
+	u64 vtime = p->scx.dsq_vtime;
+	bool is_ours = !(p->flags & PF_KTHREAD && p->nr_cpus_allowed == 1);
+
+	if (!state || !cctx)
+		return;
+	/* Kept apart from the other deadline, or clang loads both through one pointer, which the verifier refuses. */
+	barrier_var(vtime);
+	running = &state->running;
+	running->pid = p->pid;
+	running->id = tctx->id;
+	running->since = tctx->start_ts;
+	running->deadline = tctx->is_ordered ? tctx->deadline : vtime;
+	running->slice = p->scx.slice;
+	running->kind = !is_ours ? RUNS_OTHER : tctx->is_ordered ? RUNS_ORDERED : RUNS_DECIDED;
+
+	if (running->kind == RUNS_DECIDED)
+		cctx->decided_since = running->since;
+	if (!tctx->is_handed_off)
+		cctx->chain_since = running->since;
+	tctx->is_handed_off = false;
+}
 
 SEC("struct_ops/running")
 void BPF_PROG(metronome_running, struct task_struct *p)
@@ -825,8 +1196,11 @@ void BPF_PROG(metronome_running, struct task_struct *p)
 		set_slice(p, agent_unlimited ? SCX_SLICE_INF : AGENT_SLICE_NS);
 		return;
 	}
-	if (tctx)
-		tctx->start_ts = scx_bpf_now();
+	if (!tctx)
+		return;
+	tctx->start_ts = scx_bpf_now();
+	restore_vtime(p, tctx);
+	publish_running(p, tctx);
 	advance_vtime_now(p->scx.dsq_vtime);
 }
 
@@ -879,6 +1253,24 @@ static bool is_overtaken(struct task_struct *p, struct task_ctx *tctx, s32 cpu)
 		time_before(first, deadline));
 }
 
+/* Must @p, which runs on @cpu, make room for a task with an order, or one that was handed its CPU? */
+static bool is_in_the_way(struct task_ctx *tctx, s32 cpu)
+{
+	struct cpu_ctx *cctx = cpu_ctx(cpu);
+	u64 now = scx_bpf_now(), first;
+
+	if (!cctx || time_before(now, cctx->protected_until))
+		return false;
+	if (scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL_ON | cpu) > 0)
+		return true;
+	if (tctx->is_ordered && now - cctx->decided_since > URGENT_NS &&
+	    (scx_bpf_dsq_nr_queued(SHARED_DSQ) > 0 || scx_bpf_dsq_nr_queued(cpu) > 0))
+		return true;
+	if (!first_vtime(URGENT_DSQ, cpu, &first))
+		return false;
+	return !tctx->is_ordered || time_before(first + PREEMPT_MARGIN_NS, tctx->deadline);
+}
+
 /*
  * The task with the earliest deadline runs, give or take a tick. And as a backstop, nothing that finds its way to the
  * scheduler thread's CPU waits there for longer than that.
@@ -893,7 +1285,7 @@ void BPF_PROG(metronome_tick, struct task_struct *p)
 	if (cpu == agent_cpu)
 		give_way = scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL_ON | agent_cpu) > 0;
 	else
-		give_way = tctx && is_overtaken(p, tctx, cpu);
+		give_way = tctx && (is_in_the_way(tctx, cpu) || (!tctx->is_ordered && is_overtaken(p, tctx, cpu)));
 	if (give_way)
 		set_slice(p, 0);
 }
@@ -914,6 +1306,12 @@ void BPF_PROG(metronome_stopping, struct task_struct *p, bool runnable)
 	vtime = p->scx.dsq_vtime + virtual_time(p, ran);
 	set_vtime(p, vtime);
 	advance_vtime_now(vtime);
+	if (runnable)
+		return;
+	tell(p, tctx, RECORD_BLOCKED, 0);
+	tctx->is_ordered = false;
+	tctx->waker = 0;
+	tctx->wake_flags = 0;
 }
 
 /*
@@ -944,10 +1342,11 @@ int kick_cpus(void *ctx)
 	if (nr > MAX_CPUS)
 		nr = MAX_CPUS;
 	bpf_for(i, 0, nr) {
-		u32 cpu = ctl->kicks[i & (MAX_CPUS - 1)];
+		u32 kick = ctl->kicks[i & (MAX_CPUS - 1)];
+		u32 cpu = kick & ~KICK_PREEMPT;
 
-		if (cpu < nr_cpus)
-			scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE);
+		if (cpu < nr_cpus && cpu != agent_cpu)
+			scx_bpf_kick_cpu(cpu, kick & KICK_PREEMPT ? SCX_KICK_PREEMPT : SCX_KICK_IDLE);
 	}
 	return 0;
 }
@@ -1015,6 +1414,8 @@ s32 BPF_PROG(metronome_init)
 		err = scx_bpf_create_dsq(SHARED_DSQ, -1);
 	if (!err)
 		err = scx_bpf_create_dsq(PENDING_DSQ, -1);
+	if (!err)
+		err = scx_bpf_create_dsq(URGENT_DSQ, -1);
 	bpf_for(cpu, 0, nr_cpus) {
 		if (err)
 			break;
@@ -1089,6 +1490,8 @@ struct sched_ext_ops metronome = {
 	.running = (void *)metronome_running,
 	.stopping = (void *)metronome_stopping,
 	.update_idle = (void *)metronome_update_idle,
+	.set_weight = (void *)metronome_set_weight,
+	.set_cpumask = (void *)metronome_set_cpumask,
 	.init_task = (void *)metronome_init_task,
 	.exit_task = (void *)metronome_exit_task,
 	.enable = (void *)metronome_enable,

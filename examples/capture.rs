@@ -16,7 +16,7 @@ fn sort(task: &QueuedTask) -> impl Eq + std::hash::Hash + use<> {
         task.start_ts,
         task.exec_runtime,
         task.nvcsw,
-        task.slice,
+        u64::from(task.slice) | u64::from(task.waker as u32) << 32,
         task.vtime,
     ];
     (

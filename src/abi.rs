@@ -21,10 +21,18 @@ pub const SHARED_MAILBOX_SLOTS: usize = if cfg!(loom) { 2 } else { 16_384 };
 pub const MAX_RINGS: usize = if cfg!(loom) { 1 } else { 16 };
 /// Bytes of a ring: room for 8,192 records.
 pub const RING_BYTES: u32 = 1 << 20;
-/// `queued_task.kind`: a task waits for a decision.
-pub const RECORD_QUEUED: u16 = 1;
+/// Where in a generation the birth begins.
+pub const BIRTH_SHIFT: u32 = 20;
+/// Births are below this, and not 0.
+pub const BIRTHS: u32 = 1 << 12;
+/// Where in `queued_task.flags` the `SCX_WAKE_*` begin.
+pub const WAKE_FLAGS_SHIFT: u32 = 48;
 /// `decision.flags`: the first CPU that becomes available runs the task.
 pub const DECISION_ANY_CPU: u64 = 1 << 20;
+/// `decision.flags`: what runs on its CPU gives way.
+pub const DECISION_PREEMPT: u64 = 1 << 21;
+/// In an entry of `control.kicks`: what runs there gives way.
+pub const KICK_PREEMPT: u32 = 1 << 31;
 
 /// What the kernel side counts, in the order of `enum counter`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,10 +62,24 @@ pub enum Counter {
     Takeover,
     /// Times that a CPU looked for work.
     Turns,
+    /// Wake-ups for which a standing order was carried out.
+    Ordered,
+    /// Of these, tasks that were handed their waker's CPU.
+    HandedOff,
+    /// Of these, tasks that displaced another.
+    Preempted,
+    /// Questions about tasks whose standing order was used up.
+    UsedUp,
+    /// Orders of which something was ignored.
+    BadOrder,
+    /// Records that were no questions.
+    Events,
+    /// Events that found the ring full.
+    EventsLost,
 }
 
 /// Counters per CPU, some unused.
-pub const NR_COUNTERS: usize = if cfg!(loom) { 1 } else { 16 };
+pub const NR_COUNTERS: usize = if cfg!(loom) { 1 } else { 24 };
 
 /// A slot of a mailbox. Which side stores what is told in `mailbox.rs`.
 #[repr(C, align(64))]
@@ -84,7 +106,22 @@ pub struct CpuState {
     /// `2 * n + idle`; `n` grows whenever the CPU runs out of work or gets some.
     pub(crate) idle_seq: AtomicU64,
     pub(crate) pad: [u64; 7],
+    #[cfg(not(loom))]
+    pub(crate) running: RunningTask,
     pub(crate) counters: [AtomicU64; NR_COUNTERS],
+}
+
+/// What a CPU runs. The words are written one after the other, so they may belong to two tasks.
+#[cfg(not(loom))]
+#[repr(C)]
+pub struct RunningTask {
+    pub(crate) pid: AtomicU32,
+    pub(crate) id: AtomicU32,
+    pub(crate) since: AtomicU64,
+    pub(crate) deadline: AtomicU64,
+    pub(crate) slice: AtomicU64,
+    pub(crate) kind: AtomicU32,
+    pad: [u32; 7],
 }
 
 /// A bit for each CPU that is idle, which goes along with its `idle_seq`.
@@ -103,6 +140,12 @@ pub struct Control {
     /// 1 while the scheduler thread sleeps or is about to. It is on another cache line than the heartbeat, because every
     /// CPU reads it with every task that it enqueues.
     pub(crate) parked: AtomicU32,
+    /// The standing order of tasks whose parent has none that is inherited; 0: none.
+    pub(crate) newborn: AtomicU64,
+    /// A bit for each [`Kind`](crate::task::Kind) of record that user space wants besides the questions.
+    pub(crate) events: AtomicU32,
+    /// Of one task with a standing order it hears at most so often, µs.
+    pub(crate) tell_us: AtomicU32,
 }
 
 /// Argument of the program `pick_idle_cpu`.
@@ -139,10 +182,12 @@ const _: () = {
     assert!(size_of::<Slot>() == 64);
     assert!(offset_of!(Slot, flags) == 32);
     assert!(size_of::<MailboxHead>() == 64);
-    assert!(size_of::<CpuState>() == 192);
-    assert!(offset_of!(CpuState, counters) == 64);
+    assert!(size_of::<RunningTask>() == 64);
+    assert!(offset_of!(CpuState, running) == 64);
+    assert!(size_of::<CpuState>() == 320);
+    assert!(offset_of!(CpuState, counters) == 128);
     assert!(size_of::<IdleMask>() == 128);
-    assert!(size_of::<Control>() == 4112);
+    assert!(size_of::<Control>() == 4128);
     assert!(offset_of!(Control, parked) == 4108);
     assert!(size_of::<PickArgs>() == 16);
     assert!(size_of::<ExitRecord>() == 1168);

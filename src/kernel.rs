@@ -20,8 +20,8 @@ use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{Link, MapCore, MapFlags, MapHandle, MapType, OpenObject, PrintLevel, libbpf_sys};
 
 use crate::abi::{
-    Control, Counter, CpuState, ExitRecord, IdleMask, MAILBOX_SLOTS, MAX_RINGS, MailboxHead,
-    PickArgs, RING_BYTES, SHARED_MAILBOX_SLOTS, Slot,
+    Control, Counter, CpuState, ExitRecord, IdleMask, MAILBOX_SLOTS, MAX_RINGS, MAX_TASKS,
+    MailboxHead, PickArgs, RING_BYTES, SHARED_MAILBOX_SLOTS, Slot,
 };
 use crate::bpf::{MetronomeSkel, MetronomeSkelBuilder, OpenMetronomeSkel};
 use crate::exit::{UserExitInfo, handle_signals, stop_requested};
@@ -44,6 +44,9 @@ const OPS_ENQ_MIGRATION_DISABLED: u64 = 1 << 4;
 
 /// The kernel's default (`SCX_EXIT_DUMP_DFL_LEN`), in bytes.
 const DEFAULT_DUMP_LEN: u32 = 32_768;
+
+/// A policy hears of one task with a standing order every so many µs: often enough to see it change its ways.
+const TELL_US: u32 = 4_000;
 
 /// How to start a [`BpfScheduler`].
 #[derive(Clone, Debug)]
@@ -226,6 +229,10 @@ impl Builder {
             .set_max_entries(topology.nr_cpus)
             .context("cannot size the CPU states")?;
         open.maps
+            .cpu_ctxs
+            .set_max_entries(topology.nr_cpus)
+            .context("cannot size what the CPUs keep for themselves")?;
+        open.maps
             .exit_dump
             .set_value_size(dump_len)
             .context("cannot size the exit dump")?;
@@ -315,6 +322,7 @@ struct Mappings {
     shared_mailbox: Mapping,
     cpus: Arc<Mapping>,
     idle_cpus: Mapping,
+    orders: Mapping,
     control: Mapping,
     exit_record: Mapping,
 }
@@ -387,6 +395,13 @@ impl Mappings {
                 write,
                 "the idle CPUs",
             )?,
+            orders: Mapping::new(
+                maps.orders.as_fd(),
+                0,
+                MAX_TASKS * size_of::<u64>(),
+                write,
+                "the standing orders",
+            )?,
             control: Mapping::new(
                 maps.control.as_fd(),
                 0,
@@ -411,6 +426,7 @@ impl Mappings {
             shared_mailbox,
             cpus,
             idle_cpus,
+            orders,
             control,
             exit_record,
         } = self;
@@ -423,6 +439,7 @@ impl Mappings {
             shared_mailbox,
             cpus,
             idle_cpus,
+            orders,
             control,
             exit_record,
         ] {
@@ -437,6 +454,7 @@ impl Mappings {
             shared_mailbox: self.shared_mailbox.start(),
             cpus: self.cpus.start().cast(),
             idle: self.idle_cpus.start().cast(),
+            orders: self.orders.start().cast(),
             control: self.control.start().cast(),
             nr_cpus,
             agent_cpu,
@@ -617,6 +635,7 @@ impl<'a> BpfScheduler<'a> {
     /// # Cost
     /// Two atomic loads, a store, and a copy of 120 bytes.
     pub fn dequeue_task(&mut self) -> Result<Option<QueuedTask>, BadRing> {
+        // Nobody listens to events, so there are none.
         let task = self.shared.dequeue();
         if task.is_some() {
             bump(&self.counts.taken, 1);
@@ -685,6 +704,7 @@ impl<'a> BpfScheduler<'a> {
             bail!("a scheduler runs a policy once");
         };
         self.start_counting_faults()?;
+        self.shared.listen(policy.events(), TELL_US);
         let seal = memory::seal();
         while !self.exited() {
             let turned = turn.turn(&mut self.shared, policy);
@@ -824,6 +844,13 @@ impl Watch {
             rescued: count(Counter::Rescued),
             bounced: count(Counter::Bounced),
             takeover: count(Counter::Takeover),
+            ordered: count(Counter::Ordered),
+            handed_off: count(Counter::HandedOff),
+            preempted: count(Counter::Preempted),
+            used_up: count(Counter::UsedUp),
+            bad_orders: count(Counter::BadOrder),
+            events: count(Counter::Events),
+            events_lost: count(Counter::EventsLost),
             taken: user(&self.counts.taken),
             sent: user(&self.counts.sent),
             superseded: user(&self.counts.superseded),

@@ -71,6 +71,7 @@ pub mod abi;
 pub mod mailbox;
 #[cfg(all(loom, test))]
 mod models;
+pub mod orders;
 pub mod policy;
 pub mod queue;
 pub mod ring;
@@ -118,4 +119,4 @@ pub mod topology;
 pub use exit::UserExitInfo;
 #[cfg(feature = "kernel")]
 pub use kernel::{BadRing, BpfScheduler, Builder, MailboxesFull, Watch};
-pub use task::{DispatchedTask, QueuedTask, RL_CPU_ANY};
+pub use task::{DispatchedTask, QueuedTask, RL_CPU_ANY, RL_PREEMPT};

@@ -477,6 +477,9 @@ impl Machine {
                 nr_kicks: AtomicU32::new(0),
                 kicks: core::array::from_fn(|_| AtomicU32::new(0)),
                 parked: AtomicU32::new(0),
+                newborn: AtomicU64::new(0),
+                events: AtomicU32::new(0),
+                tell_us: AtomicU32::new(0),
             },
             ring_buf: RingBuf::new(0),
             worker: Sleeper::new(),
@@ -487,6 +490,8 @@ impl Machine {
             shared_mailbox: NonNull::from(&machine.shared_mailbox).cast(),
             cpus: NonNull::from(&machine.cpus).cast(),
             idle: NonNull::from(&machine.idle),
+            // Nobody has an order.
+            orders: NonNull::dangling(),
             control: NonNull::from(&machine.control),
             nr_cpus: CPUS as u32,
             agent_cpu: 1,

@@ -2,6 +2,7 @@
 //!
 //! The control flow around it is in [`turn`](crate::turn): a policy never touches shared memory.
 
+use crate::orders::Order;
 use crate::task::QueuedTask;
 
 pub mod deadline;
@@ -17,4 +18,18 @@ pub trait Policy {
 
     /// The task of this id gets a CPU next. Returns its slice in ns; 0 is the default slice. `waiting` other tasks wait.
     fn slice_ns(&mut self, id: u32, waiting: usize) -> u64;
+
+    /// The standing order of a task, asked after each record about it. It holds from the task's next wake-up on.
+    fn order(&mut self, _task: &QueuedTask) -> Option<Order> {
+        None
+    }
+
+    /// Something has happened to a task, of a [`kind`](QueuedTask::kind) that [`events`](Self::events) asks for. The records of
+    /// one task come in order; one may be missing, if the ring was full.
+    fn event(&mut self, _task: &QueuedTask) {}
+
+    /// The kinds of records to be told of besides the questions, as a set of [`Kind::bit`](crate::task::Kind::bit).
+    fn events(&self) -> u32 {
+        0
+    }
 }

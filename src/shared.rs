@@ -26,13 +26,14 @@ use core::ptr::NonNull;
 use heapless::Vec;
 
 use crate::abi::{
-    Control, CpuState, DECISION_ANY_CPU, IdleMask, MAILBOX_SLOTS, MAX_CPUS, MAX_RINGS, MailboxHead,
-    SHARED_MAILBOX_SLOTS, Slot,
+    Control, CpuState, DECISION_ANY_CPU, DECISION_PREEMPT, IdleMask, KICK_PREEMPT, MAILBOX_SLOTS,
+    MAX_CPUS, MAX_RINGS, MailboxHead, SHARED_MAILBOX_SLOTS, Slot,
 };
 use crate::mailbox::{Decision, Full, Mailbox};
+use crate::orders::{Order, Orders};
 use crate::ring::{Ring, RingCounts};
-use crate::sync::{Guard, Ordering, fence, order};
-use crate::task::{DispatchedTask, QueuedTask, RL_CPU_ANY};
+use crate::sync::{AtomicU64, Guard, Ordering, fence, order};
+use crate::task::{DispatchedTask, QueuedTask, RL_CPU_ANY, RL_PREEMPT};
 use crate::wait;
 
 /// Where the mapped arrays are.
@@ -46,6 +47,8 @@ pub struct SharedMemory {
     pub cpus: NonNull<CpuState>,
     /// A bit for each CPU that is idle.
     pub idle: NonNull<IdleMask>,
+    /// The standing orders, one for each task id.
+    pub orders: NonNull<AtomicU64>,
     /// The control page.
     pub control: NonNull<Control>,
     /// How many CPUs there are: the bound of their numbers.
@@ -69,6 +72,7 @@ pub struct Shared {
     rings: Vec<Ring, MAX_RINGS>,
     /// The ring that is looked at first next time.
     next_ring: usize,
+    orders: Orders,
     shared_mailbox: Mailbox,
     cpus: Vec<Cpu, MAX_CPUS>,
     /// CPUs that got mail since the last flush.
@@ -90,7 +94,7 @@ impl Shared {
     ///
     /// # Safety
     /// Until this is dropped, `memory` must describe live, writable mappings of the arrays of one loaded object, never
-    /// used before: `nr_cpus` mailboxes and states, `nr_cpus` at most [`MAX_CPUS`].
+    /// used before: `nr_cpus` mailboxes and states, `nr_cpus` from 1 to [`MAX_CPUS`].
     pub unsafe fn new(memory: SharedMemory, rings: impl IntoIterator<Item = Ring>) -> Self {
         // SAFETY: the layout is that of `struct shared_mailbox`, by the caller's word.
         let shared_mailbox = unsafe { Mailbox::new(memory.shared_mailbox, SHARED_MAILBOX_SLOTS) };
@@ -116,6 +120,8 @@ impl Shared {
             memory,
             rings: rings.into_iter().take(MAX_RINGS).collect(),
             next_ring: 0,
+            // SAFETY: live, of the right size and ours alone, by the caller's word.
+            orders: unsafe { Orders::new(memory.orders) },
             shared_mailbox,
             cpus,
             mailed: Vec::new(),
@@ -142,18 +148,28 @@ impl Shared {
         self.memory.agent_cpu
     }
 
-    /// Hands waiting tasks to `each`, at most `limit` of them; see [`Ring::drain`]. The rings take turns in being first.
+    /// Hands records to `each`, at most `limit` of them; see [`Ring::drain`]. The rings take turns in being first.
     pub fn drain(&mut self, limit: usize, mut each: impl FnMut(&QueuedTask)) -> usize {
+        self.drain_with_orders(limit, |task, _| each(task))
+    }
+
+    /// The same, with the standing orders at hand.
+    pub fn drain_with_orders(
+        &mut self,
+        limit: usize,
+        mut each: impl FnMut(&QueuedTask, &mut Orders),
+    ) -> usize {
+        let Self { rings, orders, .. } = self;
         let mut taken = 0;
-        for _ in 0..self.rings.len() {
+        for _ in 0..rings.len() {
             if taken == limit {
                 break;
             }
-            if let Some(ring) = self.rings.get_mut(self.next_ring) {
-                taken += ring.drain(limit - taken, &mut each);
+            if let Some(ring) = rings.get_mut(self.next_ring) {
+                taken += ring.drain(limit - taken, |task| each(task, orders));
             }
             self.next_ring += 1;
-            if self.next_ring >= self.rings.len() {
+            if self.next_ring >= rings.len() {
                 self.next_ring = 0;
             }
         }
@@ -186,8 +202,11 @@ impl Shared {
             flags: 0,
         };
         let named = task.flags & RL_CPU_ANY == 0 || task.pinned;
-        if named && task.cpu as u32 != self.memory.agent_cpu && self.push_to(task.cpu, decision) {
-            return Ok(());
+        if named && task.cpu as u32 != self.memory.agent_cpu {
+            decision.flags = task.flags & RL_PREEMPT;
+            if self.push_to(task.cpu, decision) {
+                return Ok(());
+            }
         }
         decision.flags = DECISION_ANY_CPU;
         self.shared_mailbox.push(decision)?;
@@ -202,11 +221,35 @@ impl Shared {
         if entry.mailbox.push(decision).is_err() {
             return false;
         }
+        if decision.flags & DECISION_PREEMPT != 0 {
+            // Without room for the kick the task waits for the CPU's next look, as without the flag.
+            let _ = self.kicks.push(cpu as u32 | KICK_PREEMPT);
+            return true;
+        }
         if self.promise(cpu as u32) || self.mailed.push(cpu as u16).is_ok() {
             return true;
         }
         // More mail in a turn than there are CPUs, so some are listed twice: a kick too many does no harm.
         self.kicks.push(cpu as u32).is_ok()
+    }
+
+    /// Gives a task a standing order, or takes it away; see [`Orders::set`].
+    pub fn set_order(&mut self, task: &QueuedTask, order: Option<Order>) {
+        self.orders.set(task, order);
+    }
+
+    /// Which kinds of records the kernel side shall send besides questions, as a set of [`Kind::bit`](crate::task::Kind::bit),
+    /// and how often at most for one task with a standing order, in µs.
+    pub fn listen(&mut self, kinds: u32, tell_us: u32) {
+        let control = self.control();
+        control.tell_us.store(tell_us, Ordering::Relaxed);
+        control.events.store(kinds, Ordering::Relaxed);
+    }
+
+    /// The order that tasks are born with whose parent has none that is inherited.
+    pub fn set_newborn(&mut self, order: Option<Order>) {
+        let word = order.map_or(0, |order| order.encode(0));
+        self.control().newborn.store(word, Ordering::Relaxed);
     }
 
     /// How many decisions for any CPU have not been taken yet.
@@ -377,6 +420,8 @@ mod tests {
     use std::alloc::{Layout, alloc_zeroed};
     use std::vec::Vec as StdVec;
 
+    use crate::abi::MAX_TASKS;
+
     const CPUS: u32 = 4;
     const AGENT: u32 = 3;
 
@@ -399,6 +444,7 @@ mod tests {
                 shared_mailbox: memory(64 * (1 + SHARED_MAILBOX_SLOTS)),
                 cpus: memory(CPUS as usize * size_of::<CpuState>()).cast(),
                 idle: memory(size_of::<IdleMask>()).cast(),
+                orders: memory(MAX_TASKS * 8).cast(),
                 control: memory(size_of::<Control>()).cast(),
                 nr_cpus: CPUS,
                 agent_cpu: AGENT,
@@ -441,7 +487,7 @@ mod tests {
         }
     }
 
-    fn memory_word() -> NonNull<core::sync::atomic::AtomicU64> {
+    fn memory_word() -> NonNull<AtomicU64> {
         memory(4096).cast()
     }
 

@@ -28,8 +28,8 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::abi::{
-    Control, Counter, CpuState, DECISION_ANY_CPU, IdleMask, MAILBOX_SLOTS, MAX_CPUS, MailboxHead,
-    SHARED_MAILBOX_SLOTS, Slot,
+    Control, Counter, CpuState, DECISION_ANY_CPU, IdleMask, MAILBOX_SLOTS, MAX_CPUS, MAX_TASKS,
+    MailboxHead, SHARED_MAILBOX_SLOTS, Slot,
 };
 use crate::mailbox::Decision;
 use crate::policy::Policy;
@@ -224,6 +224,7 @@ struct Kernel {
     shared_mailbox: Pages,
     cpus: Pages,
     idle: Pages,
+    orders: Pages,
     control: Pages,
     /// The next record stays busy.
     hold: bool,
@@ -438,6 +439,7 @@ impl Kernel {
             shared_mailbox: Pages::new(64 * (1 + SHARED_MAILBOX_SLOTS)),
             cpus: Pages::new(cpus * size_of::<CpuState>()),
             idle: Pages::new(size_of::<IdleMask>()),
+            orders: Pages::new(MAX_TASKS * size_of::<u64>()),
             control: Pages::new(size_of::<Control>()),
             hold: false,
             held: None,
@@ -456,6 +458,7 @@ impl Kernel {
             shared_mailbox: self.shared_mailbox.start(),
             cpus: self.cpus.start().cast(),
             idle: self.idle.start().cast(),
+            orders: self.orders.start().cast(),
             control: self.control.start().cast(),
             nr_cpus: self.config.nr_cpus,
             agent_cpu: self.agent_cpu(),

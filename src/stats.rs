@@ -27,7 +27,21 @@ pub struct Snapshot {
     pub bounced: u64,
     /// Kernel side: tasks taken out of user space's hands because it was late.
     pub takeover: u64,
-    /// User space: records taken from the ring.
+    /// Kernel side: wake-ups for which a standing order was carried out.
+    pub ordered: u64,
+    /// Kernel side: of these, tasks that were handed their waker's CPU.
+    pub handed_off: u64,
+    /// Kernel side: of these, tasks that displaced another.
+    pub preempted: u64,
+    /// Kernel side: questions about tasks whose standing order was used up.
+    pub used_up: u64,
+    /// Kernel side: orders of which something was ignored.
+    pub bad_orders: u64,
+    /// Kernel side: records that were no questions.
+    pub events: u64,
+    /// Kernel side: events that found the ring full.
+    pub events_lost: u64,
+    /// User space: questions taken from the ring.
     pub taken: u64,
     /// User space: decisions put into mailboxes.
     pub sent: u64,
@@ -63,6 +77,13 @@ impl Snapshot {
             rescued: self.rescued - earlier.rescued,
             bounced: self.bounced - earlier.bounced,
             takeover: self.takeover - earlier.takeover,
+            ordered: self.ordered - earlier.ordered,
+            handed_off: self.handed_off - earlier.handed_off,
+            preempted: self.preempted - earlier.preempted,
+            used_up: self.used_up - earlier.used_up,
+            bad_orders: self.bad_orders - earlier.bad_orders,
+            events: self.events - earlier.events,
+            events_lost: self.events_lost - earlier.events_lost,
             taken: self.taken - earlier.taken,
             sent: self.sent - earlier.sent,
             superseded: self.superseded - earlier.superseded,
@@ -78,9 +99,14 @@ impl fmt::Display for Snapshot {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             out,
-            "direct {} queued {} dispatched {} waiting {} stale {} gone {} rescued {} bounced {} ring-full {} takeover {} \
-             kernel {} syscalls {} faults {} allocations {}",
+            "direct {} ordered {} handed-off {} preempted {} used-up {} queued {} dispatched {} waiting {} stale {} gone {} \
+             rescued {} bounced {} ring-full {} takeover {} kernel {} events {} events-lost {} syscalls {} faults {} \
+             allocations {}",
             self.direct,
+            self.ordered,
+            self.handed_off,
+            self.preempted,
+            self.used_up,
             self.queued,
             self.dispatched,
             self.waiting,
@@ -91,6 +117,8 @@ impl fmt::Display for Snapshot {
             self.ring_full,
             self.takeover,
             self.kernel_side,
+            self.events,
+            self.events_lost,
             self.syscalls,
             self.faults,
             self.allocations

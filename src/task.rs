@@ -3,10 +3,51 @@
 //! A [`QueuedTask`] is never built from parts: [`QueuedTask::from_record`] makes it of a [`Record`] of the ring, having
 //! checked it. Until then its bytes are an allegation.
 
-use crate::abi::{DECISION_ANY_CPU, MAX_TASKS, RECORD_QUEUED};
+use crate::abi::{BIRTH_SHIFT, DECISION_ANY_CPU, DECISION_PREEMPT, MAX_TASKS, WAKE_FLAGS_SHIFT};
 
 /// For [`DispatchedTask::flags`]: the task runs on the first CPU that becomes available.
 pub const RL_CPU_ANY: u64 = DECISION_ANY_CPU;
+
+/// For [`DispatchedTask::flags`]: the task displaces what runs on its CPU. Not together with [`RL_CPU_ANY`].
+pub const RL_PREEMPT: u64 = DECISION_PREEMPT;
+
+/// What a record says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
+pub enum Kind {
+    /// The task waits for a decision.
+    Queued = 1,
+    /// It woke, and its standing order was carried out. Of one task this is told only so often; what the record says is
+    /// summed up.
+    Ordered,
+    /// It went to sleep.
+    Blocked,
+    /// It exited or left the class, and its id is free.
+    Gone,
+    /// Its weight changed.
+    Weight,
+    /// The CPUs that it may use changed.
+    Affinity,
+}
+
+impl Kind {
+    const fn of(number: u16) -> Option<Self> {
+        Some(match number {
+            1 => Self::Queued,
+            2 => Self::Ordered,
+            3 => Self::Blocked,
+            4 => Self::Gone,
+            5 => Self::Weight,
+            6 => Self::Affinity,
+            _ => return None,
+        })
+    }
+
+    /// Its bit in a set of kinds.
+    pub const fn bit(self) -> u32 {
+        1 << self as u16
+    }
+}
 
 /// The words of a record as they lie in the ring: an allegation.
 pub type Record = [u64; size_of::<QueuedTask>() / size_of::<u64>()];
@@ -30,7 +71,7 @@ pub struct QueuedTask {
     pub(crate) kind: u16,
     /// How many CPUs its affinity allows, at least 1; the number of possible CPUs if it allows all that take tasks.
     pub nr_cpus_allowed: u16,
-    /// `SCX_ENQ_*` of the kernel; bit 0 is set on a wake-up.
+    /// `SCX_ENQ_*` of the kernel; bit 0 is set on a wake-up. Bits 48 to 55: `SCX_WAKE_*` of the wake-up.
     pub flags: u64,
     /// 1 to 10,000; nice 0 is 100.
     pub weight: u64,
@@ -47,7 +88,10 @@ pub struct QueuedTask {
     /// Voluntary context switches since it was born.
     pub nvcsw: u64,
     /// What is left of its slice.
-    pub slice: u64,
+    pub slice: u32,
+    /// The thread that ran where it was woken, most often its waker (an interrupt wakes in the name of whom it interrupts);
+    /// 0 if it was not woken.
+    pub waker: i32,
     /// The `vtime` of the last decision about it, plus the CPU time it had since, times 100 / weight.
     pub vtime: u64,
     pub(crate) comm: [u8; 16],
@@ -91,7 +135,7 @@ impl QueuedTask {
     }
 
     fn check(&self, nr_cpus: u32) -> Result<(), BadRecord> {
-        if self.kind != RECORD_QUEUED {
+        if Kind::of(self.kind).is_none() {
             return Err(BadRecord::Kind);
         }
         if self.id as usize >= MAX_TASKS {
@@ -107,6 +151,22 @@ impl QueuedTask {
             return Err(BadRecord::Affinity);
         }
         Ok(())
+    }
+
+    /// What the record says of the task.
+    pub fn kind(&self) -> Kind {
+        // Checked when it was made.
+        Kind::of(self.kind).unwrap_or(Kind::Queued)
+    }
+
+    /// Tells this life of the id from others: 1 to 4,095.
+    pub fn birth(&self) -> u32 {
+        self.generation >> BIRTH_SHIFT
+    }
+
+    /// `SCX_WAKE_*` of the wake-up; 0 if it was not woken.
+    pub fn wake_flags(&self) -> u64 {
+        self.flags >> WAKE_FLAGS_SHIFT & 0xff
     }
 
     /// The name of the thread, up to 15 bytes; the empty string if it is not UTF-8.
@@ -132,7 +192,7 @@ impl QueuedTask {
             pid: id as i32 + 1,
             tgid: id as i32 + 1,
             cpu,
-            kind: RECORD_QUEUED,
+            kind: Kind::Queued as u16,
             nr_cpus_allowed,
             flags: 0,
             weight: 100,
@@ -143,6 +203,7 @@ impl QueuedTask {
             sum_exec_runtime: 0,
             nvcsw: 0,
             slice: 0,
+            waker: 0,
             vtime: 0,
             comm: *b"example\0\0\0\0\0\0\0\0\0",
         }
@@ -156,7 +217,7 @@ pub struct DispatchedTask {
     pub pid: i32,
     /// The CPU to run on; ignored with [`RL_CPU_ANY`].
     pub cpu: i32,
-    /// [`RL_CPU_ANY`] or 0.
+    /// [`RL_CPU_ANY`], [`RL_PREEMPT`] or 0.
     pub flags: u64,
     /// How long it may run, in ns; 0 is the default slice.
     pub slice_ns: u64,

@@ -11,7 +11,7 @@ use crate::abi::MAX_TASKS;
 use crate::policy::Policy;
 use crate::queue::DeadlineQueue;
 use crate::shared::Shared;
-use crate::task::{DispatchedTask, QueuedTask, RL_CPU_ANY};
+use crate::task::{DispatchedTask, Kind, QueuedTask, RL_CPU_ANY};
 
 /// Records taken in one turn at most, so that a flood does not delay the decisions that are due.
 const BATCH: usize = 256;
@@ -28,8 +28,10 @@ struct Waiting {
 /// What a turn did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Turned {
-    /// Records taken.
+    /// Questions taken.
     pub taken: usize,
+    /// Records taken that were no questions.
+    pub events: usize,
     /// Decisions handed out.
     pub handed_out: usize,
     /// Records that replaced an older one of the same task, whose enqueue is over.
@@ -57,8 +59,17 @@ impl<const TASKS: usize> Turn<TASKS> {
     /// allocation, no system call.
     pub fn turn(&mut self, shared: &mut Shared, policy: &mut impl Policy) -> Turned {
         let mut turned = Turned::default();
-        turned.taken = shared.drain(BATCH, |task| {
-            turned.superseded += usize::from(self.admit(task, policy))
+        shared.drain_with_orders(BATCH, |task, orders| {
+            if task.kind() == Kind::Queued {
+                turned.taken += 1;
+                turned.superseded += usize::from(self.admit(task, policy));
+            } else {
+                turned.events += 1;
+                policy.event(task);
+            }
+            // An order given to a task that is gone would be void, but stay in the table.
+            let order = policy.order(task).filter(|_| task.kind() != Kind::Gone);
+            orders.set(task, order);
         });
         turned.handed_out = self.hand_out(shared, policy);
         turned

@@ -37,7 +37,7 @@ pub fn is_legal(bytes: &[u8; BYTES], nr_cpus: u32) -> bool {
     field::<4>(bytes, 0) < 65_536
         && cpu < 1 << 31
         && cpu < u64::from(nr_cpus)
-        && field::<2>(bytes, 20) == 1
+        && (1..=6).contains(&field::<2>(bytes, 20))
         && field::<2>(bytes, 22) >= 1
         && (1..=10_000).contains(&weight)
 }
@@ -60,7 +60,7 @@ fn says_what_the_bytes_say(task: &QueuedTask, bytes: &[u8; BYTES]) {
         task.exec_runtime,
         task.sum_exec_runtime,
         task.nvcsw,
-        task.slice,
+        u64::from(task.slice) | u64::from(task.waker as u32) << 32,
         task.vtime,
     ];
     for (i, word) in words.into_iter().enumerate() {
@@ -74,6 +74,9 @@ fn says_what_the_bytes_say(task: &QueuedTask, bytes: &[u8; BYTES]) {
         core::str::from_utf8(&comm[..end]).unwrap_or("")
     );
     assert_eq!(task.is_wakeup(), bytes[24] & 1 == 1);
+    assert_eq!(task.kind() as u64, field::<2>(bytes, 20));
+    assert_eq!(u64::from(task.birth()), field::<4>(bytes, 4) >> 20);
+    assert_eq!(task.wake_flags(), u64::from(bytes[30]));
 
     let decision = DispatchedTask::new(task);
     assert_eq!(

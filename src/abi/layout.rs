@@ -11,6 +11,7 @@ use libbpf_rs::{AsRawLibbpf, OpenObject, libbpf_sys};
 
 use super::*;
 use crate::bpf::{MetronomeSkelBuilder, OpenMetronomeSkel};
+use crate::task::QueuedTask;
 
 /// Opens the object, which neither loads it nor needs a privilege.
 fn with_object(test: impl FnOnce(&OpenMetronomeSkel<'_>, &Btf<'_>)) {
@@ -114,6 +115,7 @@ fn each_structure_is_the_same_on_both_sides() {
                 sum_exec_runtime,
                 nvcsw,
                 slice,
+                waker,
                 vtime,
                 comm
             })
@@ -135,7 +137,20 @@ fn each_structure_is_the_same_on_both_sides() {
             layout!(CpuState {
                 idle_seq,
                 pad,
+                running,
                 counters
+            })
+        );
+        assert_eq!(
+            layout_in(btf, "running_task"),
+            layout!(RunningTask {
+                pid,
+                id,
+                since,
+                deadline,
+                slice,
+                kind,
+                pad
             })
         );
         assert_eq!(layout_in(btf, "idle_mask"), layout!(IdleMask { words }));
@@ -145,7 +160,10 @@ fn each_structure_is_the_same_on_both_sides() {
                 heartbeat,
                 nr_kicks,
                 kicks,
-                pad
+                parked,
+                newborn,
+                events,
+                tell_us
             })
         );
         assert_eq!(
@@ -198,6 +216,8 @@ fn the_maps_have_the_sizes_that_are_mapped_and_numbered_here() {
         assert_eq!(maps.idle_cpus.value_size() as usize, size_of::<IdleMask>());
         assert_eq!(maps.free_ids.max_entries() as usize, MAX_TASKS);
         assert_eq!(maps.id_slots.max_entries() as usize, MAX_TASKS);
+        assert_eq!(maps.orders.max_entries() as usize, MAX_TASKS);
+        assert_eq!(maps.orders.value_size() as usize, size_of::<AtomicU64>());
         assert_eq!(maps.control.value_size() as usize, size_of::<Control>());
         assert_eq!(maps.cpus.value_size() as usize, size_of::<CpuState>());
         assert_eq!(
@@ -221,12 +241,12 @@ fn the_maps_have_the_sizes_that_are_mapped_and_numbered_here() {
 #[test]
 fn counters_have_the_same_names_and_numbers() {
     use Counter::{
-        Bounced, Direct, Dispatched, Gone, KernelSide, NoId, Queued, Rescued, RingFull, Stale,
-        Takeover, Turns,
+        BadOrder, Bounced, Direct, Dispatched, Events, EventsLost, Gone, HandedOff, KernelSide,
+        NoId, Ordered, Preempted, Queued, Rescued, RingFull, Stale, Takeover, Turns, UsedUp,
     };
     let counters = [
         Queued, RingFull, Direct, KernelSide, NoId, Dispatched, Stale, Gone, Rescued, Bounced,
-        Takeover, Turns,
+        Takeover, Turns, Ordered, HandedOff, Preempted, UsedUp, BadOrder, Events, EventsLost,
     ];
     let mut here = counters
         .map(|counter| {
@@ -237,6 +257,23 @@ fn counters_have_the_same_names_and_numbers() {
     here.push(("NR_COUNTERS".into(), NR_COUNTERS as i64));
     with_object(|_, btf| {
         let there: Enum<'_> = btf.type_by_name("counter").unwrap();
+        let there = there.iter().map(|member| {
+            let name = member.name.unwrap().to_str().unwrap();
+            (name.to_owned(), member.value)
+        });
+        assert_eq!(there.collect::<Vec<_>>(), here);
+    });
+}
+
+#[test]
+fn kinds_of_records_have_the_same_names_and_numbers() {
+    use crate::task::Kind::{Affinity, Blocked, Gone, Ordered, Queued, Weight};
+    let here = [Queued, Ordered, Blocked, Gone, Weight, Affinity].map(|kind| {
+        let name = format!("RECORD_{}", constant_case(&format!("{kind:?}")));
+        (name, kind as i64)
+    });
+    with_object(|_, btf| {
+        let there: Enum<'_> = btf.type_by_name("record_kind").unwrap();
         let there = there.iter().map(|member| {
             let name = member.name.unwrap().to_str().unwrap();
             (name.to_owned(), member.value)
@@ -272,13 +309,21 @@ fn each_macro_of_the_header_has_the_same_value_here() {
         ("MAILBOX_SLOTS", format!("{MAILBOX_SLOTS}")),
         ("SHARED_MAILBOX_SLOTS", format!("{SHARED_MAILBOX_SLOTS}")),
         ("MAX_RINGS", format!("{MAX_RINGS}")),
-        ("RECORD_QUEUED", format!("{RECORD_QUEUED}")),
+        ("BIRTH_SHIFT", format!("{BIRTH_SHIFT}")),
+        ("BIRTHS", format!("(1 << {})", BIRTHS.ilog2())),
+        ("WAKE_FLAGS_SHIFT", format!("{WAKE_FLAGS_SHIFT}")),
         (
             "DECISION_ANY_CPU",
             format!("(1ULL << {})", DECISION_ANY_CPU.ilog2()),
         ),
+        (
+            "DECISION_PREEMPT",
+            format!("(1ULL << {})", DECISION_PREEMPT.ilog2()),
+        ),
+        ("KICK_PREEMPT", format!("(1U << {})", KICK_PREEMPT.ilog2())),
     ];
-    assert!(DECISION_ANY_CPU.is_power_of_two());
+    assert!(DECISION_ANY_CPU.is_power_of_two() && DECISION_PREEMPT.is_power_of_two());
+    assert!(KICK_PREEMPT.is_power_of_two() && BIRTHS.is_power_of_two());
     let here: Vec<_> = here
         .iter()
         .map(|(name, value)| (*name, value.as_str()))

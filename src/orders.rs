@@ -1,0 +1,193 @@
+//! Standing orders: what the kernel side shall do when a task wakes, decided ahead.
+//!
+//! # Problem
+//! A question on every wake-up costs a round trip through another CPU, just where it hurts: in chains of short wake-ups on
+//! a busy machine. To let the kernel side decide by itself would move the policy there.
+//!
+//! # Mechanism
+//! The policy decides ahead. A mapped table holds one word per task id, its standing order: how soon the task must run
+//! after a wake-up, for how long, whom it may displace. We write the word whenever the policy's view of the task changes;
+//! the kernel side reads it when the task wakes, and acts at once (`bpf/orders.h`). It tells us afterwards, by a record of
+//! the kind [`Ordered`](crate::task::Kind::Ordered), and asks only when there is no order or it is used up.
+//!
+//! | bits  | field    | meaning                                                                              |
+//! |-------|----------|--------------------------------------------------------------------------------------|
+//! | 0-11  | birth    | of the life of the id that is meant; of another life, the order is void              |
+//! | 12-23 | latency  | the deadline is so long after the wake-up, in units of 16 µs                         |
+//! | 24-35 | slice    | in units of 16 µs; 0 is the default slice                                            |
+//! | 36-47 | budget   | CPU time since it last slept for which the order holds, in units of 16 µs            |
+//! | 48-57 | CPU      | where it prefers to run, if bit 61 is set                                            |
+//! | 58    | valid    | 0: no order                                                                          |
+//! | 59    | preempt  | may displace a task without an order, or one whose deadline is later by a margin     |
+//! | 60    | hand-off | may be handed the CPU of its waker, if that has an order too                         |
+//! | 61    | prefers  | the CPU field counts                                                                 |
+//! | 62    | inherit  | its children start with this order                                                   |
+//!
+//! One word is read and written at once, so there are no torn orders, and nothing to lock. Any 64 bits are an order that the
+//! kernel side can carry out: what is out of range is ignored, and counted.
+//!
+//! # Limits
+//! Times are up to 65.5 ms in steps of 16 µs. What the policy does not know cannot be in an order: it is the policy's
+//! task to look at the records and to write the order anew.
+#![deny(clippy::indexing_slicing)]
+
+use core::ptr::NonNull;
+
+use crate::abi::{MAX_CPUS, MAX_TASKS};
+use crate::sync::{AtomicU64, Ordering};
+use crate::task::QueuedTask;
+
+/// ns of a unit of the fields that are times.
+pub const UNIT_NS: u64 = 16_000;
+const MAX_UNITS: u64 = (1 << 12) - 1;
+
+const LATENCY: u32 = 12;
+const SLICE: u32 = 24;
+const BUDGET: u32 = 36;
+const CPU: u32 = 48;
+const VALID: u64 = 1 << 58;
+const PREEMPT: u64 = 1 << 59;
+const HAND_OFF: u64 = 1 << 60;
+const PREFERS: u64 = 1 << 61;
+const INHERIT: u64 = 1 << 62;
+
+const _: () = assert!(MAX_CPUS <= 1 << 10);
+
+/// What to do with a task when it wakes. Times are in ns, from 0 to 65,520,000, and are rounded up to 16 µs; longer ones
+/// count as the longest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Order {
+    /// It should have a CPU at most so long after it wakes. Of several tasks with orders the one whose time is up first
+    /// runs first, and all of them before those without.
+    pub latency_ns: u64,
+    /// How long it may run in one go; 0 is the default slice.
+    pub slice_ns: u64,
+    /// For how much CPU time since it last slept the order holds. Past it the task is asked about.
+    pub budget_ns: u64,
+    /// If no CPU is idle, it displaces a task without an order, or else one whose deadline is later by a margin.
+    pub preempts: bool,
+    /// If its waker is about to sleep and has an order too, it may run on the waker's CPU next.
+    pub hand_off: bool,
+    /// The CPU that is looked at first.
+    pub cpu: Option<u32>,
+    /// Its children start with this order, until the policy gives them one.
+    pub inherit: bool,
+}
+
+impl Order {
+    /// The word for the task of this birth.
+    pub fn encode(&self, birth: u32) -> u64 {
+        let units = |ns: u64| ns.div_ceil(UNIT_NS).min(MAX_UNITS);
+        let flag = |set: bool, flag: u64| if set { flag } else { 0 };
+        let cpu = self.cpu.filter(|cpu| (*cpu as usize) < MAX_CPUS);
+        VALID
+            | u64::from(birth) & MAX_UNITS
+            | units(self.latency_ns) << LATENCY
+            | units(self.slice_ns) << SLICE
+            | units(self.budget_ns) << BUDGET
+            | u64::from(cpu.unwrap_or_default()) << CPU
+            | flag(cpu.is_some(), PREFERS)
+            | flag(self.preempts, PREEMPT)
+            | flag(self.hand_off, HAND_OFF)
+            | flag(self.inherit, INHERIT)
+    }
+
+    /// What a word says, and for the task of which birth; `None` if it is no order.
+    pub fn decode(word: u64) -> Option<(Self, u32)> {
+        let ns = |shift: u32| (word >> shift & MAX_UNITS) * UNIT_NS;
+        let order = Self {
+            latency_ns: ns(LATENCY),
+            slice_ns: ns(SLICE),
+            budget_ns: ns(BUDGET),
+            preempts: word & PREEMPT != 0,
+            hand_off: word & HAND_OFF != 0,
+            cpu: (word & PREFERS != 0).then_some((word >> CPU & 0x3ff) as u32),
+            inherit: word & INHERIT != 0,
+        };
+        (word & VALID != 0).then_some((order, (word & MAX_UNITS) as u32))
+    }
+}
+
+/// The table, of which this is the only writer.
+#[derive(Debug)]
+pub struct Orders {
+    table: NonNull<AtomicU64>,
+}
+
+// SAFETY: the pointer is to shared memory that any thread may access, and `&mut self` keeps writers one at a time.
+unsafe impl Send for Orders {}
+
+impl Orders {
+    /// Takes over the table.
+    ///
+    /// # Safety
+    /// Until this is dropped, `table` must point to a live, writable array of [`MAX_TASKS`] words that nobody else writes.
+    pub unsafe fn new(table: NonNull<AtomicU64>) -> Self {
+        Self { table }
+    }
+
+    /// From its next wake-up on, this is done with the task; `None`: user space is asked.
+    ///
+    /// # Cost
+    /// A load and, if the order is another one than before, a store.
+    pub fn set(&mut self, task: &QueuedTask, order: Option<Order>) {
+        let word = order.map_or(0, |order| order.encode(task.birth()));
+        if let Some(slot) = self.slot(task.id)
+            // Most orders are what they were, and the kernel side's copy of the line stays good.
+            && slot.load(Ordering::Relaxed) != word
+        {
+            // ORDERING: relaxed: the word is all there is. The partner is order_of() in bpf/orders.h.
+            slot.store(word, Ordering::Relaxed);
+        }
+    }
+
+    fn slot(&self, id: u32) -> Option<&AtomicU64> {
+        ((id as usize) < MAX_TASKS).then(|| {
+            // SAFETY: within the table, by the contract of `new`.
+            let at = unsafe { self.table.add(id as usize) };
+            // SAFETY: live and aligned by the contract of `new`.
+            unsafe { at.as_ref() }
+        })
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn times_are_rounded_up_and_end_at_the_longest() {
+        let order = Order {
+            latency_ns: 1,
+            slice_ns: 16_001,
+            budget_ns: u64::MAX,
+            ..Order::default()
+        };
+        let (order, _) = Order::decode(order.encode(0)).unwrap();
+        assert_eq!(
+            (order.latency_ns, order.slice_ns, order.budget_ns),
+            (16_000, 32_000, 65_520_000)
+        );
+    }
+
+    #[test]
+    fn no_order_is_all_zero() {
+        assert_eq!(Order::decode(0), None);
+        assert_ne!(Order::default().encode(0), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn any_word_with_the_valid_bit_is_an_order_that_encodes_to_itself(word: u64) {
+            // The CPU counts only with its flag, and the top bit means nothing.
+            let mut meant = word & !(1 << 63) | VALID;
+            if meant & PREFERS == 0 {
+                meant &= !(0x3ff << CPU);
+            }
+            let (order, birth) = Order::decode(meant).unwrap();
+            prop_assert_eq!(order.encode(birth), meant);
+        }
+    }
+}

@@ -39,10 +39,10 @@ use crate::sync::{AtomicU32, AtomicU64, Guard, Ordering, OwnedU32, OwnedU64, Wea
 use crate::sync::{fence, order};
 use crate::task::{DispatchedTask, QueuedTask, RL_CPU_ANY};
 
-/// Runs a model with at most so many switches from a thread that could go on; `None` is any number.
-fn explore(preemptions: impl Into<Option<usize>>, model: impl Fn() + Send + Sync + 'static) {
+/// Runs a model with at most so many switches away from a thread that could go on.
+fn explore(preemptions: usize, model: impl Fn() + Send + Sync + 'static) {
     let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = preemptions.into();
+    builder.preemption_bound = Some(preemptions);
     builder.check(model);
 }
 
@@ -242,7 +242,7 @@ impl<const RECORDS: usize> RingBuf<RECORDS> {
             pending: Mutex::new(position),
             data: core::array::from_fn(|_| ModelRecord {
                 header: AtomicU32::new(0),
-                payload: UnsafeCell::new(QueuedTask::example(0, 0, 0, 1)),
+                payload: UnsafeCell::new([0; _]),
             }),
         }
     }
@@ -279,7 +279,7 @@ impl<const RECORDS: usize> RingBuf<RECORDS> {
         let release = order(Guard::Kernel("reserve, producer_pos"), Ordering::Release);
         self.producer.store(next, release);
         drop(pending);
-        let task = QueuedTask::example(id, id + 1, 0, 1);
+        let task = *QueuedTask::example(id, id + 1, 0, 1).as_record();
         record.payload.with_mut(|at| unsafe { *at = task });
         Some(record)
     }
@@ -568,7 +568,7 @@ impl Machine {
 
 /// Two decisions in two turns, with `flags`, for a CPU that goes idle, takes them, and goes idle again.
 fn a_cpu_goes_idle(flags: u64) {
-    explore(None, move || {
+    explore(5, move || {
         let (machine, mut shared) = Machine::new();
         let kernel = Arc::clone(&machine);
         let cpu = thread::spawn(move || kernel.look_for(2));

@@ -11,7 +11,7 @@
 //! we see the new value and kick, or the CPU sees the decision.
 //!
 //! `make loom` runs this against a model of `publish_idle()`, and shows that neither barrier can be weaker (`src/models.rs`:
-//! two decisions in two turns for one CPU that goes idle, with any number of preemptions).
+//! two decisions in two turns for one CPU that goes idle, and up to five preemptions).
 //!
 //! A bit per CPU says the same in less space, so that the search for an idle CPU costs 16 words and not 1,024 cache lines. It
 //! is set before `idle_seq` is made odd, so the argument holds for it as well.

@@ -64,7 +64,7 @@
 //! # Features
 //!
 //! - `kernel` (default): everything that needs std or libbpf. Without it the crate is the core: `no_std`, no `alloc`.
-//! - `sim`: a simulated kernel to test policies on ([`sim`]). Needs std.
+//! - `sim`: a simulated kernel to test policies on (`sim`). Needs std.
 #![cfg_attr(not(any(feature = "kernel", feature = "sim")), no_std)]
 
 pub mod abi;

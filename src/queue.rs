@@ -514,6 +514,20 @@ mod tests {
         })
     }
 
+    /// As [`ops`], but on a queue that all ids have entered, in any order.
+    fn ops_when_full(ids: u32) -> impl Strategy<Value = Vec<Op>> {
+        let all = Just((0..ids).collect::<Vec<_>>()).prop_shuffle();
+        (all, ops(ids), any::<u64>()).prop_map(|(all, ops, base)| {
+            let near = |op: &Op| match op {
+                Op::Push(_, at) | Op::Update(_, at) => Some(*at),
+                _ => None,
+            };
+            let base = ops.iter().find_map(near).unwrap_or(base);
+            let push = |id: u32| Op::Push(id, base.wrapping_add(u64::from(id % 5)));
+            all.into_iter().map(push).chain(ops).collect()
+        })
+    }
+
     fn check<const N: usize>(queue: &DeadlineQueue<N>, model: &Model) {
         assert_eq!(queue.len(), model.0.len());
         assert_eq!(queue.is_empty(), model.0.is_empty());
@@ -589,6 +603,11 @@ mod tests {
 
         #[test]
         fn so_does_a_deeper_tree(ops in ops(90)) {
+            run::<90>(&ops);
+        }
+
+        #[test]
+        fn so_does_a_full_queue(ops in ops_when_full(90)) {
             run::<90>(&ops);
         }
 

@@ -219,18 +219,16 @@ impl Model<'_> {
     fn expect(&mut self, limit: usize) -> Vec<u32> {
         let mut numbers = vec![];
         while numbers.len() < limit {
-            let Some(record) = self
-                .records
-                .pop_front_if(|record| record.state != State::Filling)
-            else {
+            let Some(first) = self.records.front() else {
                 break;
             };
-            match record.state {
-                State::Task => numbers.push(record.number),
+            match first.state {
+                State::Filling => break,
+                State::Task => numbers.push(first.number),
                 State::Refused => self.refused += 1,
                 State::Discarded => self.discarded += 1,
-                State::Filling => unreachable!(),
             }
+            self.records.pop_front();
         }
         numbers
     }

@@ -23,6 +23,8 @@ lint: setup ## format and lints
 	cargo fmt --all -- --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo clippy --lib --no-default-features -- -D warnings
+	cargo fmt --manifest-path fuzz/Cargo.toml -- --check
+	cargo clippy --manifest-path fuzz/Cargo.toml --target-dir target/fuzz --all-targets -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings cargo doc --quiet --no-deps --lib
 
 unit: setup ## tests that need no kernel of their own
@@ -49,3 +51,4 @@ clean: ## removes what was built; fetched kernels stay
 	cargo clean --release
 	cargo clean --profile dev
 	cargo clean --release --target-dir target/loom
+	rm -rf target/asan target/tsan target/fuzz target/fuzz-*

@@ -1,10 +1,6 @@
 # The table of contents: `make` lists what there is.
 
-<<<<<<< HEAD
-.PHONY: help setup demo test lint unit kernel-test sanitize fuzz corpus clean
-=======
-.PHONY: help setup demo test lint unit loom kernel-test clean
->>>>>>> 68ca7da (fixup: format)
+.PHONY: help setup demo test lint unit loom kernel-test sanitize fuzz corpus clean
 .DEFAULT_GOAL := help
 
 help: ## this list

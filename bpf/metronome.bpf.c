@@ -1103,6 +1103,19 @@ static bool decided_are_starved(s32 cpu)
 	return true;
 }
 
+static bool move_any_to_local(void)
+{
+	return scx_bpf_dsq_move_to_local(URGENT_DSQ) || scx_bpf_dsq_move_to_local(SHARED_DSQ);
+}
+
+static bool agent_is_parked(void)
+{
+	u32 zero = 0;
+	struct control *ctl = bpf_map_lookup_elem(&control, &zero);
+
+	return ctl && *(volatile u32 *)&ctl->parked;
+}
+
 /* @cpu needs a task. */
 SEC("struct_ops/dispatch")
 void BPF_PROG(metronome_dispatch, s32 cpu, struct task_struct *prev)
@@ -1111,9 +1124,11 @@ void BPF_PROG(metronome_dispatch, s32 cpu, struct task_struct *prev)
 	u64 turn;
 
 	if (cpu == agent_cpu) {
+		/* While the thread sleeps, its CPU is everybody's. */
+		if (scx_bpf_dsq_move_to_local(agent_cpu) || (agent_is_parked() && move_any_to_local()))
+			return;
 		/* A kick that was meant for a worker may have ended up here. */
-		if (!scx_bpf_dsq_move_to_local(agent_cpu))
-			pass_on_shared();
+		pass_on_shared();
 		return;
 	}
 	if (!state)

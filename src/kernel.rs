@@ -7,7 +7,7 @@ use std::ffi::c_char;
 use std::fmt;
 use std::hint;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -36,6 +36,7 @@ use crate::task::{DispatchedTask, QueuedTask};
 use crate::thread::{self, Place};
 use crate::topology::Topology;
 use crate::turn::Turn;
+use crate::wait::{Next, Wait, Waiter};
 
 const OPS_KEEP_BUILTIN_IDLE: u64 = 1;
 const OPS_ENQ_EXITING: u64 = 1 << 2;
@@ -60,6 +61,7 @@ pub struct Builder {
     slice: Duration,
     timeout: Duration,
     rings: Option<u32>,
+    wait: Wait,
 }
 
 impl Default for Builder {
@@ -74,6 +76,7 @@ impl Default for Builder {
             slice: Duration::from_millis(20),
             timeout: Duration::from_secs(5),
             rings: None,
+            wait: Wait::default(),
         }
     }
 }
@@ -138,6 +141,12 @@ impl Builder {
         self
     }
 
+    /// What the scheduler thread does when there is nothing to do; see [`wait`](crate::wait).
+    pub fn wait(mut self, wait: Wait) -> Self {
+        self.wait = wait;
+        self
+    }
+
     /// Checks the machine, loads the kernel side, locks the memory, and attaches. The calling thread becomes the scheduler
     /// thread: it moves to its CPU.
     ///
@@ -158,7 +167,7 @@ impl Builder {
         })?;
         self.configure(&mut open, &topology, agent_cpu, hotplug_seq)?;
         let skel = with_libbpf("the kernel refuses the BPF object", || open.load())?;
-        BpfScheduler::start(skel, &topology, agent_cpu, self.nr_rings(&topology))
+        BpfScheduler::start(skel, &topology, agent_cpu, &self)
     }
 
     fn nr_rings(&self, topology: &Topology) -> u32 {
@@ -330,6 +339,7 @@ struct Mappings {
 /// A ring, mapped as the kernel's `ringbuf_map_mmap_kern()` allows it: only the consumer page may be written.
 #[derive(Debug)]
 struct MappedRing {
+    fd: OwnedFd,
     consumer: Mapping,
     /// The producer page and the data.
     data: Mapping,
@@ -341,6 +351,9 @@ impl MappedRing {
         let write = libc::PROT_READ | libc::PROT_WRITE;
         let size = page + 2 * RING_BYTES as usize;
         Ok(Self {
+            fd: ring
+                .try_clone_to_owned()
+                .context("cannot keep a ring open")?,
             consumer: Mapping::new(ring, 0, page, write, "a ring's consumer page")?,
             data: Mapping::new(ring, page as i64, size, libc::PROT_READ, "a ring's data")?,
         })
@@ -430,7 +443,7 @@ impl Mappings {
             control,
             exit_record,
         } = self;
-        for MappedRing { consumer, data } in rings {
+        for MappedRing { consumer, data, .. } in rings {
             consumer.touch();
             data.touch();
         }
@@ -507,6 +520,9 @@ pub struct BpfScheduler<'a> {
     counts: Arc<CachePadded<UserCounts>>,
     stop: &'static AtomicBool,
     tid: i32,
+    waiter: Waiter,
+    /// Tasks taken and decided up to the last time that there was something to do.
+    done: u64,
     kick_fd: i32,
     pick_fd: i32,
     place: Option<Place>,
@@ -571,8 +587,9 @@ impl<'a> BpfScheduler<'a> {
         skel: MetronomeSkel<'a>,
         topology: &Topology,
         agent_cpu: u32,
-        nr_rings: u32,
+        builder: &Builder,
     ) -> Result<Self> {
+        let nr_rings = builder.nr_rings(topology);
         let mappings = Mappings::new(&skel, topology.nr_cpus as usize, nr_rings)?;
         let shared = Box::new(mappings.shared(topology.nr_cpus, agent_cpu));
         let place = Place::take(agent_cpu)?;
@@ -582,6 +599,8 @@ impl<'a> BpfScheduler<'a> {
             counts: Arc::default(),
             stop: stop_requested(),
             tid: thread::id(),
+            waiter: Waiter::new(builder.wait),
+            done: 0,
             kick_fd: skel.progs.kick_cpus.as_fd().as_raw_fd(),
             pick_fd: skel.progs.pick_idle_cpu.as_fd().as_raw_fd(),
             place: Some(place),
@@ -679,20 +698,38 @@ impl<'a> BpfScheduler<'a> {
     }
 
     /// Ends a turn: CPUs that are idle are woken for what was dispatched. `nr_pending` is how many tasks the policy still
-    /// holds.
+    /// holds. If there is nothing to do, waits as [`Builder::wait`] says.
     ///
     /// # Cost
-    /// A fence if anything was dispatched, and one system call if any CPU must be woken.
+    /// A fence if anything was dispatched, and one system call if any CPU must be woken; another one to sleep.
     pub fn notify_complete(&mut self, nr_pending: u64) {
         self.counts.waiting.store(nr_pending, Ordering::Relaxed);
-        if self.shared.flush() == 0 {
+        if self.shared.flush() != 0 {
+            bump(&self.counts.syscalls, 1);
+            // It fails only for a wrong file descriptor. A kick that is lost costs the time until the CPU's next event.
+            let _ = run_program(self.kick_fd, None::<&mut PickArgs>);
+        }
+        let counted = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let done = counted(&self.counts.taken) + counted(&self.counts.sent);
+        if nr_pending != 0 || done != self.done {
+            self.done = done;
+            self.waiter.busy();
+        } else {
+            self.wait();
+        }
+    }
+
+    /// There is nothing to do.
+    fn wait(&mut self) {
+        let Self { waiter, shared, .. } = self;
+        if waiter.idle(|| shared.any_idle(), thread::now) == Next::Park {
+            let rings = self.mappings.rings.iter().map(|ring| ring.fd.as_raw_fd());
+            let slept = self.shared.park(|| thread::sleep_until_readable(rings));
+            bump(&self.counts.syscalls, u64::from(slept));
+        } else {
             // For a sibling on the same core, and for emulators, which go on with another CPU here.
             hint::spin_loop();
-            return;
         }
-        bump(&self.counts.syscalls, 1);
-        // It fails only for a wrong file descriptor. A kick that is lost costs the time until the CPU's next event.
-        let _ = run_program(self.kick_fd, None::<&mut PickArgs>);
     }
 
     /// Runs a policy until the scheduler ends.

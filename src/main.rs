@@ -11,6 +11,7 @@ use anyhow::Result;
 use clap::Parser;
 use scx_metronome::memory::{self, CountingAllocator};
 use scx_metronome::policy::deadline::Deadline;
+use scx_metronome::wait::Wait;
 use scx_metronome::{Builder, UserExitInfo, Watch};
 
 #[global_allocator]
@@ -44,6 +45,10 @@ struct Options {
     #[arg(long, value_name = "RINGS")]
     rings: Option<u32>,
 
+    /// What the scheduler thread does when nothing is to do: spin, park, or adaptive (spin while all CPUs are busy)
+    #[arg(long, value_name = "MODE", default_value = "adaptive")]
+    wait: Wait,
+
     /// Have the kernel throw the scheduler out when a runnable task has waited this long, in ms
     #[arg(long, value_name = "MS", default_value_t = 5_000, value_parser = clap::value_parser!(u64).range(1..=30_000))]
     timeout_ms: u64,
@@ -73,6 +78,7 @@ impl Options {
     fn builder(&self) -> Builder {
         let mut builder = Builder::new()
             .partial(self.partial)
+            .wait(self.wait)
             .debug(self.verbose)
             .builtin_idle(!self.no_builtin_idle)
             .exit_dump_len(self.exit_dump_len)

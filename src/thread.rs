@@ -6,6 +6,8 @@ use std::mem;
 use anyhow::{Context, Result, bail};
 use core_affinity::CoreId;
 
+use crate::abi::MAX_RINGS;
+
 /// `SCHED_EXT` of `include/uapi/linux/sched.h`.
 const SCHED_EXT: i32 = 7;
 
@@ -68,6 +70,31 @@ impl Drop for Place {
         let _ = set_affinity(&self.affinity);
         let _ = set_policy(self.policy, &self.parameters);
     }
+}
+
+/// ns on the clock `CLOCK_MONOTONIC`. No system call.
+pub(crate) fn now() -> u64 {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `time` is live. The clock always exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// Sleeps until one of the files can be read, a signal comes, or a tenth of a second has passed: some of what ends the
+/// scheduler wakes nobody.
+pub(crate) fn sleep_until_readable(fds: impl Iterator<Item = i32>) {
+    const TIMEOUT_MS: i32 = 100;
+    let mut polled = heapless::Vec::<libc::pollfd, MAX_RINGS>::new();
+    polled.extend(fds.take(MAX_RINGS).map(|fd| libc::pollfd {
+        fd,
+        events: libc::POLLIN,
+        revents: 0,
+    }));
+    // SAFETY: the array is live and as long as told. Whatever comes back, the caller looks.
+    unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as _, TIMEOUT_MS) };
 }
 
 /// Allows the calling thread these CPUs.

@@ -45,8 +45,10 @@
 //!
 //! # Limits
 //! Only a record wakes the thread: not a signal that came just before `poll()`, nor the end of the scheduler. `poll()`
-//! should have a time-out. And only the ring is looked at: do not park while a policy holds tasks.
+//! should have a time-out. And only the rings are looked at: do not park while a policy holds tasks.
 #![deny(clippy::indexing_slicing)]
+
+use core::str::FromStr;
 
 use crate::sync::{AtomicU32, Guard, Ordering, fence, order};
 
@@ -70,6 +72,19 @@ pub enum Wait {
     Adaptive,
     /// Park at once.
     Park,
+}
+
+impl FromStr for Wait {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "spin" => Ok(Self::Spin),
+            "adaptive" => Ok(Self::Adaptive),
+            "park" => Ok(Self::Park),
+            _ => Err("must be spin, adaptive or park"),
+        }
+    }
 }
 
 /// What to do in this turn.
@@ -106,14 +121,19 @@ impl Waiter {
         self.idle_turns = 0;
     }
 
-    /// To be called after a turn with nothing to do. `clock` tells the time in ns and must not go backwards.
+    /// To be called after a turn with nothing to do. `any_idle` is asked whether any CPU is idle, and `clock` for the time in
+    /// ns, which must not go backwards.
     ///
     /// # Cost
     /// A look at the clock in one of 64 idle turns; none at all unless [`Wait::Adaptive`].
-    pub fn idle(&mut self, clock: impl FnOnce() -> u64) -> Next {
+    pub fn idle(&mut self, any_idle: impl FnOnce() -> bool, clock: impl FnOnce() -> u64) -> Next {
         match self.wait {
+            Wait::Adaptive if any_idle() => self.adapt(clock),
+            Wait::Adaptive => {
+                self.busy();
+                Next::Spin
+            }
             Wait::Spin => Next::Spin,
-            Wait::Adaptive => self.adapt(clock),
             Wait::Park => Next::Park,
         }
     }
@@ -162,15 +182,16 @@ mod tests {
     fn parks_at(waiter: &mut Waiter, from: u64, turn_ns: u64) -> Option<u64> {
         (0..1_000_000)
             .map(|turn| from + turn * turn_ns)
-            .find(|now| waiter.idle(|| *now) == Next::Park)
+            .find(|now| waiter.idle(|| true, || *now) == Next::Park)
     }
 
     #[test]
     fn spin_never_parks_and_park_parks_at_once_and_neither_looks_at_the_clock() {
         let no_clock = || unreachable!("no look at the clock");
+        let no_look = || unreachable!("no look at the CPUs");
         let mut spin = Waiter::new(Wait::Spin);
-        assert!((0..1000).all(|_| spin.idle(no_clock) == Next::Spin));
-        assert_eq!(Waiter::new(Wait::Park).idle(no_clock), Next::Park);
+        assert!((0..1000).all(|_| spin.idle(no_look, no_clock) == Next::Spin));
+        assert_eq!(Waiter::new(Wait::Park).idle(no_look, no_clock), Next::Park);
     }
 
     #[test]
@@ -184,6 +205,13 @@ mod tests {
                 "turns of {turn_ns} ns: parked after {parked_at:?}"
             );
         }
+    }
+
+    #[test]
+    fn adaptive_never_parks_while_all_cpus_are_busy() {
+        let mut waiter = Waiter::new(Wait::Adaptive);
+        let no_clock = || unreachable!("no look at the clock");
+        assert!((0..1000).all(|_| waiter.idle(|| false, no_clock) == Next::Spin));
     }
 
     #[test]
@@ -208,10 +236,11 @@ mod tests {
         let mut looks = 0;
         let mut waiter = Waiter::new(Wait::Adaptive);
         for _ in 0..640 {
-            waiter.idle(|| {
+            let clock = || {
                 looks += 1;
                 0
-            });
+            };
+            waiter.idle(|| true, clock);
         }
         assert_eq!(looks, 10);
     }

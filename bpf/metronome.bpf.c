@@ -682,41 +682,52 @@ static bool enqueue_kernel_side(struct task_struct *p, struct task_ctx *tctx, u6
 	return true;
 }
 
+/* Does @cpu run a task that gives way to @p, and of what kind? Of a task with an order, by a margin. */
+static enum running_kind may_displace(struct task_struct *p, s32 cpu, u64 deadline, u64 *displaced)
+{
+	struct cpu_state *state = cpu_state(cpu);
+	struct cpu_ctx *cctx = cpu_ctx(cpu);
+	u32 kind;
+
+	if (!state || !cctx || cpu == agent_cpu || !bpf_cpumask_test_cpu(cpu, p->cpus_ptr) ||
+	    time_before(scx_bpf_now(), cctx->protected_until))
+		return RUNS_OTHER;
+	kind = state->running.kind;
+	*displaced = state->running.deadline;
+	if (kind == RUNS_ORDERED && !time_before(deadline + PREEMPT_MARGIN_NS, *displaced))
+		return RUNS_OTHER;
+	return kind;
+}
+
 /*
- * The CPU that runs what gives way to a task with an order and this deadline, or a negative number: of the tasks without an
- * order the last by deadline, else of those with one, if its deadline is later by a margin.
+ * The CPU whose task gives way to @p, or a negative number. A task without an order gives way first: if one runs right here,
+ * that is the CPU that answers at once, if one runs where @p ran last, that is the one with its data. Else the last by
+ * deadline of those without an order, else of those with one.
  */
 static s32 find_victim(struct task_struct *p, u64 deadline)
 {
-	u64 now = scx_bpf_now(), latest = 0;
-	u32 cpu = scx_bpf_task_cpu(p), best_kind = RUNS_OTHER, i;
-	s32 best = -1;
+	u32 start = scx_bpf_task_cpu(p), best_kind = RUNS_OTHER, i;
+	s32 here = bpf_get_smp_processor_id(), best = -1;
+	u64 latest = 0, displaced;
 
+	if (may_displace(p, here, deadline, &displaced) == RUNS_DECIDED)
+		return here;
 	bpf_for(i, 0, PREEMPT_SEARCH) {
-		struct cpu_state *state;
-		struct cpu_ctx *cctx;
-		u32 kind;
+		u32 cpu = start + i, kind;
 
 		if (i >= nr_cpus)
 			break;
-		if (i)
-			cpu++;
 		if (cpu >= nr_cpus)
-			cpu = 0;
-		state = cpu_state(cpu);
-		cctx = cpu_ctx(cpu);
-		if (!state || !cctx || cpu == agent_cpu || !bpf_cpumask_test_cpu(cpu, p->cpus_ptr) ||
-		    time_before(now, cctx->protected_until))
-			continue;
-		kind = state->running.kind;
+			cpu -= nr_cpus;
+		kind = may_displace(p, cpu, deadline, &displaced);
+		if (!i && kind == RUNS_DECIDED)
+			return cpu;
 		if (kind == RUNS_OTHER || (kind == RUNS_ORDERED && best_kind == RUNS_DECIDED) ||
-		    (kind == RUNS_ORDERED && !time_before(deadline + PREEMPT_MARGIN_NS, state->running.deadline)))
-			continue;
-		if (kind == best_kind && !time_before(latest, state->running.deadline))
+		    (kind == best_kind && !time_before(latest, displaced)))
 			continue;
 		best = cpu;
 		best_kind = kind;
-		latest = state->running.deadline;
+		latest = displaced;
 	}
 	return best;
 }

@@ -32,7 +32,7 @@ use crate::preflight;
 use crate::ring::{Ring, RingMemory};
 use crate::shared::{Shared, SharedMemory};
 use crate::stats::{Books, Snapshot};
-use crate::task::{DispatchedTask, QueuedTask};
+use crate::task::{DispatchedTask, Kind, QueuedTask};
 use crate::thread::{self, Place};
 use crate::topology::Topology;
 use crate::turn::Turn;
@@ -807,9 +807,13 @@ impl<'a> BpfScheduler<'a> {
     /// The accounts of both sides. They say something only after [`shutdown_and_report`](Self::shutdown_and_report).
     pub fn books(&mut self) -> Books {
         let counts = self.snapshot();
+        let mut left_in_ring = 0;
+        self.shared.drain(usize::MAX, |task| {
+            left_in_ring += u64::from(task.kind() == Kind::Queued);
+        });
         Books {
             counts,
-            left_in_ring: self.shared.drain(usize::MAX, |_| ()) as u64,
+            left_in_ring,
             left_in_policy: counts.waiting,
             left_in_mailboxes: self.shared.backlog(),
         }

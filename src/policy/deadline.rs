@@ -12,19 +12,36 @@
 //! closer to first come, first served, and a task is overtaken for 32 lags at most.
 
 use crate::abi::MAX_TASKS;
+use crate::orders::Order;
 use crate::policy::Policy;
-use crate::task::QueuedTask;
+use crate::task::{Kind, QueuedTask};
 
 /// What is known about the task of one id. All zero: nothing.
 #[derive(Clone, Copy, Debug, Default)]
 struct Account {
-    pid: i32,
+    birth: u32,
+    /// Mean CPU time from wake-up to sleep, ns.
+    burst: u32,
     vruntime: u64,
     /// `sum_exec_runtime` up to which `vruntime` has been charged.
     charged: u64,
+    /// `sum_exec_runtime` and `nvcsw` at the last sleep that was seen.
+    slept_at: u64,
+    sleeps: u64,
+    /// Sleeps seen, up to [`NEWBORN`].
+    seen: u32,
 }
 
-/// The policy, for task ids below `TASKS`: about 1.5 MB for all of them, so build it where it shall stay.
+/// A task whose bursts are longer in the mean is batch work.
+const URGENT_BURST: u32 = 4_000_000;
+
+/// A task is batch work until it has slept this often: a compiler job is short, too.
+const NEWBORN: u32 = 4;
+
+/// Deadlines of urgent tasks, from the wake-up on, are their mean burst, within these bounds.
+const LATENCY: core::ops::RangeInclusive<u64> = 250_000..=8_000_000;
+
+/// The policy, for task ids below `TASKS`: about 3 MB for all of them, so build it where it shall stay.
 #[derive(Debug)]
 pub struct Deadline<const TASKS: usize = MAX_TASKS> {
     accounts: [Account; TASKS],
@@ -45,9 +62,13 @@ impl<const TASKS: usize> Deadline<TASKS> {
     pub const fn new(slice_ns: u64, slice_min_ns: u64) -> Self {
         Self {
             accounts: [Account {
-                pid: 0,
+                birth: 0,
+                burst: 0,
                 vruntime: 0,
                 charged: 0,
+                slept_at: 0,
+                sleeps: 0,
+                seen: 0,
             }; TASKS],
             now: 0,
             looked_at: 0,
@@ -87,32 +108,76 @@ fn before(a: u64, b: u64) -> bool {
     (a.wrapping_sub(b) as i64) < 0
 }
 
-impl<const TASKS: usize> Policy for Deadline<TASKS> {
-    fn deadline(&mut self, task: &QueuedTask) -> u64 {
-        self.look_at_clock(task.enqueued_at);
-        let lag = self.lag();
-        let Some(account) = self.accounts.get_mut(task.id as usize) else {
-            return self.now;
-        };
-        if account.pid != task.pid {
-            *account = Account {
-                pid: task.pid,
-                vruntime: self.now,
-                charged: task.sum_exec_runtime,
-            };
+impl Account {
+    /// The first time that a task is seen.
+    fn open(task: &QueuedTask, now: u64) -> Self {
+        Self {
+            birth: task.birth(),
+            vruntime: now,
+            charged: task.sum_exec_runtime,
+            slept_at: task.sum_exec_runtime,
+            sleeps: task.nvcsw,
+            ..Self::default()
         }
-        let scale = |runtime: u64| runtime.saturating_mul(100) / task.weight.max(1);
+    }
 
-        let used = task.sum_exec_runtime.saturating_sub(account.charged);
-        account.charged = task.sum_exec_runtime;
-        account.vruntime = account.vruntime.wrapping_add(scale(used));
-        let earliest = self.now.wrapping_sub(lag);
+    /// Takes in what a record says.
+    fn update(&mut self, task: &QueuedTask) {
+        let used = task.sum_exec_runtime.saturating_sub(self.charged);
+        self.charged = task.sum_exec_runtime;
+        self.vruntime = self.vruntime.wrapping_add(scale(used, task.weight));
+
+        let slept = task.nvcsw.wrapping_sub(self.sleeps);
+        if slept == 0 || slept > u64::from(u32::MAX) {
+            return;
+        }
+        let ran = self.charged.saturating_sub(self.slept_at);
+        let burst = (ran / slept).min(u64::from(u32::MAX)) as u32;
+        // A mean over the last few bursts; the first one counts whole.
+        self.burst = match self.seen {
+            0 => burst,
+            _ => self.burst - self.burst / 4 + burst / 4,
+        };
+        self.seen = self.seen.saturating_add(slept.min(64) as u32).min(NEWBORN);
+        self.slept_at = self.charged;
+        self.sleeps = task.nvcsw;
+    }
+
+    fn is_urgent(&self) -> bool {
+        self.seen >= NEWBORN && self.burst < URGENT_BURST
+    }
+}
+
+/// CPU time as virtual time.
+fn scale(runtime: u64, weight: u64) -> u64 {
+    runtime.saturating_mul(100) / weight.max(1)
+}
+
+impl<const TASKS: usize> Deadline<TASKS> {
+    /// Brings the account of a task up to date.
+    fn account(&mut self, task: &QueuedTask) -> Option<&mut Account> {
+        self.look_at_clock(task.enqueued_at);
+        let now = self.now;
+        let earliest = now.wrapping_sub(self.lag());
+        let account = self.accounts.get_mut(task.id as usize)?;
+        if account.birth != task.birth() {
+            *account = Account::open(task, now);
+        }
+        account.update(task);
         if before(account.vruntime, earliest) {
             account.vruntime = earliest;
         }
-        account
-            .vruntime
-            .wrapping_add(scale(task.exec_runtime.min(lag)))
+        Some(account)
+    }
+}
+
+impl<const TASKS: usize> Policy for Deadline<TASKS> {
+    fn deadline(&mut self, task: &QueuedTask) -> u64 {
+        let (now, lag) = (self.now, self.lag());
+        self.account(task).map_or(now, |account| {
+            let burst = scale(task.exec_runtime.min(lag), task.weight);
+            account.vruntime.wrapping_add(burst)
+        })
     }
 
     fn slice_ns(&mut self, id: u32, waiting: usize) -> u64 {
@@ -122,6 +187,28 @@ impl<const TASKS: usize> Policy for Deadline<TASKS> {
             self.now = account.vruntime;
         }
         (self.slice_ns / (waiting as u64 + 1)).max(self.slice_min_ns)
+    }
+
+    fn order(&mut self, task: &QueuedTask) -> Option<Order> {
+        let account = self.accounts.get(task.id as usize)?;
+        let burst = u64::from(account.burst);
+        account.is_urgent().then(|| Order {
+            latency_ns: burst.clamp(*LATENCY.start(), *LATENCY.end()),
+            slice_ns: self.slice_min_ns.max(2 * burst),
+            budget_ns: self.slice_min_ns.max(4 * burst),
+            preempts: true,
+            hand_off: true,
+            cpu: None,
+            inherit: false,
+        })
+    }
+
+    fn event(&mut self, task: &QueuedTask) {
+        self.account(task);
+    }
+
+    fn events(&self) -> u32 {
+        Kind::Ordered.bit() | Kind::Gone.bit()
     }
 }
 
@@ -138,7 +225,7 @@ mod tests {
             weight,
             sum_exec_runtime,
             exec_runtime,
-            ..QueuedTask::example(id, 0, 0, 4)
+            ..QueuedTask::example(id, 1 << crate::abi::BIRTH_SHIFT, 0, 4)
         }
     }
 
@@ -182,7 +269,7 @@ mod tests {
         policy.deadline(&task(1, 100, 0, 0));
         policy.deadline(&task(1, 100, 500_000_000, 0));
         let heir = QueuedTask {
-            pid: 4711,
+            generation: 2 << crate::abi::BIRTH_SHIFT,
             ..task(1, 100, 7_000_000_000, 0)
         };
         assert_eq!(policy.deadline(&heir), 0);

@@ -1,4 +1,4 @@
-//! Compiles `bpf/` into `OUT_DIR`, with a Rust skeleton for it. Writes nothing into the tree.
+//! Compiles `bpf/`, and the benchmarks' `benches/bpf/`, into `OUT_DIR`, with Rust skeletons. Writes nothing into the tree.
 
 #[cfg(not(feature = "kernel"))]
 fn main() {}
@@ -6,6 +6,7 @@ fn main() {}
 #[cfg(feature = "kernel")]
 fn main() {
     println!("cargo::rerun-if-changed=bpf");
+    println!("cargo::rerun-if-changed=benches/bpf");
     println!("cargo::rerun-if-env-changed=CLANG");
     if let Err(message) = skeleton::build() {
         eprintln!("{message}");
@@ -16,7 +17,7 @@ fn main() {
 #[cfg(feature = "kernel")]
 mod skeleton {
     use std::env;
-    use std::path::PathBuf;
+    use std::path::{Path, PathBuf};
     use std::process::Command;
 
     use libbpf_cargo::SkeletonBuilder;
@@ -27,16 +28,27 @@ mod skeleton {
 
     pub(crate) fn build() -> Result<(), String> {
         let clang = find_clang()?;
-        let out = PathBuf::from(
-            env::var_os("OUT_DIR").ok_or("OUT_DIR is not set: run this through cargo")?,
+        let out = env::var_os("OUT_DIR").ok_or("OUT_DIR is not set: run this through cargo")?;
+        let out = PathBuf::from(out);
+        compile(
+            &clang,
+            "bpf/metronome.bpf.c",
+            &out.join("metronome.skel.rs"),
+        )?;
+        compile(
+            &clang,
+            "benches/bpf/bench.bpf.c",
+            &out.join("bench.skel.rs"),
         )
-        .join("metronome.skel.rs");
+    }
+
+    fn compile(clang: &str, source: &str, skeleton: &Path) -> Result<(), String> {
         SkeletonBuilder::new()
-            .source("bpf/metronome.bpf.c")
+            .source(source)
             .clang(clang)
             .clang_args(clang_args())
-            .build_and_generate(out)
-            .map_err(|error| format!("bpf/metronome.bpf.c does not compile: {error:#}"))
+            .build_and_generate(skeleton)
+            .map_err(|error| format!("{source} does not compile: {error:#}"))
     }
 
     /// `-mcpu=v3` for 32-bit atomics. The path is where Debian keeps `asm/types.h`; elsewhere it does not exist and does

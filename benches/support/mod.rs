@@ -1,0 +1,46 @@
+//! What several benchmarks need: the kernel's half ([`bpf`]), pinning, and the files in which figures are left for `table`.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "shared by several benchmarks, of which none uses all"
+)]
+
+use std::fs;
+use std::path::PathBuf;
+
+use serde_json::Value;
+
+#[cfg(feature = "kernel")]
+pub mod bpf;
+#[cfg(feature = "kernel")]
+pub mod incumbent;
+
+/// Whether to measure; otherwise this is `cargo test`, and one pass shows that it works.
+pub fn is_measuring() -> bool {
+    std::env::args().any(|argument| argument == "--bench")
+}
+
+/// Binds the calling thread to a CPU, and if it may, makes it a real-time thread, so that what else runs on the machine is not
+/// measured along. A yield then returns at once.
+#[cfg(feature = "kernel")]
+pub fn pin(cpu: usize) {
+    core_affinity::set_for_current(core_affinity::CoreId { id: cpu });
+    let lowest = libc::sched_param { sched_priority: 1 };
+    // SAFETY: a plain system call. It fails without permission, and then the figures are as noisy as the machine.
+    unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &lowest) };
+}
+
+/// Cargo's directory for what is made.
+pub fn target() -> PathBuf {
+    let default = concat!(env!("CARGO_MANIFEST_DIR"), "/target").into();
+    std::env::var_os("CARGO_TARGET_DIR").map_or(default, PathBuf::from)
+}
+
+/// Leaves the figures of a benchmark that is not criterion's for `table`.
+pub fn leave(name: &str, figures: &Value) {
+    let directory = target().join("bench");
+    fs::create_dir_all(&directory).expect("target/bench can be made");
+    fs::write(directory.join(name), format!("{figures:#}\n")).expect("target/bench can be written");
+}

@@ -1,0 +1,190 @@
+//! The figures of the other benchmarks in one table, and for each bar whether it holds; the same goes to `target/bench.json`.
+//!
+//! Reads what criterion and the other benchmarks have left behind, so it shows their last run. With `--check`, a bar that
+//! is missed ends it with status 1. What was not measured is skipped, and misses nothing.
+#![allow(missing_docs, clippy::unwrap_used, reason = "a benchmark")]
+
+use std::fs;
+use std::process::ExitCode;
+
+use serde_json::{Value, json};
+
+mod support;
+
+/// A comparison of two figures, and what their ratio must be.
+struct Bar {
+    what: &'static str,
+    ours: &'static str,
+    against: &'static str,
+    bound: Bound,
+}
+
+/// Of which ratio.
+enum Bound {
+    /// How many times dearer `against` is.
+    AtLeast(f64),
+    /// How many times dearer `ours` is.
+    AtMost(f64),
+}
+
+use Bound::{AtLeast, AtMost};
+
+#[rustfmt::skip]
+const BARS: &[Bar] = &[
+    Bar { what: "a record, taken one by one", ours: "ring/metronome_drain", against: "ring/libbpf_consume_one", bound: AtLeast(5.0) },
+    Bar { what: "a record, taken in a row", ours: "ring/metronome_drain", against: "ring/libbpf_consume_all", bound: AtLeast(1.4) },
+    Bar { what: "a decision, 64 waiting", ours: "decision/metronome/64", against: "decision/incumbent/64", bound: AtLeast(30.0) },
+    Bar { what: "a decision, against one record", ours: "decision/metronome/64", against: "ring/libbpf_consume_one", bound: AtMost(3.0) },
+    Bar { what: "a decision, 65,536 waiting", ours: "decision/metronome/65536", against: "decision/metronome/64", bound: AtMost(2.0) },
+    Bar { what: "a decision, 1,024 CPUs", ours: "scale/cpus/1024", against: "scale/cpus/16", bound: AtMost(1.2) },
+    Bar { what: "a record, from CPU to CPU", ours: "hop/ring_latency", against: "hop/cache_line", bound: AtMost(3.0) },
+];
+
+/// Figures without a bar.
+const OTHERS: &[&str] = &[
+    "ring/metronome_dequeue",
+    "dispatch/metronome_mailbox",
+    "dispatch/libbpf_user_ringbuf",
+    "decision/metronome/4096",
+    "decision/incumbent/4096",
+    "queue/metronome_push_pop/64",
+    "queue/metronome_push_pop/65536",
+    "contention/one_producer",
+    "contention/two_on_one_ring",
+    "contention/two_on_two_rings",
+    "scale/cpus/1",
+    "scale/cpus/64",
+    "scale/cpus/256",
+    "scale/rings/1",
+    "scale/rings/2",
+    "scale/rings/4",
+    "scale/rings/16",
+];
+
+fn main() -> ExitCode {
+    let check = std::env::args().any(|argument| argument == "--check");
+    if !check && !support::is_measuring() {
+        // `cargo test`: a look at figures that may be of any age.
+        println!("{} bars", BARS.len());
+        return ExitCode::SUCCESS;
+    }
+    let bars: Vec<_> = BARS.iter().map(judge).collect();
+    print_bars(&bars);
+    let others: Vec<_> = OTHERS.iter().map(|name| (*name, median(name))).collect();
+    for (name, ns) in &others {
+        println!("{name:<30} {}", in_ns(*ns));
+    }
+
+    let others: serde_json::Map<_, _> = others
+        .iter()
+        .map(|(name, ns)| ((*name).to_string(), json!(ns)))
+        .collect();
+    let bars_json: Vec<_> = bars.iter().map(Judged::json).collect();
+    let all = json!({ "unit": "ns, medians", "bars": bars_json, "others": others });
+    let written = fs::write(support::target().join("bench.json"), format!("{all:#}\n"));
+    if let Err(error) = written {
+        println!("target/bench.json cannot be written: {error}");
+    }
+    let missed = bars.iter().any(|bar| bar.holds() == Some(false));
+    ExitCode::from(u8::from(check && missed))
+}
+
+/// A bar with its figures, where there are any.
+struct Judged {
+    bar: &'static Bar,
+    ours: Option<f64>,
+    against: Option<f64>,
+}
+
+fn judge(bar: &'static Bar) -> Judged {
+    Judged {
+        bar,
+        ours: median(bar.ours),
+        against: median(bar.against),
+    }
+}
+
+impl Judged {
+    fn ratio(&self) -> Option<f64> {
+        let (ours, against) = (self.ours?, self.against?);
+        Some(match self.bar.bound {
+            AtLeast(_) => against / ours,
+            AtMost(_) => ours / against,
+        })
+    }
+
+    fn holds(&self) -> Option<bool> {
+        let ratio = self.ratio()?;
+        Some(match self.bar.bound {
+            AtLeast(bound) => ratio >= bound,
+            AtMost(bound) => ratio <= bound,
+        })
+    }
+
+    fn verdict(&self) -> &'static str {
+        match self.holds() {
+            Some(true) => "holds",
+            Some(false) => "MISSED",
+            None => "skipped",
+        }
+    }
+
+    fn json(&self) -> Value {
+        let bar = self.bar;
+        let (side, bound) = match bar.bound {
+            AtLeast(bound) => ("at least", bound),
+            AtMost(bound) => ("at most", bound),
+        };
+        json!({
+            "what": bar.what, "ours": bar.ours, "ours_ns": self.ours, "against": bar.against, "against_ns": self.against,
+            "ratio": self.ratio(), "must_be": side, "bound": bound, "verdict": self.verdict(),
+        })
+    }
+}
+
+fn print_bars(bars: &[Judged]) {
+    println!(
+        "\n{:<30} {:>24} {:>10} {:>24} {:>10} {:>8}  bar",
+        "", "ours", "", "against", "", "ratio"
+    );
+    for judged in bars {
+        let bar = judged.bar;
+        let bound = match bar.bound {
+            AtLeast(bound) => format!("at least {bound}"),
+            AtMost(bound) => format!("at most {bound}"),
+        };
+        let ratio = judged.ratio();
+        println!(
+            "{:<30} {:>24} {:>10} {:>24} {:>10} {:>8}  {bound}: {}",
+            bar.what,
+            bar.ours,
+            in_ns(judged.ours),
+            bar.against,
+            in_ns(judged.against),
+            ratio.map_or("-".into(), |ratio| format!("{ratio:.2}")),
+            judged.verdict(),
+        );
+    }
+}
+
+fn in_ns(ns: Option<f64>) -> String {
+    ns.map_or("skipped".into(), |ns| format!("{ns:.1} ns"))
+}
+
+/// The median of a benchmark, in ns; `None` if it has not been run.
+fn median(name: &str) -> Option<f64> {
+    let (group, rest) = name.split_once('/')?;
+    let own = |file: &str, at: &str| read(&format!("bench/{file}"))?.pointer(at)?.as_f64();
+    match group {
+        "hop" => own("hop.json", &format!("/{rest}/p50_ns")),
+        "contention" => own("contention.json", &format!("/{rest}_ns")),
+        _ => read(&format!("criterion/{name}/new/estimates.json"))?
+            .pointer("/median/point_estimate")?
+            .as_f64(),
+    }
+}
+
+fn read(file: &str) -> Option<Value> {
+    let text = fs::read_to_string(support::target().join(file)).ok()?;
+    serde_json::from_str(&text).ok()
+}

@@ -1,6 +1,6 @@
 # The table of contents: `make` lists what there is.
 
-.PHONY: help setup demo test lint unit loom kernel-test sanitize fuzz corpus clean
+.PHONY: help setup demo bench test lint unit loom kernel-test sanitize fuzz corpus clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -12,6 +12,10 @@ setup: ## installs what building and testing need (Debian packages; asks for sud
 demo: setup ## a game under load on a real kernel: first under the default scheduler, then under scx_metronome
 	cargo build --release --workspace --bins
 	vm/demo
+
+bench: setup ## the benchmarks, four minutes: their figures, and which of the promised ones hold (root, for those that need BPF)
+	rm -rf target/criterion target/bench
+	cargo bench
 
 test: setup lint unit loom kernel-test ## everything: format, lints, unit tests, models, and the tests on the oldest and the newest kernel
 

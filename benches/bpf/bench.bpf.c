@@ -102,9 +102,8 @@ int reset(u32 *nr)
 	return 0;
 }
 
-static __always_inline void describe(struct queued_task *record, u32 id, u64 now)
+static __always_inline void describe(struct queued_task *record, u32 id, struct task *task, u64 now)
 {
-	struct task *task = &tasks[id & (MAX_TASKS - 1)];
 	u64 ran = bpf_get_prandom_u32() % LONGEST_RUN_NS;
 
 	task->sum_exec_runtime += ran;
@@ -132,31 +131,33 @@ static __always_inline void describe(struct queued_task *record, u32 id, u64 now
 SEC("syscall")
 int fill(u32 *nr)
 {
-	u32 i, filled = 0, wanted = *nr;
+	u32 i, id, filled = 0, wanted = *nr;
 	struct queued_task *record;
 
 	bpf_for(i, 0, wanted) {
 		record = bpf_ringbuf_reserve(&queued, sizeof(*record), 0);
 		if (!record)
 			break;
-		describe(record, running[first_running++ & (MAX_TASKS - 1)], bpf_ktime_get_ns());
+		id = running[first_running++ & (MAX_TASKS - 1)];
+		describe(record, id, &tasks[id & (MAX_TASKS - 1)], bpf_ktime_get_ns());
 		bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
 		filled++;
 	}
 	return filled;
 }
 
-/* Several producers at once, so the records are all of one task. */
+/* For several producers at once, which share nothing but the ring. */
 static __always_inline int flood_ring(void *ring, u32 nr)
 {
 	struct queued_task *record;
+	struct task task = {};
 	u32 i, filled = 0;
 
 	bpf_for(i, 0, nr) {
 		record = bpf_ringbuf_reserve(ring, sizeof(*record), 0);
 		if (!record)
 			break;
-		describe(record, 0, 0);
+		describe(record, 0, &task, 0);
 		bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
 		filled++;
 	}
@@ -180,11 +181,12 @@ SEC("syscall")
 int stamp(void *ctx)
 {
 	u64 now = bpf_ktime_get_ns();
+	struct task task = {};
 	struct queued_task *record = bpf_ringbuf_reserve(&queued, sizeof(*record), 0);
 
 	if (!record)
 		return -ENOMEM;
-	describe(record, 0, now);
+	describe(record, 0, &task, now);
 	bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
 	return bpf_ktime_get_ns() - now;
 }

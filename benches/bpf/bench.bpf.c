@@ -62,6 +62,14 @@ struct {
 	__type(value, struct control);
 } control SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, struct idle_mask);
+} idle_cpus SEC(".maps");
+
 /* What scx_rustland_core hands over: the layout of its dispatched_task_ctx. */
 struct user_decision {
 	s32 pid;

@@ -123,12 +123,13 @@ impl BpfSide {
                 write,
             ),
             cpus: map(maps.cpus.as_fd(), 0, cpus * 3 * LINE, write).cast(),
+            idle: map(maps.idle_cpus.as_fd(), 0, 2 * LINE, write).cast(),
             control: map(maps.control.as_fd(), 0, 2 * PAGE, write).cast(),
             nr_cpus: CPUS,
             agent_cpu: CPUS - 1,
         };
         // SAFETY: arrays of `CPUS` elements of a fresh object, mapped until the process ends.
-        unsafe { Shared::new(memory, self.ring()) }
+        unsafe { Shared::new(memory, [self.ring()]) }
     }
 }
 

@@ -37,7 +37,7 @@ const SLICE_NS: u64 = 20_000_000;
 fn decision(criterion: &mut Criterion) {
     support::pin(1);
     let mut group = criterion.benchmark_group("decision");
-    group.measurement_time(Duration::from_millis(2500));
+    group.measurement_time(Duration::from_secs(2));
     group.warm_up_time(Duration::from_millis(500));
     for backlog in [64, 4_096, 65_536] {
         let Some(mut ours) = Ours::with(backlog) else {

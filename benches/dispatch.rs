@@ -20,7 +20,7 @@ fn dispatch(criterion: &mut Criterion) {
     };
     support::pin(1);
     let mut group = criterion.benchmark_group("dispatch");
-    group.measurement_time(Duration::from_millis(2500));
+    group.measurement_time(Duration::from_secs(2));
     group.warm_up_time(Duration::from_millis(500));
 
     let mut mailbox = side.mailbox();

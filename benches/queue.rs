@@ -15,6 +15,8 @@ use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, criterion_group, criterion_main};
 use scx_metronome::queue::DeadlineQueue;
 
+mod support;
+
 const SIZES: [usize; 5] = [16, 64, 1_024, 4_096, 65_536];
 
 /// Deadlines as they come in: close behind the present, in no order.
@@ -259,6 +261,7 @@ impl<Q: Queue> Load<Q> {
 }
 
 fn queue(criterion: &mut Criterion) {
+    support::pin(1);
     let mut group = criterion.benchmark_group("queue");
     group.warm_up_time(Duration::from_millis(100));
     group.measurement_time(Duration::from_millis(400));

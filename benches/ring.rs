@@ -25,7 +25,7 @@ fn ring(criterion: &mut Criterion) {
     support::pin(1);
     side.reset(1024);
     let mut group = criterion.benchmark_group("ring");
-    group.measurement_time(Duration::from_millis(2500));
+    group.measurement_time(Duration::from_secs(2));
     group.warm_up_time(Duration::from_millis(500));
 
     let mut ours = side.ring();

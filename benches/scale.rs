@@ -13,9 +13,12 @@ use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use scx_metronome::policy::deadline::Deadline;
 use scx_metronome::sim::{Config, Event, Sim, TASKS};
 
+mod support;
+
 const WAITING: u32 = 1_024;
 
 fn scale(criterion: &mut Criterion) {
+    support::pin(1);
     let mut group = criterion.benchmark_group("scale");
     group.measurement_time(Duration::from_secs(1));
     group.warm_up_time(Duration::from_millis(300));

@@ -23,9 +23,18 @@ pub fn is_measuring() -> bool {
 }
 
 /// Binds the calling thread to a CPU, and if it may, makes it a real-time thread, so that what else runs on the machine is not
-/// measured along. A yield then returns at once.
-#[cfg(feature = "kernel")]
+/// measured along. A yield then returns at once. A test needs none of it.
 pub fn pin(cpu: usize) {
+    if !is_measuring() {
+        return;
+    }
+    #[cfg(feature = "kernel")]
+    become_real_time_on(cpu);
+    let _ = cpu;
+}
+
+#[cfg(feature = "kernel")]
+fn become_real_time_on(cpu: usize) {
     core_affinity::set_for_current(core_affinity::CoreId { id: cpu });
     let lowest = libc::sched_param { sched_priority: 1 };
     // SAFETY: a plain system call. It fails without permission, and then the figures are as noisy as the machine.

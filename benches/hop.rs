@@ -14,7 +14,7 @@
 //! How much noise the machine makes is told by a thread on CPU 1 that does nothing but read the clock.
 #![allow(missing_docs, clippy::unwrap_used, reason = "a benchmark")]
 
-use std::hint::black_box;
+use std::hint::{self, black_box};
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -129,6 +129,8 @@ fn ring_latency(side: &BpfSide, records: u64) -> (Histogram<u64>, Histogram<u64>
             let mut written_at = None;
             ring.drain(1, |task| written_at = Some(task.enqueued_at));
             let Some(written_at) = written_at else {
+                // As the scheduler does between two turns; and it leaves the line to the producer for a moment.
+                hint::spin_loop();
                 continue;
             };
             latencies.saturating_record(monotonic_ns().saturating_sub(written_at));

@@ -70,6 +70,14 @@ struct {
 	__type(value, struct idle_mask);
 } idle_cpus SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, MAX_TASKS);
+	__type(key, u32);
+	__type(value, u64);
+} orders SEC(".maps");
+
 /* What scx_rustland_core hands over: the layout of its dispatched_task_ctx. */
 struct user_decision {
 	s32 pid;
@@ -116,7 +124,7 @@ static __always_inline void describe(struct queued_task *record, u32 id, struct 
 
 	task->sum_exec_runtime += ran;
 	record->id = id;
-	record->generation = ++task->generation;
+	record->generation = 1 << BIRTH_SHIFT | (++task->generation & ((1 << BIRTH_SHIFT) - 1));
 	record->pid = id + 1;
 	record->tgid = id + 1;
 	record->cpu = id % BENCH_CPUS;
@@ -131,6 +139,7 @@ static __always_inline void describe(struct queued_task *record, u32 id, struct 
 	record->sum_exec_runtime = task->sum_exec_runtime;
 	record->nvcsw = task->generation;
 	record->slice = 0;
+	record->waker = 0;
 	record->vtime = 0;
 	__builtin_memcpy(record->comm, "bench\0\0\0\0\0\0\0\0\0\0", sizeof(record->comm));
 }

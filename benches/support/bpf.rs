@@ -7,7 +7,9 @@ use std::ptr::{self, NonNull};
 use libbpf_rs::libbpf_sys;
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapHandle, MapType};
-use scx_metronome::abi::{MAILBOX_SLOTS, RING_BYTES, SHARED_MAILBOX_SLOTS};
+use scx_metronome::abi::{
+    Control, CpuState, IdleMask, MAILBOX_SLOTS, MAX_TASKS, RING_BYTES, SHARED_MAILBOX_SLOTS,
+};
 use scx_metronome::mailbox::Mailbox;
 use scx_metronome::ring::{Ring, RingMemory};
 use scx_metronome::shared::{Shared, SharedMemory};
@@ -122,9 +124,10 @@ impl BpfSide {
                 LINE * (1 + SHARED_MAILBOX_SLOTS),
                 write,
             ),
-            cpus: map(maps.cpus.as_fd(), 0, cpus * 3 * LINE, write).cast(),
-            idle: map(maps.idle_cpus.as_fd(), 0, 2 * LINE, write).cast(),
-            control: map(maps.control.as_fd(), 0, 2 * PAGE, write).cast(),
+            cpus: map(maps.cpus.as_fd(), 0, cpus * size_of::<CpuState>(), write).cast(),
+            idle: map(maps.idle_cpus.as_fd(), 0, size_of::<IdleMask>(), write).cast(),
+            orders: map(maps.orders.as_fd(), 0, MAX_TASKS * size_of::<u64>(), write).cast(),
+            control: map(maps.control.as_fd(), 0, size_of::<Control>(), write).cast(),
             nr_cpus: CPUS,
             agent_cpu: CPUS - 1,
         };

@@ -32,6 +32,11 @@ enum record_kind {
 	RECORD_GONE,		/* it exited or left the class, and its id is free */
 	RECORD_WEIGHT,		/* its weight changed */
 	RECORD_AFFINITY,	/* the CPUs that it may use changed */
+	/* What became of a decision about it: */
+	RECORD_DISPATCHED,	/* carried out */
+	RECORD_BOUNCED,		/* carried out on another CPU, as affinity demanded */
+	RECORD_STALE,		/* dropped: that enqueue is over */
+	RECORD_RESCUED,		/* dropped: the kernel side had run the task by itself, or lost it to another class */
 };
 
 /* A generation is the birth of the id's owner, never 0, in the upper 12 bits, and a number of its enqueue below. */

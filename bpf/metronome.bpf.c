@@ -40,6 +40,9 @@ s32 agent_tgid;
 #define PENDING_DSQ (MAX_CPUS + 1)	/* user space is asked */
 #define URGENT_DSQ (MAX_CPUS + 2)	/* tasks with standing orders, by the time when they should have run */
 
+/* By so much before the current virtual time there is no deadline. */
+#define AHEAD_OF_ALL (1ULL << 40)
+
 /* Decisions that one dispatch() carries out at most: it runs with the run queue locked. */
 #define DRAIN_BATCH 32
 
@@ -651,8 +654,7 @@ static void enqueue_guest(struct task_struct *p, u64 enq_flags)
  */
 static bool enqueue_kernel_side(struct task_struct *p, struct task_ctx *tctx, u64 enq_flags)
 {
-	/* Ahead of every deadline there is. */
-	u64 first = vtime_now - (1ULL << 40);
+	u64 first = vtime_now - AHEAD_OF_ALL;
 
 	if (is_agent(p)) {
 		/* Whatever ran in its absence gives way; a kernel thread that preempted it does not. */
@@ -866,52 +868,75 @@ static __always_inline bool take(u64 *head, struct decision *slots, u32 nr_slots
  * The iterator comes first: it cannot move what is enqueued after it was made, so generation and affinity, once checked,
  * hold until the move.
  */
-static enum counter move_pending(struct task_struct *p, const struct decision *decision, struct id_slot *slot, s32 cpu)
+static enum record_kind move_pending(struct task_struct *p, struct task_ctx *tctx, const struct decision *decision,
+				     struct id_slot *slot, s32 cpu)
 {
-	enum counter result = COUNT_RESCUED;
+	/* Those without a deadline keep the order in which they were decided. */
+	u64 vtime = decision->vtime ?: vtime_now;
+	enum record_kind fate = RECORD_RESCUED;
 	struct bpf_iter_scx_dsq it;
-	bool here;
+	bool here, displaces;
 
 	if (!bpf_iter_scx_dsq_new(&it, PENDING_DSQ, 0)) {
 		here = cpu >= 0 && bpf_cpumask_test_cpu(cpu, p->cpus_ptr);
+		displaces = here && decision->flags & DECISION_PREEMPT;
 		scx_bpf_dsq_move_set_slice(&it, decision->slice_ns ?: slice_ns);
-		/* Those without a deadline keep the order in which they were decided. */
-		scx_bpf_dsq_move_set_vtime(&it, decision->vtime ?: vtime_now);
+		scx_bpf_dsq_move_set_vtime(&it, displaces ? vtime_now - AHEAD_OF_ALL : vtime);
 		if (*(volatile u32 *)&slot->generation != decision->generation)
-			result = COUNT_STALE;
+			fate = RECORD_STALE;
 		else if (scx_bpf_dsq_move_vtime(&it, p, here ? cpu : SHARED_DSQ, 0))
-			result = cpu >= 0 && !here ? COUNT_BOUNCED : COUNT_DISPATCHED;
+			fate = cpu >= 0 && !here ? RECORD_BOUNCED : RECORD_DISPATCHED;
+		if (displaces && fate == RECORD_DISPATCHED) {
+			/* On its way only this CPU takes it, which is busy here. */
+			tctx->vtime = vtime;
+			tctx->has_vtime = true;
+		}
 	}
 	bpf_iter_scx_dsq_destroy(&it);
-	return result;
+	return fate;
 }
 
-static enum counter carry_out_for(struct task_struct *p, const struct decision *decision, s32 cpu)
+static enum record_kind carry_out_for(struct task_struct *p, const struct decision *decision, s32 cpu)
 {
 	struct task_ctx *tctx = task_ctx(p);
 	u32 id = decision->id;
 	struct id_slot *slot = bpf_map_lookup_elem(&id_slots, &id);
-	enum counter result;
+	enum record_kind fate;
 
 	if (!tctx || tctx->id != id || !slot)
-		return COUNT_STALE;
+		return RECORD_STALE;
 	tctx->has_deadline = decision->vtime;
 
-	result = move_pending(p, decision, slot, cpu);
+	fate = move_pending(p, tctx, decision, slot, cpu);
 	/*
 	 * The record is published a moment before its task is on PENDING_DSQ, and a very quick answer comes within that
 	 * moment. The first attempt then waits for the run queue lock under which the task is enqueued; the second finds it.
 	 */
-	if (result == COUNT_RESCUED)
-		result = move_pending(p, decision, slot, cpu);
+	if (fate == RECORD_RESCUED)
+		fate = move_pending(p, tctx, decision, slot, cpu);
 
-	if ((result == COUNT_DISPATCHED && cpu < 0 && !is_unrestricted(p)) || result == COUNT_BOUNCED)
+	if ((fate == RECORD_DISPATCHED && cpu < 0 && !is_unrestricted(p)) || fate == RECORD_BOUNCED)
 		kick_idle_cpu_for(p);
-	if (result == COUNT_BOUNCED) {
+	tell(p, tctx, fate, 0);
+	return fate;
+}
+
+static void count_fate(enum record_kind fate)
+{
+	switch (fate) {
+	case RECORD_BOUNCED:
 		count(COUNT_BOUNCED);
-		result = COUNT_DISPATCHED;
+		count(COUNT_DISPATCHED);
+		break;
+	case RECORD_DISPATCHED:
+		count(COUNT_DISPATCHED);
+		break;
+	case RECORD_STALE:
+		count(COUNT_STALE);
+		break;
+	default:
+		count(COUNT_RESCUED);
 	}
-	return result;
 }
 
 /* Puts one task where user space wants it: on @cpu, or anywhere if @cpu is negative. */
@@ -927,24 +952,28 @@ static void carry_out(const struct decision *decision, s32 cpu)
 		count(COUNT_GONE);
 		return;
 	}
-	count(carry_out_for(p, decision, cpu));
+	count_fate(carry_out_for(p, decision, cpu));
 	bpf_task_release(p);
 }
 
-static void drain_own_mailbox(s32 cpu)
+/* Returns whether one of the decisions displaces what ran here. */
+static bool drain_own_mailbox(s32 cpu)
 {
 	u32 key = cpu;
 	struct mailbox *box = bpf_map_lookup_elem(&mailboxes, &key);
 	struct decision decision;
+	bool displaces = false;
 	u32 i;
 
 	if (!box)
-		return;
+		return false;
 	bpf_for(i, 0, DRAIN_BATCH) {
 		if (!take(&box->head, box->slots, MAILBOX_SLOTS, &decision))
 			break;
 		carry_out(&decision, decision.flags & DECISION_ANY_CPU ? -1 : cpu);
+		displaces |= !!(decision.flags & DECISION_PREEMPT);
 	}
+	return displaces;
 }
 
 static void drain_shared_mailbox(void)
@@ -1132,6 +1161,7 @@ SEC("struct_ops/dispatch")
 void BPF_PROG(metronome_dispatch, s32 cpu, struct task_struct *prev)
 {
 	struct cpu_state *state = cpu_state(cpu);
+	bool displaces;
 	u64 turn;
 
 	if (cpu == agent_cpu) {
@@ -1145,13 +1175,13 @@ void BPF_PROG(metronome_dispatch, s32 cpu, struct task_struct *prev)
 	if (!state)
 		return;
 
-	drain_own_mailbox(cpu);
+	displaces = drain_own_mailbox(cpu);
 	drain_shared_mailbox();
 
 	turn = state->counters[COUNT_TURNS]++;
 	if (turn % PATIENCE_TURNS == 0 && take_over(false))
 		return;
-	if ((decided_are_starved(cpu) && move_decided_to_local(cpu, turn)) || scx_bpf_dsq_move_to_local(URGENT_DSQ) ||
+	if ((displaces && scx_bpf_dsq_move_to_local(cpu)) || (decided_are_starved(cpu) && move_decided_to_local(cpu, turn)) || scx_bpf_dsq_move_to_local(URGENT_DSQ) ||
 	    move_decided_to_local(cpu, turn)) {
 		pass_on_shared();
 		return;

@@ -34,6 +34,11 @@ pub const DECISION_PREEMPT: u64 = 1 << 21;
 /// In an entry of `control.kicks`: what runs there gives way.
 pub const KICK_PREEMPT: u32 = 1 << 31;
 
+/// `running_task.kind`: a task that user space decided about, or waits to.
+pub const RUNS_DECIDED: u32 = 1;
+/// `running_task.kind`: a task with a standing order.
+pub const RUNS_ORDERED: u32 = 2;
+
 /// What the kernel side counts, in the order of `enum counter`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]

@@ -526,7 +526,7 @@ pub struct BpfScheduler<'a> {
     kick_fd: i32,
     pick_fd: i32,
     place: Option<Place>,
-    /// Made before the memory is locked; taken by `run`.
+    /// Made before the memory is locked; out while a policy runs.
     turn: Option<Box<Turn>>,
     skel: MetronomeSkel<'a>,
     mappings: Mappings,
@@ -737,13 +737,23 @@ impl<'a> BpfScheduler<'a> {
     /// # Errors
     /// As [`shutdown_and_report`](Self::shutdown_and_report).
     pub fn run(&mut self, policy: &mut impl Policy) -> Result<UserExitInfo> {
-        let Some(mut turn) = self.turn.take() else {
-            bail!("a scheduler runs a policy once");
-        };
         self.start_counting_faults()?;
+        self.run_until(policy, || false);
+        self.shutdown_and_report()
+    }
+
+    /// Runs a policy until the scheduler ends or `until` says so. The next call, with this policy or another one, goes on
+    /// with every task in its place: in between nothing is detached, and who waits waits for as long as it takes.
+    /// Standing orders of the policy before are void.
+    pub fn run_until(&mut self, policy: &mut impl Policy, mut until: impl FnMut() -> bool) {
+        let Some(mut turn) = self.turn.take() else {
+            return;
+        };
+        self.shared.clear_orders();
+        turn.adopt(policy);
         self.shared.listen(policy.events(), TELL_US);
         let seal = memory::seal();
-        while !self.exited() {
+        while !self.exited() && !until() {
             let turned = turn.turn(&mut self.shared, policy);
             bump(&self.counts.taken, turned.taken as u64);
             bump(&self.counts.sent, turned.handed_out as u64);
@@ -751,7 +761,7 @@ impl<'a> BpfScheduler<'a> {
             self.notify_complete(turn.waiting() as u64);
         }
         drop(seal);
-        self.shutdown_and_report()
+        self.turn = Some(turn);
     }
 
     /// The CPU of the scheduler thread.

@@ -131,13 +131,26 @@ impl Orders {
     /// # Cost
     /// A load and, if the order is another one than before, a store.
     pub fn set(&mut self, task: &QueuedTask, order: Option<Order>) {
-        let word = order.map_or(0, |order| order.encode(task.birth()));
+        // Without the valid bit the birth says that the task has none, whatever it was born with.
+        let none = u64::from(task.birth());
+        let word = order.map_or(none, |order| order.encode(task.birth()));
         if let Some(slot) = self.slot(task.id)
             // Most orders are what they were, and the kernel side's copy of the line stays good.
             && slot.load(Ordering::Relaxed) != word
         {
             // ORDERING: relaxed: the word is all there is. The partner is order_of() in bpf/orders.h.
             slot.store(word, Ordering::Relaxed);
+        }
+    }
+
+    /// No task has an order.
+    pub fn clear(&mut self) {
+        for id in 0..MAX_TASKS as u32 {
+            if let Some(slot) = self.slot(id)
+                && slot.load(Ordering::Relaxed) & VALID != 0
+            {
+                slot.store(0, Ordering::Relaxed);
+            }
         }
     }
 

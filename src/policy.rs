@@ -3,9 +3,109 @@
 //! The control flow around it is in [`turn`](crate::turn): a policy never touches shared memory.
 
 use crate::orders::Order;
+use crate::shared::Shared;
 use crate::task::QueuedTask;
 
 pub mod deadline;
+pub mod fifo;
+
+/// Where the task that is due runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Place {
+    /// On an idle CPU if there is one, the one where it ran last if possible; else on the first that becomes available, once
+    /// as few decisions as there are CPUs lie ahead of it.
+    #[default]
+    First,
+    /// On this CPU, after what runs there. On another one if it may not run there.
+    On(u32),
+    /// On this CPU, at once: what runs there gives way. After it, if this is a guess that has been overtaken.
+    Preempt(u32),
+    /// Nowhere yet. It, and all behind it, wait for the next turn.
+    Later,
+}
+
+/// The task that is due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Due {
+    /// Its dense id.
+    pub id: u32,
+    /// Thread id.
+    pub pid: i32,
+    /// What [`Policy::deadline`] said.
+    pub deadline: u64,
+    /// Where it ran last.
+    pub cpu: i32,
+    /// How many CPUs its affinity allows; the number of possible CPUs if it allows all that take tasks.
+    pub nr_cpus_allowed: u16,
+}
+
+/// What runs on a CPU. Read while it changes: a guess.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Running {
+    /// Thread id; 0 before the first.
+    pub pid: i32,
+    /// Its dense id.
+    pub id: u32,
+    /// When it got the CPU, ns on the clock of `scx_bpf_now()`.
+    pub since: u64,
+    /// Of the last decision about it, plus the CPU time it had since, scaled by weight; with a standing order, ns on the clock of
+    /// `scx_bpf_now()`.
+    pub deadline: u64,
+    /// What it had of its slice then, ns.
+    pub slice: u64,
+    /// What kind of task it is.
+    pub kind: RunningKind,
+}
+
+/// Who gives way to whom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunningKind {
+    /// Nothing, or nothing that gives way, or something that is about to.
+    Other,
+    /// A task that the policy decides about.
+    Decided,
+    /// A task with a standing order.
+    Ordered,
+}
+
+/// The CPUs, as a policy sees them.
+#[derive(Debug)]
+pub struct Machine<'a>(pub(crate) &'a Shared);
+
+impl Machine<'_> {
+    /// How many CPUs there are: the bound of their numbers.
+    pub fn nr_cpus(&self) -> u32 {
+        self.0.nr_cpus()
+    }
+
+    /// The CPU of the scheduler thread, which gets no decisions.
+    pub fn agent_cpu(&self) -> u32 {
+        self.0.agent_cpu()
+    }
+
+    /// Whether the CPU is idle.
+    pub fn is_idle(&self, cpu: u32) -> bool {
+        self.0.is_idle(cpu)
+    }
+
+    /// What runs on the CPU, or ran last; `None` if there is no such CPU.
+    ///
+    /// # Cost
+    /// Loads from one cache line that the CPU writes with each task.
+    pub fn running(&self, cpu: u32) -> Option<Running> {
+        self.0.running(cpu)
+    }
+
+    /// How many decisions for the CPU alone it has not taken yet.
+    pub fn backlog(&self, cpu: u32) -> u64 {
+        self.0.backlog_of(cpu)
+    }
+
+    /// How many decisions for any CPU have not been taken yet.
+    pub fn shared_backlog(&self) -> u64 {
+        self.0.shared_backlog()
+    }
+}
 
 /// A scheduling policy: it orders the waiting tasks.
 ///
@@ -18,6 +118,17 @@ pub trait Policy {
 
     /// The task of this id gets a CPU next. Returns its slice in ns; 0 is the default slice. `waiting` other tasks wait.
     fn slice_ns(&mut self, id: u32, waiting: usize) -> u64;
+
+    /// Where the task that is due runs. Called for one task after the other, in the order of their deadlines, until one waits.
+    fn place(&mut self, _task: &Due, _machine: &Machine<'_>) -> Place {
+        Place::First
+    }
+
+    /// Another policy is at the end, and this one takes over its waiting tasks, one after the other in the order of their
+    /// deadlines. Returns the deadline of the `nr`th, in this policy's clock.
+    fn adopt(&mut self, _id: u32, nr: u64) -> u64 {
+        nr
+    }
 
     /// The standing order of a task, asked after each record about it. It holds from the task's next wake-up on.
     fn order(&mut self, _task: &QueuedTask) -> Option<Order> {

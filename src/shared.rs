@@ -27,10 +27,11 @@ use heapless::Vec;
 
 use crate::abi::{
     Control, CpuState, DECISION_ANY_CPU, DECISION_PREEMPT, IdleMask, KICK_PREEMPT, MAILBOX_SLOTS,
-    MAX_CPUS, MAX_RINGS, MailboxHead, SHARED_MAILBOX_SLOTS, Slot,
+    MAX_CPUS, MAX_RINGS, MailboxHead, RUNS_DECIDED, RUNS_ORDERED, SHARED_MAILBOX_SLOTS, Slot,
 };
 use crate::mailbox::{Decision, Full, Mailbox};
 use crate::orders::{Order, Orders};
+use crate::policy::{Running, RunningKind};
 use crate::ring::{Ring, RingCounts};
 use crate::sync::{AtomicU64, Guard, Ordering, fence, order};
 use crate::task::{DispatchedTask, QueuedTask, RL_CPU_ANY, RL_PREEMPT};
@@ -238,6 +239,12 @@ impl Shared {
         self.orders.set(task, order);
     }
 
+    /// No task has a standing order, nor is any born with one.
+    pub fn clear_orders(&mut self) {
+        self.orders.clear();
+        self.set_newborn(None);
+    }
+
     /// Which kinds of records the kernel side shall send besides questions, as a set of [`Kind::bit`](crate::task::Kind::bit),
     /// and how often at most for one task with a standing order, in µs.
     pub fn listen(&mut self, kinds: u32, tell_us: u32) {
@@ -293,6 +300,36 @@ impl Shared {
             idle &= idle - 1;
         }
         None
+    }
+
+    /// Whether the CPU is idle, promised or not.
+    pub fn is_idle(&self, cpu: u32) -> bool {
+        self.idle_word(cpu / 64) >> (cpu % 64) & 1 == 1
+    }
+
+    /// What runs on the CPU, or ran last; `None` if there is no such CPU.
+    #[cfg(not(loom))]
+    pub fn running(&self, cpu: u32) -> Option<Running> {
+        // ORDERING: relaxed: the words may belong to two tasks in any case.
+        let running = &self.state(cpu)?.running;
+        Some(Running {
+            pid: running.pid.load(Ordering::Relaxed) as i32,
+            id: running.id.load(Ordering::Relaxed),
+            since: running.since.load(Ordering::Relaxed),
+            deadline: running.deadline.load(Ordering::Relaxed),
+            slice: running.slice.load(Ordering::Relaxed),
+            kind: match running.kind.load(Ordering::Relaxed) {
+                RUNS_DECIDED => RunningKind::Decided,
+                RUNS_ORDERED => RunningKind::Ordered,
+                _ => RunningKind::Other,
+            },
+        })
+    }
+
+    /// How many decisions for this CPU alone it has not taken yet.
+    pub fn backlog_of(&self, cpu: u32) -> u64 {
+        let entry = self.cpus.get(cpu as usize);
+        entry.map_or(0, |entry| entry.mailbox.len())
     }
 
     /// Whether any CPU is idle, promised or not.

@@ -28,6 +28,14 @@ pub enum Kind {
     Weight,
     /// The CPUs that it may use changed.
     Affinity,
+    /// The last decision about it was carried out.
+    Dispatched,
+    /// It was carried out on another CPU than asked for, as affinity demanded.
+    Bounced,
+    /// It was dropped: that enqueue is over.
+    Stale,
+    /// It was dropped: the kernel side had run the task by itself, or lost it to another scheduling class.
+    Rescued,
 }
 
 impl Kind {
@@ -39,6 +47,10 @@ impl Kind {
             4 => Self::Gone,
             5 => Self::Weight,
             6 => Self::Affinity,
+            7 => Self::Dispatched,
+            8 => Self::Bounced,
+            9 => Self::Stale,
+            10 => Self::Rescued,
             _ => return None,
         })
     }

@@ -8,10 +8,10 @@
 #![deny(clippy::indexing_slicing)]
 
 use crate::abi::MAX_TASKS;
-use crate::policy::Policy;
-use crate::queue::DeadlineQueue;
+use crate::policy::{Due, Machine, Place, Policy};
+use crate::queue::{DeadlineQueue, Entry};
 use crate::shared::Shared;
-use crate::task::{DispatchedTask, Kind, QueuedTask, RL_CPU_ANY};
+use crate::task::{DispatchedTask, Kind, QueuedTask, RL_CPU_ANY, RL_PREEMPT};
 
 /// Records taken in one turn at most, so that a flood does not delay the decisions that are due.
 const BATCH: usize = 256;
@@ -44,6 +44,8 @@ pub struct Turned {
 pub struct Turn<const TASKS: usize = MAX_TASKS> {
     queue: DeadlineQueue<TASKS>,
     waiting: [Waiting; TASKS],
+    /// Ids on their way from one policy to the next.
+    adopted: [u32; TASKS],
 }
 
 impl<const TASKS: usize> Turn<TASKS> {
@@ -75,6 +77,22 @@ impl<const TASKS: usize> Turn<TASKS> {
         turned
     }
 
+    /// Another policy goes on: every waiting task stays, in the order in which it waited.
+    ///
+    /// # Cost
+    /// Two heap operations for each waiting task. No allocation.
+    pub fn adopt(&mut self, policy: &mut impl Policy) {
+        let waiting = self.queue.len();
+        // All out before the first goes back, so that no old deadline meets a new one.
+        for id in self.adopted.iter_mut().take(waiting) {
+            *id = self.queue.pop().map_or(0, |first| first.id);
+        }
+        for (nr, id) in self.adopted.iter().take(waiting).enumerate() {
+            // Each was in the queue once.
+            let _ = self.queue.push(*id, policy.adopt(*id, nr as u64));
+        }
+    }
+
     /// Puts a task into the queue. Returns whether it was there already, by an enqueue that is over.
     fn admit(&mut self, task: &QueuedTask, policy: &mut impl Policy) -> bool {
         let deadline = policy.deadline(task);
@@ -95,24 +113,23 @@ impl<const TASKS: usize> Turn<TASKS> {
     fn hand_out(&mut self, shared: &mut Shared, policy: &mut impl Policy) -> usize {
         let mut handed_out = 0;
         while let Some(first) = self.queue.peek() {
-            let Some(waiting) = self.waiting.get(first.id as usize).copied() else {
+            let Some(waiting) = self.waiting.get(first.id as usize) else {
                 break;
             };
-            let Some(cpu) = place(&waiting, shared) else {
+            let due = waiting.due(first);
+            let Some((cpu, flags)) = place(&due, shared, policy) else {
                 break;
             };
+            let behind = self.queue.len() - 1 + shared.shared_backlog() as usize;
             let decision = DispatchedTask {
-                pid: waiting.pid,
-                cpu: cpu.unwrap_or(waiting.cpu),
-                flags: if cpu.is_some() { 0 } else { RL_CPU_ANY },
-                slice_ns: policy.slice_ns(
-                    first.id,
-                    self.queue.len() - 1 + shared.shared_backlog() as usize,
-                ),
-                vtime: first.deadline,
-                id: first.id,
+                pid: due.pid,
+                cpu,
+                flags,
+                slice_ns: policy.slice_ns(due.id, behind),
+                vtime: due.deadline,
+                id: due.id,
                 generation: waiting.generation,
-                pinned: waiting.nr_cpus_allowed == 1,
+                pinned: due.nr_cpus_allowed == 1,
             };
             if shared.dispatch(&decision).is_err() {
                 break;
@@ -124,17 +141,39 @@ impl<const TASKS: usize> Turn<TASKS> {
     }
 }
 
-/// Where the task goes: to a CPU, to any (`Some(None)`), or nowhere yet (`None`).
-fn place(task: &Waiting, shared: &mut Shared) -> Option<Option<i32>> {
-    if task.nr_cpus_allowed == 1 {
-        return Some(Some(task.cpu));
+impl Waiting {
+    fn due(&self, entry: Entry) -> Due {
+        Due {
+            id: entry.id,
+            pid: self.pid,
+            deadline: entry.deadline,
+            cpu: self.cpu,
+            nr_cpus_allowed: self.nr_cpus_allowed,
+        }
     }
+}
+
+/// The CPU to which the decision goes, and its flags; `None` if it waits.
+fn place(due: &Due, shared: &mut Shared, policy: &mut impl Policy) -> Option<(i32, u64)> {
+    // Only one CPU may run it, which may be the scheduler thread's.
+    if due.nr_cpus_allowed == 1 {
+        return Some((due.cpu, 0));
+    }
+    match policy.place(due, &Machine(shared)) {
+        Place::First => first_available(due, shared),
+        Place::On(cpu) => Some((cpu as i32, 0)),
+        Place::Preempt(cpu) => Some((cpu as i32, RL_PREEMPT)),
+        Place::Later => None,
+    }
+}
+
+fn first_available(due: &Due, shared: &mut Shared) -> Option<(i32, u64)> {
     // Of a task with some CPUs forbidden we only know that its last CPU is allowed; the kernel side knows the others.
-    let unrestricted = u32::from(task.nr_cpus_allowed) >= shared.nr_cpus();
-    if let Some(cpu) = shared.idle_cpu(task.cpu)
-        && (unrestricted || cpu as i32 == task.cpu)
+    let unrestricted = u32::from(due.nr_cpus_allowed) >= shared.nr_cpus();
+    if let Some(cpu) = shared.idle_cpu(due.cpu)
+        && (unrestricted || cpu as i32 == due.cpu)
     {
-        return Some(Some(cpu as i32));
+        return Some((cpu as i32, 0));
     }
-    (shared.shared_backlog() < u64::from(shared.nr_cpus())).then_some(None)
+    (shared.shared_backlog() < u64::from(shared.nr_cpus())).then_some((due.cpu, RL_CPU_ANY))
 }

@@ -267,8 +267,13 @@ fn counters_have_the_same_names_and_numbers() {
 
 #[test]
 fn kinds_of_records_have_the_same_names_and_numbers() {
-    use crate::task::Kind::{Affinity, Blocked, Gone, Ordered, Queued, Weight};
-    let here = [Queued, Ordered, Blocked, Gone, Weight, Affinity].map(|kind| {
+    use crate::task::Kind::{
+        Affinity, Blocked, Bounced, Dispatched, Gone, Ordered, Queued, Rescued, Stale, Weight,
+    };
+    let kinds = [
+        Queued, Ordered, Blocked, Gone, Weight, Affinity, Dispatched, Bounced, Stale, Rescued,
+    ];
+    let here = kinds.map(|kind| {
         let name = format!("RECORD_{}", constant_case(&format!("{kind:?}")));
         (name, kind as i64)
     });
@@ -279,6 +284,18 @@ fn kinds_of_records_have_the_same_names_and_numbers() {
             (name.to_owned(), member.value)
         });
         assert_eq!(there.collect::<Vec<_>>(), here);
+    });
+}
+
+#[test]
+fn kinds_of_running_tasks_have_the_same_numbers() {
+    with_object(|_, btf| {
+        let there: Enum<'_> = btf.type_by_name("running_kind").unwrap();
+        let numbers: Vec<_> = there.iter().map(|member| member.value).collect();
+        assert_eq!(
+            numbers,
+            [0, i64::from(RUNS_DECIDED), i64::from(RUNS_ORDERED)]
+        );
     });
 }
 

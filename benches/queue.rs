@@ -266,6 +266,7 @@ fn queue(criterion: &mut Criterion) {
     group.warm_up_time(Duration::from_millis(100));
     group.measurement_time(Duration::from_millis(400));
     group.sample_size(50);
+    group.nresamples(10_000);
     for size in SIZES {
         let mut ours = Load::<Box<DeadlineQueue<65_536>>>::of(size);
         ours.bench_ends(&mut group);

@@ -23,6 +23,7 @@ fn scale(criterion: &mut Criterion) {
     group.measurement_time(Duration::from_secs(1));
     group.warm_up_time(Duration::from_millis(300));
     group.sample_size(50);
+    group.nresamples(10_000);
     for cpus in [1, 16, 64, 256, 1_024] {
         let mut machine = Machine::of(cpus, 1);
         group.bench_function(BenchmarkId::new("cpus", cpus), |bencher| {

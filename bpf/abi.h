@@ -143,7 +143,7 @@ struct running_task {
 	__u64 since;		/* ns, the clock of scx_bpf_now() */
 	__u64 deadline;		/* of the decision; of a task with an order, ns on the clock of scx_bpf_now() */
 	__u64 slice;		/* what it had of its slice then, ns */
-	__u32 kind;		/* enum running_kind */
+	enum running_kind kind;
 	__u32 pad[7];
 };
 

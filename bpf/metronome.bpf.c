@@ -1145,6 +1145,7 @@ static bool decided_are_starved(s32 cpu)
 
 static bool move_any_to_local(void)
 {
+	drain_shared_mailbox();
 	return scx_bpf_dsq_move_to_local(URGENT_DSQ) || scx_bpf_dsq_move_to_local(SHARED_DSQ);
 }
 

@@ -51,6 +51,6 @@ fn main() -> Result<()> {
     let mut object = MaybeUninit::uninit();
     let mut scheduler = BpfScheduler::init(&mut object, 0, false, false)?;
     let info = scheduler.run(&mut Priority { arrivals: 0 })?;
-    println!("{}\n{info}", scheduler.books());
+    eprintln!("{}\n{info}", scheduler.books());
     Ok(())
 }

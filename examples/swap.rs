@@ -25,6 +25,6 @@ fn main() -> Result<()> {
     }
     println!("100 swaps");
     let info = scheduler.run(fair.as_mut())?;
-    println!("{}\n{info}", scheduler.books());
+    eprintln!("{}\n{info}", scheduler.books());
     Ok(())
 }

@@ -13,11 +13,15 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use libbpf_rs::MapHandle;
+use libbpf_rs::query::MapInfoIter;
 
 const SCHED_EXT: &str = "/sys/kernel/sched_ext";
 
@@ -469,7 +473,10 @@ fn the_scheduler_thread_of_a_saturated_machine_neither_faults_nor_allocates_and_
         ended.stdout
     );
     let busy = &lines[2..lines.len().min(12)];
-    let queued: u64 = busy.iter().map(|line| line["queued"]).sum();
+    let queued: u64 = busy
+        .iter()
+        .map(|line| line["queued"] + line["ordered"])
+        .sum();
     println!("in 10 s: {queued} tasks, {calls} system calls, 0 faults, 0 allocations");
     assert!(queued > 1000, "the machine was saturated: {}", ended.stdout);
     assert!(
@@ -674,4 +681,191 @@ fn without_sched_ext(command: &mut Command) -> &mut Command {
             }
         })
     }
+}
+
+#[test]
+fn each_example_schedules_a_load_and_its_books_balance() {
+    for example in ["vruntime", "priority"] {
+        let scheduler = Scheduler::start(example, &[]);
+        let n = 2 * cpus();
+        let load = &format!("stress-ng --cpu {n} --fork 2 --pipe 2 --affinity 1 -t 3s");
+        Load::start(&[load]).assert_ends_well();
+        assert_eq!(state(), "enabled");
+        let ended = scheduler.stop(libc::SIGINT);
+        ended.assert_clean();
+        println!("{example}: {}", ended.stderr);
+        assert!(ended.books()["dispatched"] > 100, "{}", ended.stderr);
+    }
+}
+
+#[test]
+fn policies_are_swapped_a_hundred_times_under_load_and_lose_no_task() {
+    let mut scheduler = Scheduler::start("swap", &[]);
+    let n = 2 * cpus();
+    let load = &format!("stress-ng --cpu {n} --fork 1 --pipe 2 -t 11s");
+    Load::start(&[load]).assert_ends_well();
+    assert_eq!(state(), "enabled");
+    let mut line = String::new();
+    let stdout = scheduler.child.stdout.as_mut().unwrap();
+    BufReader::new(stdout).read_line(&mut line).unwrap();
+    assert_eq!(line, "100 swaps\n");
+    scheduler.stop(libc::SIGINT).assert_clean();
+}
+
+/// How much later than asked for a thread that sleeps `period` runs again: p50 and p99, in µs.
+fn lateness(nice: i32, period: Duration, samples: usize) -> (u64, u64) {
+    let sleeper = thread::spawn(move || {
+        assert_eq!(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) }, 0);
+        let mut late: Vec<_> = (0..samples)
+            .map(|_| {
+                let start = Instant::now();
+                thread::sleep(period);
+                (start.elapsed() - period).as_micros() as u64
+            })
+            .collect();
+        late.sort_unstable();
+        (late[samples / 2], late[samples * 99 / 100])
+    });
+    sleeper.join().unwrap()
+}
+
+/// The lateness of a thread beside two hogs for each CPU, under a scheduler and under the default one.
+fn lateness_under(scheduler: &str, nice: i32) -> ((u64, u64), (u64, u64)) {
+    let measure = || {
+        with_threads(
+            2 * cpus(),
+            || {},
+            || {
+                // Until a policy knows what kind of task it is.
+                lateness(nice, Duration::from_millis(3), 100);
+                lateness(nice, Duration::from_millis(3), 500)
+            },
+        )
+    };
+    let default = measure();
+    let scheduler = Scheduler::start(scheduler, &[]);
+    let ours = measure();
+    scheduler.stop(libc::SIGINT).assert_clean();
+    (ours, default)
+}
+
+#[test]
+fn a_task_that_preempts_is_sooner_there_than_under_the_default_scheduler() {
+    let (ours, default) = lateness_under("priority", -1);
+    println!("p50 and p99 of lateness in µs: {ours:?}, default scheduler {default:?}");
+    assert!(ours.1 < default.1, "{ours:?} {default:?}");
+}
+
+#[test]
+fn a_task_with_a_standing_order_is_sooner_there_than_under_the_default_scheduler() {
+    let (ours, default) = lateness_under("scx_metronome", 0);
+    println!("p50 and p99 of lateness in µs: {ours:?}, default scheduler {default:?}");
+    assert!(ours.1 < default.1, "{ours:?} {default:?}");
+}
+
+/// Overwrites a map of the scheduler that is loaded with random bytes for as long as `run` takes.
+fn with_scribbles<T>(map: &str, run: impl FnOnce() -> T) -> T {
+    let found = MapInfoIter::default()
+        .find(|info| info.name.to_str() == Some(map))
+        .unwrap();
+    let size = found.max_entries as usize * found.value_size as usize;
+    let handle = MapHandle::from_map_id(found.id).unwrap();
+    let memory = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            size,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED,
+            handle.as_fd().as_raw_fd(),
+            0,
+        )
+    };
+    assert_ne!(memory, libc::MAP_FAILED);
+    let words = unsafe { std::slice::from_raw_parts(memory.cast::<AtomicU64>(), size / 8) };
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+            while !over.load(Ordering::Relaxed) {
+                for word in words {
+                    random ^= random << 13;
+                    random ^= random >> 7;
+                    random ^= random << 17;
+                    word.store(random, Ordering::Relaxed);
+                }
+                thread::sleep(Duration::from_millis(1));
+            }
+        });
+        let result = run();
+        over.store(true, Ordering::Relaxed);
+        result
+    })
+}
+
+#[test]
+fn any_bytes_in_the_standing_orders_are_harmless() {
+    let scheduler = Scheduler::start("scx_metronome", &["--stats", "1"]);
+    let n = 2 * cpus();
+    with_scribbles("orders", || {
+        let load = &format!("stress-ng --cpu {n} --fork 2 --pipe 2 --affinity 1 -t 4s");
+        Load::start(&[load]).assert_ends_well();
+    });
+    assert_eq!(state(), "enabled");
+    let ended = scheduler.stop(libc::SIGINT);
+    ended.assert_clean();
+    assert!(total(&ended.stdout, "ordered") > 0, "{}", ended.stdout);
+}
+
+/// CPU time that a process has used, in ticks of 10 ms.
+fn cpu_ticks(pid: i32) -> u64 {
+    let stat = read(&format!("/proc/{pid}/stat"));
+    let fields: Vec<&str> = stat
+        .rsplit(')')
+        .next()
+        .unwrap()
+        .split_whitespace()
+        .collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}
+
+#[test]
+fn a_scheduler_thread_that_may_park_leaves_an_idle_machine_idle() {
+    for (wait, most) in [("adaptive", 4), ("park", 4), ("spin", 1000)] {
+        let scheduler = Scheduler::start("scx_metronome", &["--wait", wait]);
+        thread::sleep(Duration::from_secs(1));
+        let before = cpu_ticks(scheduler.pid());
+        thread::sleep(Duration::from_secs(4));
+        let used = cpu_ticks(scheduler.pid()) - before;
+        println!("--wait {wait}: {used} ticks of 10 ms in 4 s");
+        // 1 %, or all of it.
+        assert!(used <= most, "--wait {wait}: {used} ticks");
+        assert!(wait != "spin" || used > 300, "--wait spin: {used} ticks");
+        scheduler.stop(libc::SIGINT).assert_clean();
+    }
+}
+
+#[test]
+fn the_cpu_of_a_parked_scheduler_thread_is_everybodys() {
+    let scheduler = Scheduler::start("scx_metronome", &["--wait", "park"]);
+    let window = Duration::from_secs(3);
+    let (idle, used): (Vec<u64>, u64) = with_threads(
+        2 * cpus(),
+        || {},
+        || {
+            thread::sleep(Duration::from_millis(500));
+            let (before, used_before) = (idle_ticks(), cpu_ticks(scheduler.pid()));
+            thread::sleep(window);
+            let idle = idle_ticks()
+                .iter()
+                .zip(before)
+                .map(|(a, b)| a - b)
+                .collect();
+            (idle, cpu_ticks(scheduler.pid()) - used_before)
+        },
+    );
+    scheduler.stop(libc::SIGINT).assert_clean();
+    println!("--wait park: idle ticks {idle:?}, scheduler {used}");
+    let allowed = window.as_millis() as u64 / 10 / 10;
+    assert!(idle.iter().all(|idle| *idle <= allowed), "{idle:?}");
+    assert!(used <= 150, "the scheduler took {used} ticks of 300");
 }

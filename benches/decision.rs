@@ -8,7 +8,8 @@
 //!
 //! The scheduler thread makes no system calls while all CPUs are busy, but here two play the kernel's part before each turn, and
 //! leave caches and branch predictors to the kernel. So there are two machines, and between the system calls and the
-//! turn that is timed the other machine takes one that is not.
+//! turn that is timed the other machine takes one that is not. That is to our advantage: without it, a decision with 64 waiting
+//! took 61 ns instead of 51. The incumbent gets no such turn, for it makes two system calls per decision itself.
 //!
 //! # The incumbent's
 //! See [`support::incumbent`]. It decides about one task per turn, and yields after each.

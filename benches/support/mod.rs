@@ -23,7 +23,7 @@ pub fn is_measuring() -> bool {
 }
 
 /// Binds the calling thread to a CPU, and if it may, makes it a real-time thread, so that what else runs on the machine is not
-/// measured along. A yield then returns at once. A test needs none of it.
+/// measured along. A yield then comes straight back. A test needs none of it.
 pub fn pin(cpu: usize) {
     if !is_measuring() {
         return;

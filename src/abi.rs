@@ -111,13 +111,11 @@ pub struct CpuState {
     /// `2 * n + idle`; `n` grows whenever the CPU runs out of work or gets some.
     pub(crate) idle_seq: AtomicU64,
     pub(crate) pad: [u64; 7],
-    #[cfg(not(loom))]
     pub(crate) running: RunningTask,
     pub(crate) counters: [AtomicU64; NR_COUNTERS],
 }
 
 /// What a CPU runs. The words are written one after the other, so they may belong to two tasks.
-#[cfg(not(loom))]
 #[repr(C)]
 pub struct RunningTask {
     pub(crate) pid: AtomicU32,
@@ -126,7 +124,7 @@ pub struct RunningTask {
     pub(crate) deadline: AtomicU64,
     pub(crate) slice: AtomicU64,
     pub(crate) kind: AtomicU32,
-    pad: [u32; 7],
+    pub(crate) pad: [u32; 7],
 }
 
 /// A bit for each CPU that is idle, which goes along with its `idle_seq`.

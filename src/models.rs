@@ -31,7 +31,7 @@ use loom::cell::UnsafeCell;
 use loom::sync::{Mutex, Notify};
 use loom::thread;
 
-use crate::abi::{Control, CpuState, IdleMask, MAILBOX_SLOTS, MailboxHead, Slot};
+use crate::abi::{Control, CpuState, IdleMask, MAILBOX_SLOTS, MailboxHead, RunningTask, Slot};
 use crate::mailbox::{Decision, Mailbox};
 use crate::ring::{ModelRecord, Ring, RingMemory};
 use crate::shared::{Shared, SharedMemory};
@@ -306,7 +306,8 @@ impl<const RECORDS: usize> RingBuf<RECORDS> {
     }
 }
 
-/// Takes what is there, letting others run while a record is read.
+/// Takes what is there, letting others run while a record is read. The producers are told even if that was nothing: with
+/// a bound on preemptions, loom looks at too few interleavings around the first look otherwise.
 fn receive(ring: &mut Ring, received: &mut Vec<u32>) {
     ring.drain(usize::MAX, |task| {
         let id = task.id;
@@ -314,6 +315,7 @@ fn receive(ring: &mut Ring, received: &mut Vec<u32>) {
         assert_eq!((task.id, task.generation), (id, id + 1), "torn");
         received.push(id);
     });
+    ring.release();
     let counts = ring.counts();
     assert_eq!((counts.refused, counts.resyncs), (0, 0), "misread");
 }
@@ -467,6 +469,15 @@ impl Machine {
             cpus: core::array::from_fn(|_| CpuState {
                 idle_seq: AtomicU64::new(0),
                 pad: [0; 7],
+                running: RunningTask {
+                    pid: AtomicU32::new(0),
+                    id: AtomicU32::new(0),
+                    since: AtomicU64::new(0),
+                    deadline: AtomicU64::new(0),
+                    slice: AtomicU64::new(0),
+                    kind: AtomicU32::new(0),
+                    pad: [0; 7],
+                },
                 counters: core::array::from_fn(|_| AtomicU64::new(0)),
             }),
             idle: IdleMask {

@@ -47,6 +47,9 @@ const BUSY: u32 = 1 << 31;
 const DISCARD: u32 = 1 << 30;
 const HEADER: u64 = 8;
 
+/// So much of the ring may have been read without the producers' being told.
+const RELEASE_PART: u64 = 8;
+
 /// Where the three pieces of a mapped ring are.
 #[derive(Clone, Copy, Debug)]
 pub struct RingMemory {
@@ -109,6 +112,8 @@ pub struct Ring {
     memory: RingMemory,
     /// Where the next record begins. The shared consumer position is at most this.
     position: u64,
+    /// How far the producers have been told that we have read.
+    released: u64,
     nr_cpus: u32,
     counts: RingCounts,
 }
@@ -118,7 +123,7 @@ unsafe impl Send for Ring {}
 
 /// What is at the read position.
 enum Item<'a> {
-    Nothing,
+    Busy,
     Task(&'a QueuedTask),
     Discarded,
     Bad(BadRecord),
@@ -139,6 +144,7 @@ impl Ring {
         Self {
             memory,
             position,
+            released: position,
             nr_cpus,
             counts: RingCounts::default(),
         }
@@ -157,15 +163,20 @@ impl Ring {
     /// Hands each waiting record to `each`, in place, at most `limit` of them; returns how many.
     ///
     /// # Cost
-    /// One load of the producer position and one store of the consumer position in all; per record one atomic load and the
-    /// check. No copy, no allocation, no system call.
+    /// One load of the producer position in all; per record one atomic load and the check; a store of the consumer position
+    /// for each eighth of the ring. No copy, no allocation, no system call.
+    #[inline]
     pub fn drain(&mut self, limit: usize, mut each: impl FnMut(&QueuedTask)) -> usize {
         let producer = self.producer();
+        if self.position != producer && !self.is_possible(producer) {
+            self.counts.resyncs += 1;
+            self.position = producer;
+        }
         let mut taken = 0;
-        while taken < limit {
-            let (item, length) = self.look(producer);
+        while taken < limit && self.position != producer {
+            let (item, length) = self.look(producer.wrapping_sub(self.position));
             match item {
-                Item::Nothing => break,
+                Item::Busy => break,
                 Item::Task(task) => {
                     each(task);
                     taken += 1;
@@ -179,8 +190,23 @@ impl Ring {
             }
             self.position = self.position.wrapping_add(length);
         }
-        self.release();
+        if self.position.wrapping_sub(self.released) >= self.memory.size / RELEASE_PART {
+            self.release();
+        }
         taken
+    }
+
+    /// Gives all that was read back to the producers. Nobody need call this but who asks the kernel about the ring, as by
+    /// `poll()`.
+    ///
+    /// # Cost
+    /// A store, in a line that every producer reads: it costs them a miss each.
+    pub fn release(&mut self) {
+        self.released = self.position;
+        // SAFETY: live and aligned by the contract of `new`.
+        let consumer = unsafe { self.memory.consumer.as_ref() };
+        // ORDERING: release, with the acquire load in __bpf_ringbuf_reserve(): our reads come before its overwriting.
+        consumer.store(self.position, order(Guard::RingConsumer, Ordering::Release));
     }
 
     /// Takes one record by value; `None` when there is none.
@@ -193,22 +219,20 @@ impl Ring {
         dequeued
     }
 
-    /// The item at the read position, and by how many bytes to go on behind it.
-    fn look(&self, producer: u64) -> (Item<'_>, u64) {
+    /// Whether a producer position can be right. __bpf_ringbuf_reserve() never fills the last byte.
+    #[inline(always)]
+    fn is_possible(&self, producer: u64) -> bool {
         let waiting = producer.wrapping_sub(self.position);
-        if waiting == 0 {
-            return (Item::Nothing, 0);
-        }
-        // __bpf_ringbuf_reserve() never fills the last byte.
-        if waiting >= self.memory.size
-            || !waiting.is_multiple_of(HEADER)
-            || !self.position.is_multiple_of(HEADER)
-        {
-            return (Item::Unreadable, waiting);
-        }
+        let is_aligned = (producer | self.position).is_multiple_of(HEADER);
+        waiting < self.memory.size && is_aligned
+    }
+
+    /// The item at the read position, of which `waiting` bytes are there, and by how many to go on behind it.
+    #[inline(always)]
+    fn look(&self, waiting: u64) -> (Item<'_>, u64) {
         let header = self.header();
         if header & BUSY != 0 {
-            return (Item::Nothing, 0);
+            return (Item::Busy, 0);
         }
         let payload = u64::from(header & !DISCARD);
         let total = (payload + HEADER).next_multiple_of(HEADER);
@@ -227,16 +251,19 @@ impl Ring {
         }
     }
 
+    #[inline(always)]
     fn producer(&self) -> u64 {
         // SAFETY: live and aligned by the contract of `new`.
         // ORDERING: acquire, with __bpf_ringbuf_reserve(); see the module.
         unsafe { self.memory.producer.as_ref() }.load(order(Guard::RingProducer, Ordering::Acquire))
     }
 
+    #[inline(always)]
     fn offset(&self) -> usize {
         (self.position & (self.memory.size - 1)) as usize
     }
 
+    #[inline(always)]
     fn header(&self) -> u32 {
         #[cfg(not(loom))]
         // SAFETY: the offset is below `size`, and `2 * size` bytes are mapped.
@@ -249,6 +276,7 @@ impl Ring {
     }
 
     /// The payload behind the header; only once that was found published, with the length of a task.
+    #[inline(always)]
     fn payload(&self) -> &Record {
         #[cfg(not(loom))]
         // SAFETY: the offset is below `size`, so that header and payload end within the `2 * size` bytes mapped.
@@ -258,14 +286,6 @@ impl Ring {
         // SAFETY: mapped and aligned to 8; the kernel does not write a published record until our position has passed it,
         // for which `&mut self` is needed.
         unsafe { at.as_ref() }
-    }
-
-    /// Gives what was read back to the producers.
-    fn release(&self) {
-        // SAFETY: live and aligned by the contract of `new`.
-        let consumer = unsafe { self.memory.consumer.as_ref() };
-        // ORDERING: release, with the acquire load in __bpf_ringbuf_reserve(): our reads come before its overwriting.
-        consumer.store(self.position, order(Guard::RingConsumer, Ordering::Release));
     }
 
     #[cfg(loom)]
@@ -369,6 +389,7 @@ mod tests {
             }
             assert_eq!(ids(&mut ring), (0..20).collect::<Vec<_>>());
             assert_eq!(ring.backlog_bytes(), 0);
+            ring.release();
             assert_eq!(
                 producer.consumer.load(Ordering::Relaxed),
                 producer.producer.load(Ordering::Relaxed)

@@ -177,6 +177,11 @@ impl Shared {
         taken
     }
 
+    /// Gives what was read from the rings back to the producers; see [`Ring::release`].
+    pub fn release(&mut self) {
+        self.rings.iter_mut().for_each(Ring::release);
+    }
+
     /// Takes one waiting task by value.
     pub fn dequeue(&mut self) -> Option<QueuedTask> {
         let mut dequeued = None;
@@ -308,7 +313,6 @@ impl Shared {
     }
 
     /// What runs on the CPU, or ran last; `None` if there is no such CPU.
-    #[cfg(not(loom))]
     pub fn running(&self, cpu: u32) -> Option<Running> {
         // ORDERING: relaxed: the words may belong to two tasks in any case.
         let running = &self.state(cpu)?.running;
@@ -363,7 +367,8 @@ impl Shared {
     }
 
     /// Sleeps by `sleep` until a task waits, if none does; see [`wait`]. Returns whether it slept.
-    pub fn park(&self, sleep: impl FnOnce()) -> bool {
+    pub fn park(&mut self, sleep: impl FnOnce()) -> bool {
+        self.release();
         let nothing = || self.rings.iter().all(|ring| ring.backlog_bytes() == 0);
         wait::park(&self.control().parked, nothing, sleep)
     }

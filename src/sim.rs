@@ -306,6 +306,8 @@ impl<P: Policy> Sim<P> {
         self.sent += turned.handed_out as u64;
         self.superseded += turned.superseded as u64;
         self.kernel.note_kicks(self.shared.flush());
+        // So that the books can be read off the rings at any time.
+        self.shared.release();
         turned
     }
 

@@ -131,6 +131,7 @@ impl QueuedTask {
     ///
     /// # Cost
     /// Six comparisons. No copy.
+    #[inline]
     pub fn from_record(record: &Record, nr_cpus: u32) -> Result<&Self, BadRecord> {
         let record: *const Record = record;
         // SAFETY: of the same size and alignment, shared for as long, and any bytes are valid: there are integers only.
@@ -146,6 +147,7 @@ impl QueuedTask {
         unsafe { &*task.cast::<Record>() }
     }
 
+    #[inline]
     fn check(&self, nr_cpus: u32) -> Result<(), BadRecord> {
         if Kind::of(self.kind).is_none() {
             return Err(BadRecord::Kind);

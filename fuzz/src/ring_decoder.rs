@@ -92,6 +92,12 @@ pub fn run(bytes: &[u8]) {
         let taken = ring.drain(limit, |task| tasks.push(bytes_of(task)));
         assert_eq!(taken, tasks.len());
         assert_eq!(tasks, model.drain(end, limit));
+        // The producers are told now and then, and when asked for.
+        let untold = model
+            .position
+            .wrapping_sub(consumer.load(Ordering::Relaxed));
+        assert!(untold < input.data.len() as u64 / 8);
+        ring.release();
         assert_eq!(consumer.load(Ordering::Relaxed), model.position);
         model.assert_counts(ring.counts());
         producer.store(end.wrapping_add(input.further), Ordering::Relaxed);

@@ -17,7 +17,8 @@ bench: setup ## the benchmarks, four minutes: their figures, and which of the pr
 	rm -rf target/criterion target/bench
 	cargo bench
 
-test: setup lint unit loom kernel-test ## everything: format, lints, unit tests, models, and the tests on the oldest and the newest kernel
+test: setup lint unit loom kernel-test ## everything: format, lints, unit tests, models, fuzzers, and the tests on the oldest and the newest kernel
+	fuzz/run 20
 
 lint: setup ## format and lints
 	cargo fmt --all -- --check

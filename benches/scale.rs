@@ -55,8 +55,8 @@ impl Machine {
             nr_cpus,
             nr_rings,
             ring_bytes: 1 << 20,
-            // One runs and one is decided about on each CPU.
-            nr_tasks: 2 * nr_cpus + WAITING,
+            // One runs on each CPU, and for each CPU but no more than 128 one is decided about.
+            nr_tasks: nr_cpus + nr_cpus.min(128) + WAITING,
             builtin_idle: true,
         };
         let mut sim = Sim::new(config, Deadline::new(20_000_000, 1_000_000));

@@ -3,8 +3,8 @@
 //! # How far ahead to decide
 //! A decision that is handed out early can no longer be overtaken in our queue, only in the DSQ of the kernel side, which
 //! is ordered by the same deadline; a decision handed out late leaves a CPU idle. So a task goes straight to an idle CPU if
-//! there is one, and otherwise into the mailbox of all CPUs, until that holds one decision for each CPU: enough for all of
-//! them to run out of work in the same moment.
+//! there is one, and otherwise into the mailbox of all CPUs, until that holds one decision for each CPU, 128 at most: enough
+//! for all of them to run out of work in the same moment.
 #![deny(clippy::indexing_slicing)]
 
 use crate::abi::MAX_TASKS;
@@ -15,6 +15,9 @@ use crate::task::{DispatchedTask, Kind, QueuedTask, RL_CPU_ANY, RL_PREEMPT};
 
 /// Records taken in one turn at most, so that a flood does not delay the decisions that are due.
 const BATCH: usize = 256;
+
+/// Decisions for any CPU that lie ahead at most. By the time that so many CPUs have taken theirs, there are more.
+const AHEAD: u64 = 128;
 
 /// A task in our queue. All zero: never seen.
 #[derive(Clone, Copy, Debug)]
@@ -112,12 +115,14 @@ impl<const TASKS: usize> Turn<TASKS> {
 
     fn hand_out(&mut self, shared: &mut Shared, policy: &mut impl Policy) -> usize {
         let mut handed_out = 0;
+        // A CPU that goes idle later in this turn is kicked by flush(), or served in the next.
+        let mut any_idle = true;
         while let Some(first) = self.queue.peek() {
             let Some(waiting) = self.waiting.get(first.id as usize) else {
                 break;
             };
             let due = waiting.due(first);
-            let Some((cpu, flags)) = place(&due, shared, policy) else {
+            let Some((cpu, flags)) = place(&due, shared, policy, &mut any_idle) else {
                 break;
             };
             let behind = self.queue.len() - 1 + shared.shared_backlog() as usize;
@@ -154,26 +159,35 @@ impl Waiting {
 }
 
 /// The CPU to which the decision goes, and its flags; `None` if it waits.
-fn place(due: &Due, shared: &mut Shared, policy: &mut impl Policy) -> Option<(i32, u64)> {
+fn place(
+    due: &Due,
+    shared: &mut Shared,
+    policy: &mut impl Policy,
+    any_idle: &mut bool,
+) -> Option<(i32, u64)> {
     // Only one CPU may run it, which may be the scheduler thread's.
     if due.nr_cpus_allowed == 1 {
         return Some((due.cpu, 0));
     }
     match policy.place(due, &Machine(shared)) {
-        Place::First => first_available(due, shared),
+        Place::First => first_available(due, shared, any_idle),
         Place::On(cpu) => Some((cpu as i32, 0)),
         Place::Preempt(cpu) => Some((cpu as i32, RL_PREEMPT)),
         Place::Later => None,
     }
 }
 
-fn first_available(due: &Due, shared: &mut Shared) -> Option<(i32, u64)> {
-    // Of a task with some CPUs forbidden we only know that its last CPU is allowed; the kernel side knows the others.
-    let unrestricted = u32::from(due.nr_cpus_allowed) >= shared.nr_cpus();
-    if let Some(cpu) = shared.idle_cpu(due.cpu)
-        && (unrestricted || cpu as i32 == due.cpu)
-    {
-        return Some((cpu as i32, 0));
+fn first_available(due: &Due, shared: &mut Shared, any_idle: &mut bool) -> Option<(i32, u64)> {
+    if *any_idle {
+        let idle = shared.idle_cpu(due.cpu);
+        *any_idle = idle.is_some();
+        // Of a task with some CPUs forbidden we only know that its last CPU is allowed; the kernel side knows the others.
+        let may_use =
+            |cpu: &i32| u32::from(due.nr_cpus_allowed) >= shared.nr_cpus() || *cpu == due.cpu;
+        if let Some(cpu) = idle.map(|cpu| cpu as i32).filter(may_use) {
+            return Some((cpu, 0));
+        }
     }
-    (shared.shared_backlog() < u64::from(shared.nr_cpus())).then_some((due.cpu, RL_CPU_ANY))
+    let ahead = u64::from(shared.nr_cpus()).min(AHEAD);
+    (shared.shared_backlog() < ahead).then_some((due.cpu, RL_CPU_ANY))
 }

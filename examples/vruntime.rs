@@ -21,7 +21,7 @@ struct Vruntime {
 impl Policy for Vruntime {
     fn deadline(&mut self, task: &QueuedTask) -> u64 {
         let (charged, vruntime) = &mut self.tasks[task.id as usize];
-        *vruntime += (task.sum_exec_runtime - *charged) * 100 / task.weight;
+        *vruntime += task.sum_exec_runtime.saturating_sub(*charged) * 100 / task.weight;
         *charged = task.sum_exec_runtime;
         *vruntime = (*vruntime).max(self.now.saturating_sub(LAG));
         *vruntime

@@ -8,23 +8,30 @@
 //!
 //! 1. A task wakes. If a CPU is idle it goes there at once (`select_cpu` in `bpf/metronome.bpf.c`): there is no choice to
 //!    make, so nobody is asked.
-//! 2. Otherwise the kernel side puts it into a dispatch queue of its own, PENDING, and describes it in one fixed-size record
-//!    of a BPF ring buffer, without waking anybody (`enqueue`).
-//! 3. The scheduler thread spins on its CPU. It has mapped the [`ring`] and sees the new producer position as one cache-line
-//!    transfer. It reads the record in place, having checked it: a [`QueuedTask`].
-//! 4. The [`policy`] gives it a deadline, and it goes into a [`queue`] of fixed capacity.
-//! 5. When its [`turn`] comes, the decision goes into a [`mailbox`]: of an idle CPU, or of all CPUs. One store publishes it.
-//! 6. A CPU that needs work opens its mailbox and the shared one (`dispatch`), and moves each decided task from PENDING to
-//!    its own dispatch queue or to the one that all share, both ordered by deadline. Then it runs the first. At the tick, a running
-//!    task gives way to one with an earlier deadline.
-//! 7. Only if a CPU is idle does the thread make a system call: one for all such CPUs of a turn ([`shared`]).
+//! 2. If the policy has left a standing order for it ([`orders`]), the kernel side carries that out: the task is handed the
+//!    CPU of its waker, or waits, by deadline, in a dispatch queue that is served before the others, and displaces what runs
+//!    if its order says so. User space is told, not asked.
+//! 3. Otherwise the kernel side puts it into a dispatch queue of its own, PENDING, and describes it in one fixed-size record
+//!    of a BPF ring buffer (`enqueue`). On a large machine there are several rings; all records of a task go through the one
+//!    of its id. Nobody is woken, unless the scheduler thread sleeps.
+//! 4. The scheduler thread spins on its CPU; when nothing is to do and a CPU is idle, it parks there ([`wait`](mod@wait)). It
+//!    has mapped each [`ring`] and sees a new producer position as one cache-line transfer. It reads the record in place,
+//!    having checked it: a [`QueuedTask`].
+//! 5. The [`policy`] gives it a deadline, and it goes into a [`queue`] of fixed capacity. The policy also says what the task's
+//!    standing order is from its next wake-up on.
+//! 6. When its [`turn`] comes, the decision goes into a [`mailbox`]: of one CPU, or of all CPUs. One store publishes it.
+//! 7. A CPU that needs work opens its mailbox and the shared one (`dispatch`), and moves each decided task from PENDING to
+//!    its own dispatch queue or to the one that all share, both ordered by deadline. Then it runs the first. At the tick, a
+//!    running task gives way to one with an earlier deadline.
+//! 8. Only if a CPU is idle, or what it runs shall give way at once, does the thread make a system call: one for all such
+//!    CPUs of a turn ([`shared`]).
 //!
 //! # Invariants
 //!
 //! Comments cite them by number.
 //!
-//! 1. **No allocation.** The core (all modules that exist without the feature `kernel`) is `no_std` without `alloc`: an
-//!    allocation there is a compile error.
+//! 1. **No allocation.** The core (all modules that exist without features) is `no_std` without `alloc`: an allocation
+//!    there is a compile error.
 //! 2. **No page fault.** All memory is locked and touched before the scheduler is attached. Faults and allocations of the
 //!    scheduler thread are counted while it runs ([`memory`]); both stay 0.
 //! 3. **No lost task.** A runnable task is always on a dispatch queue of the kernel, or running. Ring, queue and mailboxes
@@ -35,9 +42,47 @@
 //! 6. **Fail open.** A task whose decision does not come is run without it, in the order of the deadlines that user space
 //!    gave last. When the process dies, the kernel's default scheduler takes over.
 //!
-//! # Writing a scheduler
+//! # Modules
 //!
-//! The verbs of `scx_rustland_core`: a program written against it compiles with only its `mod` and `use` lines changed.
+//! | | |
+//! |---|---|
+//! | [`abi`] | what both sides share, byte for byte (`bpf/abi.h`) |
+//! | [`ring`], [`task`] | records from the kernel side, and the one place where they are checked |
+//! | [`policy`] | what is decided: the trait [`Policy`](policy::Policy), and two of them: [`deadline`](policy::deadline), which is `scx_metronome`'s, and [`fifo`](policy::fifo) |
+//! | [`queue`], [`turn`] | the waiting tasks by deadline; the one loop around a policy |
+//! | [`mailbox`], [`orders`] | decisions on their way to a CPU; decisions made ahead |
+//! | [`shared`] | all the shared memory as one thing, and who must be woken |
+//! | [`wait`](mod@wait) | what the thread does when nothing is to do |
+//! | [`stats`] | what both sides count, and whether it balances |
+//! | [`memory`], [`topology`] | locked and counted memory; the CPUs of the machine (feature `kernel`) |
+//! | `sim` | a simulated kernel over the same memory (feature `sim`) |
+//!
+//! # Write a scheduler in 60 lines
+//!
+//! `examples/vruntime.rs`, whole: weighted fair shares.
+//!
+#![cfg_attr(doctest, doc = "```no_run")]
+#![cfg_attr(not(doctest), doc = "```rust")]
+#![doc = include_str!("../examples/vruntime.rs")]
+//! ```
+//!
+//! | of a [`Policy`](policy::Policy) | is for |
+//! |---|---|
+//! | [`deadline`](policy::Policy::deadline) | the order: a task waits, and the smallest number runs first |
+//! | [`slice_ns`](policy::Policy::slice_ns) | for how long: the task gets a CPU next, and so many others wait |
+//! | [`place`](policy::Policy::place) | where: by default on an idle CPU, else on the first that becomes available; or on a certain one, or there at once (`examples/priority.rs`), or not yet |
+//! | [`order`](policy::Policy::order) | the task's standing order, asked after each record about it; by default none |
+//! | [`events`](policy::Policy::events), [`event`](policy::Policy::event) | which records to be told of besides the questions, and one of them: here the end of a task, because its id will be another's |
+//! | [`adopt`](policy::Policy::adopt) | the deadline of a task that waited when this policy took over from another (`examples/swap.rs`) |
+//!
+//! Only the first two must be there. [`BpfScheduler::run`] is the loop: it asks in this order, wakes who must be woken, and
+//! ends when the kernel or a signal says so. [`Builder`] has the options, [`BpfScheduler::books`] the accounts. To try a policy
+//! without a kernel, give it to `sim::Sim`; on one without your machine, `vm/run -- vruntime`.
+//!
+//! # Moving over from `scx_rustland_core`
+//!
+//! The verbs are the same: the scheduler from its documentation compiles with only its `mod` and `use` lines changed
+//! (`examples/seed_fifo`). The shape of such a program:
 //!
 //! ```no_run
 //! use std::mem::MaybeUninit;
@@ -59,12 +104,66 @@
 //! # }
 //! ```
 //!
-//! Or a [`Policy`](policy::Policy), with the loop ready made: [`BpfScheduler::run`].
+//! Its build script (`RustLandBuilder`) and the modules that this wrote (`bpf`, `bpf_skel`, `bpf_intf`) go. What differs, as of
+//! its versions up to 2.4:
+//!
+//! | There | Here | What differs |
+//! |---|---|---|
+//! | `init(object, exit_dump_len, partial, debug)` | [`BpfScheduler::init`] | memory is locked and touched before it attaches, not after |
+//! | `init()` with nine arguments | [`Builder`] | `builtin_idle`, `slice_ns`, `name` are methods; no `open_opts`, no `numa_local` |
+//! | `ALLOCATOR`, a heap that is locked | [`memory`] | none is replaced: all memory is locked, also what comes later, and what [`BpfScheduler::run`] allocates is counted if [`CountingAllocator`](memory::CountingAllocator) is the allocator |
+//! | `dequeue_task()` | [`dequeue_task`](BpfScheduler::dequeue_task) | the error is [`BadRing`], and final, not a number |
+//! | `dispatch_task()` | [`dispatch_task`](BpfScheduler::dispatch_task) | the error is [`MailboxesFull`]: the task still waits, try again |
+//! | `select_cpu(pid, cpu, flags)` | [`select_cpu`](BpfScheduler::select_cpu) | no system call if no CPU is idle |
+//! | `notify_complete(nr_pending)` | [`notify_complete`](BpfScheduler::notify_complete) | wakes idle CPUs for what was dispatched, so it must end each turn; waits as [`Builder::wait`] says, does not yield |
+//! | `exited()` | [`exited`](BpfScheduler::exited) | takes `&self` |
+//! | `shutdown_and_report()` | [`shutdown_and_report`](BpfScheduler::shutdown_and_report) | [`UserExitInfo`] is ours, not that of `scx_utils` |
+//! | `skel` | - | the BPF object is not public |
+//! | `RL_CPU_ANY`, in `flags` or in `cpu` | [`RL_CPU_ANY`] | a `u64`, in `flags` only |
+//! | - | [`RL_PREEMPT`] | what runs there gives way |
+//!
+//! | `QueuedTask` there | Here | What differs |
+//! |---|---|---|
+//! | `pid`, `cpu`, `start_ts`, `stop_ts`, `exec_runtime`, `sum_exec_runtime`, `nvcsw` | the same | each was checked if it has a range |
+//! | `weight: u64` | [`weight`](QueuedTask::weight) | still `u64`, 1 to 10,000 |
+//! | `slice: u64` | [`slice`](QueuedTask::slice) | `u32`: 4.29 s stand for all that is longer |
+//! | `nr_cpus_allowed: u64` | [`nr_cpus_allowed`](QueuedTask::nr_cpus_allowed) | `u16`; the number of possible CPUs also if only the scheduler's is missing |
+//! | `flags` | [`flags`](QueuedTask::flags) | `SCX_WAKE_*` come along, in bits 48 to 55 ([`wake_flags`](QueuedTask::wake_flags)) |
+//! | `vtime` | [`vtime`](QueuedTask::vtime) | that of the last decision, plus the CPU time since, scaled by weight |
+//! | `enq_cnt` | [`generation`](QueuedTask::generation) | [`DispatchedTask::new`] carries it over |
+//! | `comm`, `comm_str()` | [`comm_str`](QueuedTask::comm_str) | borrows; empty if the name is not UTF-8 |
+//! | `Clone`, `Eq`, `Ord` | `Copy`, `Clone` | tasks are not compared: key a collection by deadline and `id` |
+//! | - | [`id`](QueuedTask::id), [`tgid`](QueuedTask::tgid), [`enqueued_at`](QueuedTask::enqueued_at), [`waker`](QueuedTask::waker), [`birth`](QueuedTask::birth), [`kind`](QueuedTask::kind) | `id` is dense, below [`abi::MAX_TASKS`]: an index for what you know of a task |
+//!
+//! | `DispatchedTask` there | Here | What differs |
+//! |---|---|---|
+//! | `new(&task)` | [`DispatchedTask::new`] | `flags` are 0, not the task's |
+//! | `pid` | [`pid`](DispatchedTask::pid) | for the reader's sake: the kernel side goes by id and generation |
+//! | `cpu`, `flags` | the same | a task that may not run on `cpu` runs where it may |
+//! | `slice_ns` | [`slice_ns`](DispatchedTask::slice_ns) | 0 is the default slice in both |
+//! | `vtime` | [`vtime`](DispatchedTask::vtime) | orders what waits for the same CPU, too; 0 is no deadline: in the order of dispatch |
+//! | `enq_cnt` | - | private |
+//!
+//! The counters there are ten `&mut u64` into memory that the kernel side writes. Here [`BpfScheduler::snapshot`] copies them, and
+//! [`Watch`] does from another thread:
+//!
+//! | There | In a [`Snapshot`](stats::Snapshot) |
+//! |---|---|
+//! | `nr_online_cpus` | not there; a policy has [`Machine::nr_cpus`](policy::Machine::nr_cpus), the bound of CPU numbers |
+//! | `nr_running` | not there; a policy has [`Machine::running`](policy::Machine::running), for each CPU |
+//! | `nr_queued` | `queued` - `taken` |
+//! | `nr_scheduled` | `waiting` |
+//! | `nr_user_dispatches` | `dispatched` |
+//! | `nr_kernel_dispatches` | `direct` + `ordered` + `kernel_side` + `no_id` |
+//! | `nr_cancel_dispatches` | `stale` + `gone` + `rescued` |
+//! | `nr_bounce_dispatches` | `bounced`, which are among the `dispatched` |
+//! | `nr_failed_dispatches` | not there: [`dispatch_task`](BpfScheduler::dispatch_task) says so at once |
+//! | `nr_sched_congested` | `ring_full` |
 //!
 //! # Features
 //!
 //! - `kernel` (default): everything that needs std or libbpf. Without it the crate is the core: `no_std`, no `alloc`.
-//! - `sim`: a simulated kernel to test policies on (`sim`). Needs std.
+//! - `sim`: a simulated kernel to test policies on. Needs std.
 #![cfg_attr(not(any(feature = "kernel", feature = "sim")), no_std)]
 
 pub mod abi;

@@ -48,7 +48,7 @@
 //! |---|---|
 //! | [`abi`] | what both sides share, byte for byte (`bpf/abi.h`) |
 //! | [`ring`], [`task`] | records from the kernel side, and the one place where they are checked |
-//! | [`policy`] | what is decided: the trait [`Policy`](policy::Policy), and two of them: [`deadline`](policy::deadline), which is `scx_metronome`'s, and [`fifo`](policy::fifo) |
+//! | [`policy`] | what is decided; two that are ready: [`deadline`](policy::deadline), `scx_metronome`'s, and [`fifo`](policy::fifo) |
 //! | [`queue`], [`turn`] | the waiting tasks by deadline; the one loop around a policy |
 //! | [`mailbox`], [`orders`] | decisions on their way to a CPU; decisions made ahead |
 //! | [`shared`] | all the shared memory as one thing, and who must be woken |
@@ -61,23 +61,25 @@
 //!
 //! `examples/vruntime.rs`, whole: weighted fair shares.
 //!
-#![cfg_attr(doctest, doc = "```no_run")]
-#![cfg_attr(not(doctest), doc = "```rust")]
+#![doc = "```no_run"]
 #![doc = include_str!("../examples/vruntime.rs")]
 //! ```
 //!
-//! | of a [`Policy`](policy::Policy) | is for |
-//! |---|---|
-//! | [`deadline`](policy::Policy::deadline) | the order: a task waits, and the smallest number runs first |
-//! | [`slice_ns`](policy::Policy::slice_ns) | for how long: the task gets a CPU next, and so many others wait |
-//! | [`place`](policy::Policy::place) | where: by default on an idle CPU, else on the first that becomes available; or on a certain one, or there at once (`examples/priority.rs`), or not yet |
-//! | [`order`](policy::Policy::order) | the task's standing order, asked after each record about it; by default none |
-//! | [`events`](policy::Policy::events), [`event`](policy::Policy::event) | which records to be told of besides the questions, and one of them: here the end of a task, because its id will be another's |
-//! | [`adopt`](policy::Policy::adopt) | the deadline of a task that waited when this policy took over from another (`examples/swap.rs`) |
+//! Of a [`Policy`](policy::Policy),
 //!
-//! Only the first two must be there. [`BpfScheduler::run`] is the loop: it asks in this order, wakes who must be woken, and
-//! ends when the kernel or a signal says so. [`Builder`] has the options, [`BpfScheduler::books`] the accounts. To try a policy
-//! without a kernel, give it to `sim::Sim`; on one without your machine, `vm/run -- vruntime`.
+//! - [`deadline`](policy::Policy::deadline) is the order: a task waits, and the smallest number runs first;
+//! - [`slice_ns`](policy::Policy::slice_ns) is for how long: the task gets a CPU next, and so many others wait;
+//! - [`place`](policy::Policy::place) is where: by default on an idle CPU, else on the first that becomes available; or on a
+//!   certain one, or there at once (`examples/priority.rs`), or not yet;
+//! - [`order`](policy::Policy::order) is the task's standing order, asked after each record about it; by default none;
+//! - [`events`](policy::Policy::events) says which records to be told of besides the questions, by
+//!   [`event`](policy::Policy::event): here the end of a task, because its id will be another's;
+//! - [`adopt`](policy::Policy::adopt) is the deadline of a task that waited when this policy took over from another
+//!   (`examples/swap.rs`).
+//!
+//! Only the first two must be there. [`BpfScheduler::run`] is the loop: it asks them, wakes who must be woken, and ends when
+//! the kernel or a signal says so. [`Builder`] has the options, [`BpfScheduler::books`] the accounts. `sim::Sim` runs a policy
+//! without a kernel, `vm/run -- vruntime` on one that is not your machine's.
 //!
 //! # Moving over from `scx_rustland_core`
 //!
@@ -111,11 +113,11 @@
 //! |---|---|---|
 //! | `init(object, exit_dump_len, partial, debug)` | [`BpfScheduler::init`] | memory is locked and touched before it attaches, not after |
 //! | `init()` with nine arguments | [`Builder`] | `builtin_idle`, `slice_ns`, `name` are methods; no `open_opts`, no `numa_local` |
-//! | `ALLOCATOR`, a heap that is locked | [`memory`] | none is replaced: all memory is locked, also what comes later, and what [`BpfScheduler::run`] allocates is counted if [`CountingAllocator`](memory::CountingAllocator) is the allocator |
+//! | `ALLOCATOR`, a locked heap | - | the allocator stays; all memory is locked, also what comes later ([`memory`]) |
 //! | `dequeue_task()` | [`dequeue_task`](BpfScheduler::dequeue_task) | the error is [`BadRing`], and final, not a number |
 //! | `dispatch_task()` | [`dispatch_task`](BpfScheduler::dispatch_task) | the error is [`MailboxesFull`]: the task still waits, try again |
 //! | `select_cpu(pid, cpu, flags)` | [`select_cpu`](BpfScheduler::select_cpu) | no system call if no CPU is idle |
-//! | `notify_complete(nr_pending)` | [`notify_complete`](BpfScheduler::notify_complete) | wakes idle CPUs for what was dispatched, so it must end each turn; waits as [`Builder::wait`] says, does not yield |
+//! | `notify_complete(nr_pending)` | [`notify_complete`](BpfScheduler::notify_complete) | must end each turn: wakes CPUs for what was dispatched; then [`Builder::wait`] |
 //! | `exited()` | [`exited`](BpfScheduler::exited) | takes `&self` |
 //! | `shutdown_and_report()` | [`shutdown_and_report`](BpfScheduler::shutdown_and_report) | [`UserExitInfo`] is ours, not that of `scx_utils` |
 //! | `skel` | - | the BPF object is not public |
@@ -127,13 +129,14 @@
 //! | `pid`, `cpu`, `start_ts`, `stop_ts`, `exec_runtime`, `sum_exec_runtime`, `nvcsw` | the same | each was checked if it has a range |
 //! | `weight: u64` | [`weight`](QueuedTask::weight) | still `u64`, 1 to 10,000 |
 //! | `slice: u64` | [`slice`](QueuedTask::slice) | `u32`: 4.29 s stand for all that is longer |
-//! | `nr_cpus_allowed: u64` | [`nr_cpus_allowed`](QueuedTask::nr_cpus_allowed) | `u16`; the number of possible CPUs also if only the scheduler's is missing |
+//! | `nr_cpus_allowed: u64` | [`nr_cpus_allowed`](QueuedTask::nr_cpus_allowed) | `u16`; all possible CPUs also if only the scheduler's is missing |
 //! | `flags` | [`flags`](QueuedTask::flags) | `SCX_WAKE_*` come along, in bits 48 to 55 ([`wake_flags`](QueuedTask::wake_flags)) |
 //! | `vtime` | [`vtime`](QueuedTask::vtime) | that of the last decision, plus the CPU time since, scaled by weight |
 //! | `enq_cnt` | [`generation`](QueuedTask::generation) | [`DispatchedTask::new`] carries it over |
 //! | `comm`, `comm_str()` | [`comm_str`](QueuedTask::comm_str) | borrows; empty if the name is not UTF-8 |
 //! | `Clone`, `Eq`, `Ord` | `Copy`, `Clone` | tasks are not compared: key a collection by deadline and `id` |
-//! | - | [`id`](QueuedTask::id), [`tgid`](QueuedTask::tgid), [`enqueued_at`](QueuedTask::enqueued_at), [`waker`](QueuedTask::waker), [`birth`](QueuedTask::birth), [`kind`](QueuedTask::kind) | `id` is dense, below [`abi::MAX_TASKS`]: an index for what you know of a task |
+//! | - | [`id`](QueuedTask::id) | dense, below [`abi::MAX_TASKS`]: an index for what you know of a task |
+//! | - | `tgid`, `enqueued_at`, `waker`, `birth()` | see [`QueuedTask`] |
 //!
 //! | `DispatchedTask` there | Here | What differs |
 //! |---|---|---|

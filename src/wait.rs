@@ -46,13 +46,13 @@
 //! # Cost
 //! CPU time of the scheduler process on a real kernel with 4 CPUs, in guest time (`tests/kernel.rs`, which prints them):
 //!
-//! | mode               | idle machine, 4 s     | two hogs for each CPU, 3 s                                       |
-//! |--------------------|-----------------------|------------------------------------------------------------------|
-//! | [`Wait::Adaptive`] | 0 of 400 ticks        | as `Spin`: all CPUs are busy                                     |
-//! | [`Wait::Park`]     | 0 of 400 ticks        | 70 of 300 ticks, and no CPU idle: the hogs have the rest of ours |
-//! | [`Wait::Spin`]     | 400 of 400 ticks      | the whole CPU                                                    |
+//! | mode               | idle machine, 4 s | two hogs for each CPU, 3 s                                           |
+//! |--------------------|-------------------|----------------------------------------------------------------------|
+//! | [`Wait::Adaptive`] | 0 of 400 ticks    | not measured: spins, as all CPUs are busy                            |
+//! | [`Wait::Park`]     | 0 of 400 ticks    | 70 of 300 ticks; no CPU is idle, so the others have the rest of ours |
+//! | [`Wait::Spin`]     | 400 of 400 ticks  | not measured: spins                                                  |
 //!
-//! A tick is 10 ms. What `Park` saves, each question pays for: a wake-up, and a place among the tasks of that CPU.
+//! A tick is 10 ms. What parking saves, the question that ends it pays for: an interrupt and a wake-up of the thread.
 //!
 //! # Limits
 //! Only a record wakes the thread: not a signal that came just before `poll()`, nor the end of the scheduler. `poll()`

@@ -1,6 +1,7 @@
 //! What the command says where it cannot run: on this very machine.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+use std::collections::BTreeSet;
 use std::process::{Command, Output};
 
 fn metronome(args: &[&str]) -> Output {
@@ -61,4 +62,41 @@ fn without_privilege_or_sched_ext_one_line_says_what_to_do() {
         stderr.contains("has no sched_ext") || stderr.contains("needs root"),
         "{stderr}"
     );
+}
+
+/// The first word of each line that begins with `start`, without it, up to what does not belong to a name.
+fn names(text: &str, start: &str) -> BTreeSet<String> {
+    text.split(start)
+        .skip(1)
+        .map(|rest| {
+            let end = rest.find(|c: char| !c.is_ascii_lowercase() && c != '-');
+            rest[..end.unwrap_or(rest.len())].to_owned()
+        })
+        .collect()
+}
+
+#[test]
+fn the_readme_has_each_option_and_each_target_of_make_and_no_other() {
+    let readme = include_str!("../README.md");
+
+    let rows = |begin: &str| {
+        let table = readme.lines().skip_while(|line| !line.starts_with(begin));
+        let rows: Vec<_> = table.take_while(|line| line.starts_with('|')).collect();
+        rows.join("\n")
+    };
+    let help = String::from_utf8(metronome(&["--help"]).stdout).unwrap();
+    let mut options = names(&help, " --");
+    assert!(options.remove("help") && options.remove("version"));
+    assert_eq!(names(&rows("| Option |").replace('`', " "), " --"), options);
+
+    let makefile = include_str!("../Makefile");
+    let targets = makefile.lines().filter_map(|line| line.split_once(": "));
+    let targets = targets.filter(|(_, rest)| rest.contains("## "));
+    let mut targets: BTreeSet<_> = targets.map(|(name, _)| name.to_owned()).collect();
+    assert!(targets.remove("help"));
+    assert_eq!(names(&rows("| | in `make test` |"), "`make ").len(), targets.len() + 1);
+    let mut named = names(&rows("| | in `make test` |"), "`make ");
+    assert!(named.remove("test"));
+    assert!(targets.remove("test"));
+    assert_eq!(named, targets);
 }

@@ -13,7 +13,7 @@ pub mod fifo;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Place {
     /// On an idle CPU if there is one, the one where it ran last if possible; else on the first that becomes available, once
-    /// as few decisions as there are CPUs lie ahead of it.
+    /// fewer decisions than there are CPUs, and fewer than 128, lie ahead of it.
     #[default]
     First,
     /// On this CPU, after what runs there. On another one if it may not run there.

@@ -539,11 +539,14 @@ static void tell_of_order(struct task_struct *p, struct task_ctx *tctx, u64 enq_
 	tell(p, tctx, RECORD_ORDERED, enq_flags);
 }
 
-/* From now until it sleeps or its order is used up, @p goes by its order. */
-static void begin_order(struct task_ctx *tctx, u64 order, bool is_wakeup)
+/*
+ * From now until it sleeps or its order is used up, @p goes by its order. To others a chain of hand-offs is one long task:
+ * the longer it has been going on, the later is the deadline of who runs next.
+ */
+static void begin_order(struct task_ctx *tctx, u64 order, bool is_wakeup, u64 chain_ns)
 {
 	if (is_wakeup || !tctx->is_ordered)
-		tctx->deadline = scx_bpf_now() + ORDER_LATENCY_NS(order);
+		tctx->deadline = scx_bpf_now() + ORDER_LATENCY_NS(order) + chain_ns;
 	tctx->is_ordered = true;
 }
 
@@ -554,9 +557,9 @@ static __always_inline u64 order_slice_ns(u64 order)
 
 /*
  * May @p have the CPU of its waker, which is about to sleep? Both go by orders, nobody else has been promised the CPU, and
- * it has not been handed on for too long.
+ * it has not been handed on for too long. *@chain_ns is for how long.
  */
-static bool may_be_handed_off(struct task_struct *p, u64 order, u64 wake_flags)
+static bool may_be_handed_off(struct task_struct *p, u64 order, u64 wake_flags, u64 *chain_ns)
 {
 	s32 cpu = bpf_get_smp_processor_id();
 	struct task_struct *waker = bpf_get_current_task_btf();
@@ -564,9 +567,11 @@ static bool may_be_handed_off(struct task_struct *p, u64 order, u64 wake_flags)
 	struct cpu_state *state = cpu_state(cpu);
 	struct cpu_ctx *cctx = cpu_ctx(cpu);
 
-	return order & ORDER_HAND_OFF && cctx && wake_flags & SCX_WAKE_SYNC && cpu != agent_cpu && state && wctx &&
-	       wctx->is_ordered && !(waker->flags & PF_EXITING) && state->running.pid == waker->pid &&
-	       bpf_cpumask_test_cpu(cpu, p->cpus_ptr) && scx_bpf_now() - cctx->chain_since < HAND_OFF_NS &&
+	if (!(order & ORDER_HAND_OFF) || !(wake_flags & SCX_WAKE_SYNC) || cpu == agent_cpu || !state || !cctx)
+		return false;
+	*chain_ns = scx_bpf_now() - cctx->chain_since;
+	return wctx && wctx->is_ordered && !(waker->flags & PF_EXITING) && state->running.pid == waker->pid &&
+	       bpf_cpumask_test_cpu(cpu, p->cpus_ptr) && *chain_ns < HAND_OFF_NS &&
 	       scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL_ON | cpu) <= 0;
 }
 
@@ -588,7 +593,7 @@ SEC("struct_ops/select_cpu")
 s32 BPF_PROG(metronome_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wake_flags)
 {
 	struct task_ctx *tctx = task_ctx(p);
-	u64 order;
+	u64 order, chain_ns = 0;
 	s32 cpu;
 
 	if (!tctx || is_agent(p))
@@ -601,7 +606,7 @@ s32 BPF_PROG(metronome_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wake
 		return prev_cpu;
 	cpu = select_cpu_and(p, preferred_cpu(p, prev_cpu, order), wake_flags);
 	if (cpu < 0) {
-		if (!may_be_handed_off(p, order, wake_flags))
+		if (!may_be_handed_off(p, order, wake_flags, &chain_ns))
 			return prev_cpu;
 		cpu = bpf_get_smp_processor_id();
 		tctx->is_handed_off = true;
@@ -609,7 +614,7 @@ s32 BPF_PROG(metronome_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wake
 	}
 
 	if (order) {
-		begin_order(tctx, order, true);
+		begin_order(tctx, order, true, chain_ns);
 		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, order_slice_ns(order), 0);
 		tell_of_order(p, tctx, SCX_ENQ_WAKEUP);
 		count(COUNT_ORDERED);
@@ -771,7 +776,7 @@ static bool enqueue_ordered(struct task_struct *p, struct task_ctx *tctx, u64 en
 		count(COUNT_USED_UP);
 		return false;
 	}
-	begin_order(tctx, order, enq_flags & SCX_ENQ_WAKEUP);
+	begin_order(tctx, order, enq_flags & SCX_ENQ_WAKEUP, 0);
 	tctx->vtime = p->scx.dsq_vtime;
 	tctx->has_vtime = true;
 	dsq_insert_vtime(p, URGENT_DSQ, order_slice_ns(order), tctx->deadline, enq_flags);
@@ -1131,13 +1136,16 @@ static bool move_decided_to_local(s32 cpu, u64 turn)
 	       scx_bpf_dsq_move_to_local(shared_first ? cpu : SHARED_DSQ);
 }
 
-/* Has this CPU run nothing but tasks with orders for so long that one without must have its turn? */
-static bool decided_are_starved(s32 cpu)
+/*
+ * This CPU may have run nothing but tasks with orders for so long that one without must have its turn, and keep the CPU for a
+ * moment.
+ */
+static bool move_starved_to_local(s32 cpu, u64 turn)
 {
 	struct cpu_ctx *cctx = cpu_ctx(cpu);
 	u64 now = scx_bpf_now();
 
-	if (!cctx || now - cctx->decided_since < URGENT_NS)
+	if (!cctx || now - cctx->decided_since < URGENT_NS || !move_decided_to_local(cpu, turn))
 		return false;
 	cctx->protected_until = now + PROTECTED_NS;
 	return true;
@@ -1182,7 +1190,8 @@ void BPF_PROG(metronome_dispatch, s32 cpu, struct task_struct *prev)
 	turn = state->counters[COUNT_TURNS]++;
 	if (turn % PATIENCE_TURNS == 0 && take_over(false))
 		return;
-	if ((displaces && scx_bpf_dsq_move_to_local(cpu)) || (decided_are_starved(cpu) && move_decided_to_local(cpu, turn)) || scx_bpf_dsq_move_to_local(URGENT_DSQ) ||
+	if ((displaces && scx_bpf_dsq_move_to_local(cpu)) || move_starved_to_local(cpu, turn) ||
+	    scx_bpf_dsq_move_to_local(URGENT_DSQ) ||
 	    move_decided_to_local(cpu, turn)) {
 		pass_on_shared();
 		return;

@@ -25,7 +25,7 @@
 #define ORDER_INHERIT (1ULL << 62)
 
 /* A running task with an order gives way only to a deadline that is earlier by this. */
-#define PREEMPT_MARGIN_NS 1000000
+#define PREEMPT_MARGIN_NS 500000
 #define HAND_OFF_NS 3000000
 #define URGENT_NS 20000000
 #define PROTECTED_NS 1000000

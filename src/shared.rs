@@ -14,7 +14,11 @@
 //! two decisions in two turns for one CPU that goes idle, and up to five preemptions).
 //!
 //! A bit per CPU says the same in less space, so that the search for an idle CPU costs 16 words and not 1,024 cache lines. It
-//! is set before `idle_seq` is made odd, so the argument holds for it as well.
+//! is set before `idle_seq` is made odd, so the argument holds for it as well. The bit of a CPU that was promised a kick
+//! stays until that CPU has woken up: so we strike it out of a set of our own ([`idle`](crate::idle)), and look at each
+//! such CPU once in a turn. [`Shared::flush`] begins, ahead of its barrier, with all CPUs in that set.
+//!
+//! The promise is the claim, too: nobody else makes one, so a plain store is enough.
 //!
 //! # Why several rings
 //! A ring has one spinlock, which all CPUs that enqueue take in turn. Each task belongs to one ring by its id, so that its
@@ -29,6 +33,7 @@ use crate::abi::{
     Control, CpuState, DECISION_ANY_CPU, DECISION_PREEMPT, IdleMask, KICK_PREEMPT, MAILBOX_SLOTS,
     MAX_CPUS, MAX_RINGS, MailboxHead, RUNS_DECIDED, RUNS_ORDERED, SHARED_MAILBOX_SLOTS, Slot,
 };
+use crate::idle::{CpuMap, CpuPlace, CpuSet};
 use crate::mailbox::{Decision, Full, Mailbox};
 use crate::orders::{Order, Orders};
 use crate::policy::{Running, RunningKind};
@@ -66,6 +71,14 @@ struct Cpu {
     promised: u64,
 }
 
+impl Cpu {
+    /// Whether it is idle and has neither mail nor a promise, at this reading of its `idle_seq`.
+    fn is_free(&self, seq: u64) -> bool {
+        // One that leaves its mail unread, as a CPU does that is being taken offline, gets no more.
+        seq & 1 == 1 && self.promised != seq && self.mailbox.is_empty()
+    }
+}
+
 /// Our side of the shared memory.
 #[derive(Debug)]
 pub struct Shared {
@@ -82,8 +95,11 @@ pub struct Shared {
     shared_mailed: u32,
     /// Kicks promised since the last flush.
     kicks: Vec<u32, MAX_CPUS>,
-    /// Where the search for an idle CPU begins.
-    cursor: u32,
+    map: CpuMap,
+    /// The CPUs that take tasks.
+    workers: CpuSet,
+    /// Of these, the ones that have not been found promised or with mail in this turn.
+    open: CpuSet,
     heartbeat: u64,
 }
 
@@ -117,6 +133,8 @@ impl Shared {
                 break;
             }
         }
+        let mut workers = CpuSet::below(memory.nr_cpus);
+        workers.remove(memory.agent_cpu);
         Self {
             memory,
             rings: rings.into_iter().take(MAX_RINGS).collect(),
@@ -128,9 +146,17 @@ impl Shared {
             mailed: Vec::new(),
             shared_mailed: 0,
             kicks: Vec::new(),
-            cursor: 0,
+            map: const { CpuMap::flat() },
+            workers,
+            open: workers,
             heartbeat: 0,
         }
+    }
+
+    /// Says where the CPUs are, in the order of their numbers. Until then all count as alike.
+    pub fn set_places(&mut self, places: &[CpuPlace]) {
+        let nr = (self.memory.nr_cpus as usize).min(places.len());
+        self.map.set(places.get(..nr).unwrap_or(places));
     }
 
     /// What the rings have seen besides tasks.
@@ -269,42 +295,48 @@ impl Shared {
         self.shared_mailbox.len()
     }
 
-    /// An idle CPU with no mail that has not been promised a kick since it became idle: `prefer` if it is one, else any.
+    /// An idle CPU with no mail that has not been promised a kick since it became idle: `prefer` if it is one, else the one
+    /// that [`CpuMap::pick`] finds. `prefer` below 0 is none.
     ///
     /// # Cost
-    /// A load for every 64 CPUs if none is idle; more for each that is idle but promised.
+    /// A load for every 64 CPUs, and nothing else if none is idle. Else two more and a search; again for each CPU that is
+    /// idle but promised, once in a turn.
     pub fn idle_cpu(&mut self, prefer: i32) -> Option<u32> {
-        let prefer = prefer as u32;
-        if self.idle_word(prefer / 64) >> (prefer % 64) & 1 == 1 && self.is_free(prefer) {
-            return Some(prefer);
-        }
-        let words = self.memory.nr_cpus.div_ceil(64);
-        let start = self.cursor % self.memory.nr_cpus;
-        for step in 0..=words {
-            let at = (start / 64 + step) % words;
-            let mut idle = self.idle_word(at);
-            // The first word is looked at twice: from the cursor on, and last what is before it.
-            if step == 0 {
-                idle &= u64::MAX << (start % 64);
-            }
-            if let Some(cpu) = self.first_free(at, idle) {
-                self.cursor = cpu + 1;
+        let mut idle = self.idle_set()?;
+        loop {
+            let cpu = self.map.pick(prefer, &idle, &self.workers)?;
+            let seq = self.idle_seq(cpu);
+            let is_free = |entry: &Cpu| entry.is_free(seq);
+            if self.cpus.get(cpu as usize).is_some_and(is_free) {
                 return Some(cpu);
             }
+            idle.remove(cpu);
+            self.open.remove(cpu);
         }
-        None
     }
 
-    /// Of the idle CPUs in a word, the first that is free.
-    fn first_free(&self, at: u32, mut idle: u64) -> Option<u32> {
-        while idle != 0 {
-            let cpu = at * 64 + idle.trailing_zeros();
-            if self.is_free(cpu) {
-                return Some(cpu);
+    /// The same, and promises it a kick: no other call finds it in this turn. It is kicked by the next
+    /// [`flush`](Self::flush), with mail or without; if it finds nothing to do it is free again.
+    ///
+    /// # Cost
+    /// As [`idle_cpu`](Self::idle_cpu), and two stores.
+    pub fn claim_idle_cpu(&mut self, prefer: i32) -> Option<u32> {
+        let cpu = self.idle_cpu(prefer)?;
+        self.promise(cpu).then_some(cpu)
+    }
+
+    /// The open CPUs that are idle, if there are any.
+    fn idle_set(&self) -> Option<CpuSet> {
+        let mut idle = CpuSet::default();
+        let mut any = 0;
+        for at in 0..self.memory.nr_cpus.div_ceil(64) {
+            let bits = self.idle_word(at) & self.open.word(at as usize);
+            if let Some(word) = idle.word_mut(at as usize) {
+                *word = bits;
             }
-            idle &= idle - 1;
+            any |= bits;
         }
-        None
+        (any != 0).then_some(idle)
     }
 
     /// Whether the CPU is idle, promised or not.
@@ -351,6 +383,8 @@ impl Shared {
     /// One fence if anything was dispatched.
     pub fn flush(&mut self) -> u32 {
         self.beat();
+        // What is struck out before the fence may have become idle since.
+        self.open = self.workers;
         if self.mailed.is_empty() && self.shared_mailed == 0 && self.kicks.is_empty() {
             return 0;
         }
@@ -363,6 +397,7 @@ impl Shared {
             let Some(cpu) = self.idle_cpu(-1) else { break };
             self.promise(cpu);
         }
+        self.open = self.workers;
         self.write_kicks()
     }
 
@@ -392,7 +427,7 @@ impl Shared {
     }
 
     /// Promises `cpu` a kick if it is idle and has not been promised one since.
-    fn promise(&mut self, cpu: u32) -> bool {
+    pub(crate) fn promise(&mut self, cpu: u32) -> bool {
         let seq = self.idle_seq(cpu);
         let Some(entry) = self.cpus.get_mut(cpu as usize) else {
             return false;
@@ -401,14 +436,8 @@ impl Shared {
             return false;
         }
         entry.promised = seq;
+        self.open.remove(cpu);
         true
-    }
-
-    fn is_free(&self, cpu: u32) -> bool {
-        let seq = self.idle_seq(cpu);
-        // One that leaves its mail unread, as a CPU does that is being taken offline, gets no more.
-        let reads_its_mail = |entry: &Cpu| entry.promised != seq && entry.mailbox.is_empty();
-        seq & 1 == 1 && self.cpus.get(cpu as usize).is_some_and(reads_its_mail)
     }
 
     /// 0, which is even, for a CPU that does not exist.
@@ -598,6 +627,45 @@ mod tests {
         kernel.set_idle(0, false);
         kernel.set_idle(0, true);
         assert_eq!(shared.idle_cpu(0), None);
+    }
+
+    #[test]
+    fn claims_go_to_different_cpus_and_cores_and_none_to_the_schedulers_own() {
+        let (kernel, mut shared) = KernelSide::new();
+        // CPUs 0 and 1 are a core, 2 shares one with the scheduler thread.
+        let places = [0, 0, 1, 1].map(|core| CpuPlace {
+            core,
+            ..CpuPlace::default()
+        });
+        shared.set_places(&places);
+        for cpu in 0..CPUS {
+            kernel.set_idle(cpu, true);
+        }
+        assert_eq!(shared.claim_idle_cpu(2), Some(2));
+        assert_eq!(shared.claim_idle_cpu(2), Some(0), "a whole core");
+        assert_eq!(shared.claim_idle_cpu(2), Some(1));
+        assert_eq!(shared.claim_idle_cpu(2), None);
+        // Mail for a claimed CPU needs no second kick.
+        shared.dispatch(&to(0)).unwrap();
+        let nr = shared.flush();
+        assert_eq!(kernel.kicks(nr), [2, 0, 1]);
+        // It found nothing to do.
+        kernel.set_idle(2, true);
+        assert_eq!(shared.claim_idle_cpu(-1), Some(2));
+    }
+
+    #[test]
+    fn a_cpu_struck_out_that_is_idle_anew_is_kicked_at_the_end_of_the_turn() {
+        let (kernel, mut shared) = KernelSide::new();
+        kernel.set_idle(0, true);
+        assert_eq!(shared.claim_idle_cpu(0), Some(0));
+        shared.flush();
+        assert_eq!(shared.idle_cpu(0), None);
+        kernel.set_idle(0, false);
+        kernel.set_idle(0, true);
+        shared.dispatch(&to_any()).unwrap();
+        let nr = shared.flush();
+        assert_eq!(kernel.kicks(nr), [0]);
     }
 
     #[test]

@@ -25,6 +25,7 @@ use crate::abi::{
 };
 use crate::bpf::{MetronomeSkel, MetronomeSkelBuilder, OpenMetronomeSkel};
 use crate::exit::{UserExitInfo, handle_signals, stop_requested};
+use crate::idle::Unrestricted;
 use crate::mailbox::Full;
 use crate::memory::{self, Mapping, page_size};
 use crate::policy::Policy;
@@ -34,7 +35,7 @@ use crate::shared::{Shared, SharedMemory};
 use crate::stats::{Books, Snapshot};
 use crate::task::{DispatchedTask, Kind, QueuedTask};
 use crate::thread::{self, Place};
-use crate::topology::Topology;
+use crate::topology::{AgentCpu, Topology};
 use crate::turn::Turn;
 use crate::wait::{Next, Wait, Waiter};
 
@@ -156,7 +157,7 @@ impl Builder {
         self.check()?;
         let hotplug_seq = preflight::check()?;
         let topology = Topology::read()?;
-        let agent_cpu = topology.pick_agent_cpu(self.cpu)?;
+        let agent = topology.pick_agent_cpu(self.cpu, &thread::reach()?)?;
         handle_signals()?;
         listen_to_libbpf(self.debug);
 
@@ -165,9 +166,9 @@ impl Builder {
             builder.obj_builder.debug(self.debug);
             builder.open(object)
         })?;
-        self.configure(&mut open, &topology, agent_cpu, hotplug_seq)?;
+        self.configure(&mut open, &topology, agent.cpu, hotplug_seq)?;
         let skel = with_libbpf("the kernel refuses the BPF object", || open.load())?;
-        BpfScheduler::start(skel, &topology, agent_cpu, &self)
+        BpfScheduler::start(skel, topology, agent, &self)
     }
 
     fn nr_rings(&self, topology: &Topology) -> u32 {
@@ -528,6 +529,9 @@ pub struct BpfScheduler<'a> {
     place: Option<Place>,
     /// Made before the memory is locked; out while a policy runs.
     turn: Option<Box<Turn>>,
+    unrestricted: Box<Unrestricted>,
+    topology: Topology,
+    agent: AgentCpu,
     skel: MetronomeSkel<'a>,
     mappings: Mappings,
 }
@@ -585,14 +589,15 @@ impl<'a> BpfScheduler<'a> {
 
     fn start(
         skel: MetronomeSkel<'a>,
-        topology: &Topology,
-        agent_cpu: u32,
+        topology: Topology,
+        agent: AgentCpu,
         builder: &Builder,
     ) -> Result<Self> {
-        let nr_rings = builder.nr_rings(topology);
+        let nr_rings = builder.nr_rings(&topology);
         let mappings = Mappings::new(&skel, topology.nr_cpus as usize, nr_rings)?;
-        let shared = Box::new(mappings.shared(topology.nr_cpus, agent_cpu));
-        let place = Place::take(agent_cpu)?;
+        let mut shared = Box::new(mappings.shared(topology.nr_cpus, agent.cpu));
+        shared.set_places(&topology.places());
+        let place = Place::take(agent.cpu)?;
         let mut scheduler = Self {
             link: None,
             shared,
@@ -605,6 +610,9 @@ impl<'a> BpfScheduler<'a> {
             pick_fd: skel.progs.pick_idle_cpu.as_fd().as_raw_fd(),
             place: Some(place),
             turn: Some(memory::zeroed()),
+            unrestricted: Box::default(),
+            topology,
+            agent,
             skel,
             mappings,
         };
@@ -656,8 +664,9 @@ impl<'a> BpfScheduler<'a> {
     pub fn dequeue_task(&mut self) -> Result<Option<QueuedTask>, BadRing> {
         // Nobody listens to events, so there are none.
         let task = self.shared.dequeue();
-        if task.is_some() {
+        if let Some(task) = &task {
             bump(&self.counts.taken, 1);
+            self.unrestricted.note(task, self.shared.nr_cpus());
         } else if self.ring_is_bad() {
             return Err(BadRing);
         }
@@ -679,12 +688,20 @@ impl<'a> BpfScheduler<'a> {
         Ok(())
     }
 
-    /// Claims an idle CPU for a task, `prev_cpu` if possible. `flags` are `SCX_WAKE_*` of the kernel. Negative if there is
-    /// none.
+    /// Claims an idle CPU for a task, `prev_cpu` if possible, else the nearest; see [`idle`](crate::idle). `flags` are
+    /// `SCX_WAKE_*` of the kernel. Negative if there is none.
+    ///
+    /// Only the kernel knows where a task may run that may not run everywhere, so about those it is asked, and about tasks
+    /// that [`dequeue_task`](Self::dequeue_task) has not returned lately. The claim ends with
+    /// [`notify_complete`](Self::notify_complete), which kicks the CPU.
     ///
     /// # Cost
-    /// A load for each CPU; if one is idle, a system call.
+    /// A load for every 64 CPUs, and a search if one is idle. For other tasks, a system call if one is idle.
     pub fn select_cpu(&mut self, pid: i32, prev_cpu: i32, flags: u64) -> i32 {
+        if self.unrestricted.contains(pid) {
+            let found = self.shared.claim_idle_cpu(prev_cpu);
+            return found.map_or(-libc::EBUSY, |cpu| cpu as i32);
+        }
         if !self.shared.any_idle() {
             return -libc::EBUSY;
         }
@@ -694,7 +711,12 @@ impl<'a> BpfScheduler<'a> {
             prev_cpu,
             wake_flags: flags,
         };
-        run_program(self.pick_fd, Some(&mut args)).unwrap_or(-libc::EIO)
+        let found = run_program(self.pick_fd, Some(&mut args)).unwrap_or(-libc::EIO);
+        if let Ok(cpu) = u32::try_from(found) {
+            // So that the next search of ours does not find it again.
+            self.shared.promise(cpu);
+        }
+        found
     }
 
     /// Ends a turn: CPUs that are idle are woken for what was dispatched. `nr_pending` is how many tasks the policy still
@@ -766,7 +788,17 @@ impl<'a> BpfScheduler<'a> {
 
     /// The CPU of the scheduler thread.
     pub fn cpu(&self) -> u32 {
-        self.shared.agent_cpu()
+        self.agent.cpu
+    }
+
+    /// The same, and why it is that one.
+    pub fn agent_cpu(&self) -> AgentCpu {
+        self.agent
+    }
+
+    /// The CPUs, as they were when it was attached.
+    pub fn topology(&self) -> &Topology {
+        &self.topology
     }
 
     /// Whether the scheduler is to end or has ended: the kernel threw it out, or SIGINT or SIGTERM came.

@@ -120,10 +120,13 @@ fn main() -> ExitCode {
 fn run(options: &Options, policy: &mut Deadline) -> Result<UserExitInfo> {
     let mut object = MaybeUninit::uninit();
     let mut scheduler = options.builder().attach(&mut object)?;
+    if let Some(warning) = &scheduler.topology().warning {
+        eprintln!("scx_metronome: {warning}");
+    }
     eprintln!(
-        "scx_metronome {}: scheduling, its own thread on CPU {}",
+        "scx_metronome {}: scheduling, its own thread on {}",
         env!("CARGO_PKG_VERSION"),
-        scheduler.cpu()
+        scheduler.agent_cpu()
     );
 
     let watch = scheduler.watch();

@@ -6,6 +6,8 @@ use std::mem;
 use anyhow::{Context, Result, bail};
 use core_affinity::CoreId;
 
+use crate::topology::Reach;
+
 use crate::abi::MAX_RINGS;
 
 /// `SCHED_EXT` of `include/uapi/linux/sched.h`.
@@ -36,16 +38,8 @@ impl Place {
     }
 
     fn current() -> Result<Self> {
-        // SAFETY: a cpu_set_t is a bit array.
-        let mut affinity = unsafe { mem::zeroed::<libc::cpu_set_t>() };
+        let affinity = affinity()?;
         let mut parameters = libc::sched_param { sched_priority: 0 };
-        // SAFETY: `affinity` is live and of the size told.
-        let got =
-            unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut affinity) };
-        if got != 0 {
-            return Err(io::Error::last_os_error())
-                .context("cannot read the scheduler thread's affinity");
-        }
         // SAFETY: `parameters` is live.
         unsafe { libc::sched_getparam(0, &mut parameters) };
         // SAFETY: a plain system call.
@@ -97,6 +91,43 @@ pub(crate) fn sleep_until_readable(fds: impl Iterator<Item = i32>) {
     unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as _, TIMEOUT_MS) };
 }
 
+/// Where the calling thread may go.
+pub(crate) fn reach() -> Result<Reach> {
+    let own = affinity()?;
+    // A cpuset shows in no file at a fixed place. But whoever asks for all CPUs gets those of it.
+    // SAFETY: a cpu_set_t is a bit array.
+    let mut all = unsafe { mem::zeroed::<libc::cpu_set_t>() };
+    for cpu in 0..libc::CPU_SETSIZE as usize {
+        // SAFETY: the number is below the size of the set.
+        unsafe { libc::CPU_SET(cpu, &mut all) };
+    }
+    set_affinity(&all).context("cannot find out which CPUs this process may use")?;
+    let widest = affinity();
+    set_affinity(&own).context("cannot take the scheduler thread's affinity back")?;
+    Ok(Reach {
+        affinity: cpus_of(&own),
+        cpuset: cpus_of(&widest?),
+    })
+}
+
+fn cpus_of(set: &libc::cpu_set_t) -> Vec<u32> {
+    let is_set = |cpu: &u32| {
+        // SAFETY: the number is below the size of the set.
+        unsafe { libc::CPU_ISSET(*cpu as usize, set) }
+    };
+    (0..libc::CPU_SETSIZE as u32).filter(is_set).collect()
+}
+
+fn affinity() -> Result<libc::cpu_set_t> {
+    // SAFETY: a cpu_set_t is a bit array.
+    let mut cpus = unsafe { mem::zeroed::<libc::cpu_set_t>() };
+    // SAFETY: `cpus` is live and of the size told.
+    match unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut cpus) } {
+        0 => Ok(cpus),
+        _ => Err(io::Error::last_os_error()).context("cannot read the scheduler thread's affinity"),
+    }
+}
+
 /// Allows the calling thread these CPUs.
 pub(crate) fn set_affinity(cpus: &libc::cpu_set_t) -> io::Result<()> {
     // SAFETY: `cpus` is live and of the size told.
@@ -118,4 +149,25 @@ fn set_policy(policy: i32, parameters: &libc::sched_param) -> io::Result<()> {
 pub(crate) fn id() -> i32 {
     // SAFETY: a plain system call.
     unsafe { libc::gettid() }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_affinity_is_narrower_than_the_cpuset_and_stays_as_it_was() {
+        let before = cpus_of(&affinity().unwrap());
+        let one = before.last().copied().unwrap();
+        // SAFETY: a cpu_set_t is a bit array.
+        let mut narrow = unsafe { mem::zeroed::<libc::cpu_set_t>() };
+        // SAFETY: a CPU that was in such a set.
+        unsafe { libc::CPU_SET(one as usize, &mut narrow) };
+        set_affinity(&narrow).unwrap();
+        let reach = reach().unwrap();
+        assert_eq!(reach.affinity, [one]);
+        assert!(before.iter().all(|cpu| reach.cpuset.contains(cpu)));
+        assert_eq!(cpus_of(&affinity().unwrap()), [one]);
+    }
 }

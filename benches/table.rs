@@ -37,6 +37,7 @@ const BARS: &[Bar] = &[
     Bar { what: "a decision, against one record", ours: "decision/metronome/64", against: "ring/libbpf_consume_one", bound: AtMost(3.0) },
     Bar { what: "a decision, 65,536 waiting", ours: "decision/metronome/65536", against: "decision/metronome/64", bound: AtMost(2.0) },
     Bar { what: "a decision, 1,024 CPUs", ours: "scale/cpus/1024", against: "scale/cpus/16", bound: AtMost(1.2) },
+    Bar { what: "an idle CPU, claimed", ours: "select_cpu/metronome_nearest/1024", against: "select_cpu/bpf_prog_run", bound: AtLeast(10.0) },
     Bar { what: "a record, from CPU to CPU", ours: "hop/ring_latency", against: "hop/cache_line", bound: AtMost(3.0) },
 ];
 
@@ -49,6 +50,12 @@ const OTHERS: &[&str] = &[
     "decision/incumbent/4096",
     "queue/metronome_push_pop/64",
     "queue/metronome_push_pop/65536",
+    "select_cpu/metronome_previous/16",
+    "select_cpu/metronome_previous/1024",
+    "select_cpu/metronome_nearest/16",
+    "select_cpu/metronome_farthest/1024",
+    "select_cpu/metronome_none/16",
+    "select_cpu/metronome_none/1024",
     "contention/one_producer",
     "contention/two_on_one_ring",
     "contention/two_on_two_rings",

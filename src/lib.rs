@@ -19,7 +19,8 @@
 //!    having checked it: a [`QueuedTask`].
 //! 5. The [`policy`] gives it a deadline, and it goes into a [`queue`] of fixed capacity. The policy also says what the task's
 //!    standing order is from its next wake-up on.
-//! 6. When its [`turn`] comes, the decision goes into a [`mailbox`]: of one CPU (an [`idle`] one, if there is), or of all CPUs. One store publishes it.
+//! 6. When its [`turn`] comes, the decision goes into a [`mailbox`]: of one CPU, an [`idle`] one if there is one, or of all
+//!    CPUs. One store publishes it.
 //! 7. A CPU that needs work opens its mailbox and the shared one (`dispatch`), and moves each decided task from PENDING to
 //!    its own dispatch queue or to the one that all share, both ordered by deadline. Then it runs the first. At the tick, a
 //!    running task gives way to one with an earlier deadline.

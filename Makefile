@@ -1,10 +1,10 @@
 # The table of contents: `make` lists what there is.
 
-.PHONY: help setup demo bench test lint unit loom kernel-test sanitize fuzz corpus clean
+.PHONY: help setup demo compare compare-check peers results bench test lint unit loom kernel-test sanitize fuzz corpus clean
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 15
 
 setup: ## installs what building and testing need (Debian packages; asks for sudo if it must)
 	@vm/setup
@@ -16,6 +16,29 @@ demo: setup ## a game under load on a real kernel: first under the default sched
 bench: setup ## the benchmarks, four minutes: their figures, and which of the promised ones hold (root, for those that need BPF)
 	rm -rf target/criterion target/bench
 	cargo bench
+
+# QUICK=1, KERNEL=7.2, CPUS=8, ROUNDS=9, JOBS=1 (guests at a time), ONLY=eevdf,scx_metronome, HOST=1 (this machine's own kernel)
+compare_options = $(if $(QUICK),--quick) $(if $(HOST),--host) $(if $(KERNEL),--kernel $(KERNEL)) $(if $(CPUS),--cpus $(CPUS)) \
+	$(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(JOBS),--jobs $(JOBS)) $(if $(ONLY),--only $(ONLY))
+compare_packages = libseccomp-dev libssl-dev protobuf-compiler
+
+compare: setup ## Metronome, EEVDF and the best peers through the same work: target/compare (QUICK=1: 15 minutes, once the peers are built)
+	@vm/setup $(compare_packages)
+	cargo build --release --workspace --bins
+	target/release/compare run $(compare_options)
+
+compare-check: setup ## fails when a ratio of Metronome to EEVDF is worse than the committed one (5 minutes)
+	cargo build --release --workspace --bins
+	target/release/compare check $(compare_options)
+
+peers: setup ## builds the peers that `make compare` runs
+	@vm/setup $(compare_packages)
+	cargo build --release --package compare
+	target/release/compare peers
+
+results: ## docs/RESULTS.md anew from the samples of the last `make compare` with the same options
+	cargo build --release --package compare
+	target/release/compare report $(compare_options) --results docs/RESULTS.md
 
 test: setup lint unit loom kernel-test ## everything: format, lints, unit tests, models, fuzzers, and the tests on the oldest and the newest kernel
 	fuzz/run 20

@@ -53,6 +53,7 @@
 //! | [`queue`], [`turn`] | the waiting tasks by deadline; the one loop around a policy |
 //! | [`mailbox`], [`orders`] | decisions on their way to a CPU; decisions made ahead |
 //! | [`shared`] | all the shared memory as one thing, and who must be woken |
+//! | [`idle`] | which idle CPU takes a task |
 //! | [`wait`](mod@wait) | what the thread does when nothing is to do |
 //! | [`stats`] | what both sides count, and whether it balances |
 //! | [`memory`], [`topology`] | locked and counted memory; the CPUs of the machine (feature `kernel`) |

@@ -6,6 +6,7 @@
 use crate::clock::{MS, now, sleep_until};
 use crate::latency::Latency;
 use crate::plan::Plan;
+use crate::random::Random;
 use crate::work::{Rate, spin};
 use anyhow::Result;
 use std::sync::Arc;
@@ -41,32 +42,5 @@ fn listen(plan: &Plan, iterations: u64, mut random: Random, mut latency: Latency
             latency.record(woken - due);
         }
         spin(iterations);
-    }
-}
-
-/// SplitMix64 (Steele, Lea, Flood, 2014): any seed will do.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % bound
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_same_seed_gives_the_same_events() {
-        let (mut a, mut b, mut c) = (Random(7), Random(7), Random(8));
-        let events = |random: &mut Random| [(); 8].map(|()| random.below(1000));
-        let first = events(&mut a);
-        assert_eq!(first, events(&mut b));
-        assert_ne!(first, events(&mut c));
-        assert!(first.iter().all(|&x| x < 1000));
     }
 }

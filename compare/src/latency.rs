@@ -31,6 +31,12 @@ impl Latency {
         self.0.saturating_record(ns);
     }
 
+    /// Adds all that `other` has.
+    pub fn add(&mut self, other: &Self) {
+        // Of the same bounds, so nothing can be out of range.
+        let _ = self.0.add(&other.0);
+    }
+
     /// What a report says.
     #[must_use]
     pub fn percentiles(&self) -> Percentiles {
@@ -104,6 +110,17 @@ mod tests {
             near(p.p99_9, 999.0) && near(p.max, 1000.0) && p.samples == 1000,
             "{p:?}"
         );
+        Ok(())
+    }
+
+    #[test]
+    fn two_make_one() -> Result<(), CreationError> {
+        let (mut a, mut b) = (Latency::new()?, Latency::new()?);
+        a.record(1_000_000);
+        b.record(3_000_000);
+        a.add(&b);
+        let p = a.percentiles();
+        assert!(near(p.max, 3.0) && p.samples == 2, "{p:?}");
         Ok(())
     }
 

@@ -15,12 +15,17 @@
 //! 4. Nothing is recorded during the warm-up. After the last second the threads hand back their histograms
 //!    ([`latency`]), which become a [`report`]; several reports become a [`table`].
 //!
+//! Three smaller loads stand beside it, each for a question that the game does not ask: [`requests`] (a server's workers),
+//! [`tree`] (a build's short jobs), [`weights`] (nice levels). [`harness`] runs all of them under one scheduler after the
+//! other.
+//!
 //! All times are nanoseconds of `CLOCK_MONOTONIC` unless a name says otherwise.
 
 pub mod audio;
 pub mod board;
 pub mod clock;
 pub mod game;
+pub mod harness;
 pub mod hogs;
 pub mod input;
 pub mod kernel;
@@ -30,9 +35,13 @@ pub mod pingpong;
 pub mod plan;
 pub mod priority;
 pub mod process;
+pub mod random;
 pub mod report;
+pub mod requests;
 pub mod run;
 pub mod semaphore;
 pub mod signals;
 pub mod table;
+pub mod tree;
+pub mod weights;
 pub mod work;

@@ -1,0 +1,332 @@
+//! The work: cells, what is measured in each, and how long each takes in the long, the short and the gate's form.
+
+use crate::harness::scheduler::{Kind, Scheduler};
+use crate::harness::stats::Better::{self, Higher, Lower};
+use crate::weights::LEVELS;
+
+/// The meaning of the loads and of the samples' keys. Samples of another version are not looked at.
+pub const VERSION: u32 = 1;
+
+/// A piece of work that a scheduler is measured at.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Cell {
+    /// In file names.
+    pub id: &'static str,
+    /// In tables.
+    pub title: &'static str,
+    /// What is run.
+    pub work: Work,
+}
+
+/// What is run. Loads are given per CPU: 1.0 saturates.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Work {
+    /// `frame` beside so many hogs and one ping-pong pair.
+    Frame(f64),
+    /// `perf bench sched messaging`.
+    Messaging,
+    /// `perf bench sched pipe`.
+    Pipe,
+    /// cyclictest, a thread on each CPU, beside so many hogs.
+    Cyclictest(f64),
+    /// So many of a server's workers.
+    Requests(f64),
+    /// A build.
+    Tree,
+    /// A build while `frame` runs.
+    TreeBesideFrame,
+    /// Hogs of four nice levels.
+    Weights,
+    /// `frame` at 1.5, with an eye on the scheduler's own process.
+    Cost,
+}
+
+const fn cell(id: &'static str, title: &'static str, work: Work) -> Cell {
+    Cell { id, title, work }
+}
+
+/// All work, in the order in which it is run and shown.
+pub static CELLS: [Cell; 17] = [
+    cell("frame-0.5x", "frame, 0.5x", Work::Frame(0.5)),
+    cell("frame-1x", "frame, 1x", Work::Frame(1.0)),
+    cell("frame-1.5x", "frame, 1.5x", Work::Frame(1.5)),
+    cell("frame-3x", "frame, 3x", Work::Frame(3.0)),
+    cell("messaging", "messaging", Work::Messaging),
+    cell("pipe", "pipe", Work::Pipe),
+    cell("cyclictest-idle", "cyclictest, idle", Work::Cyclictest(0.0)),
+    cell("cyclictest-1x", "cyclictest, N hogs", Work::Cyclictest(1.0)),
+    cell(
+        "cyclictest-2x",
+        "cyclictest, 2N hogs",
+        Work::Cyclictest(2.0),
+    ),
+    cell("requests-0.5x", "requests, 0.5x", Work::Requests(0.5)),
+    cell("requests-1x", "requests, 1x", Work::Requests(1.0)),
+    cell("requests-1.5x", "requests, 1.5x", Work::Requests(1.5)),
+    cell("requests-3x", "requests, 3x", Work::Requests(3.0)),
+    cell("build", "build, alone", Work::Tree),
+    cell("build-frame", "build beside frame", Work::TreeBesideFrame),
+    cell("weights", "nice levels", Work::Weights),
+    cell("cost", "own cost, frame 1.5x", Work::Cost),
+];
+
+/// A figure of a cell that is shown and compared; samples hold more.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Metric {
+    /// In samples.
+    pub key: &'static str,
+    /// In tables.
+    pub title: &'static str,
+    /// Its unit.
+    pub unit: &'static str,
+    /// Which way is better.
+    pub better: Better,
+    /// Digits after the point.
+    pub decimals: usize,
+}
+
+const fn metric(
+    key: &'static str,
+    title: &'static str,
+    unit: &'static str,
+    better: Better,
+    decimals: usize,
+) -> Metric {
+    Metric {
+        key,
+        title,
+        unit,
+        better,
+        decimals,
+    }
+}
+
+static FRAME: [Metric; 9] = [
+    metric("frame.p99", "frame completion p99", "ms", Lower, 2),
+    metric("frame.missed", "frames missed", "%", Lower, 1),
+    metric("frame.low1", "1 % low", "fps", Higher, 1),
+    metric("audio.p99", "audio wake-up p99", "ms", Lower, 2),
+    metric("input.p50", "input wake-up p50", "ms", Lower, 3),
+    metric("input.p99", "input wake-up p99", "ms", Lower, 2),
+    metric("hogs.work", "hogs' work", "units/s", Higher, 0),
+    metric("hogs.fairness", "hogs' least over most", "", Higher, 2),
+    metric("pingpong", "ping-pong", "trips/s", Higher, 0),
+];
+static MESSAGING: [Metric; 1] = [metric("seconds", "time", "s", Lower, 3)];
+static PIPE: [Metric; 1] = [metric("us", "time for an exchange", "µs", Lower, 1)];
+static CYCLICTEST: [Metric; 3] = [
+    metric("wakeup.p50", "wake-up p50", "ms", Lower, 3),
+    metric("wakeup.p99", "wake-up p99", "ms", Lower, 3),
+    metric("wakeup.max", "wake-up max", "ms", Lower, 2),
+];
+static REQUESTS: [Metric; 4] = [
+    metric("wakeup.p50", "wake-up p50", "ms", Lower, 3),
+    metric("wakeup.p99", "wake-up p99", "ms", Lower, 3),
+    metric("request.p99", "request p99", "ms", Lower, 2),
+    metric("rate", "requests", "1/s", Higher, 0),
+];
+static TREE: [Metric; 1] = [metric("seconds", "time", "s", Lower, 3)];
+static TREE_BESIDE_FRAME: [Metric; 5] = [
+    metric("seconds", "time", "s", Lower, 3),
+    metric("frame.p99", "frame completion p99", "ms", Lower, 2),
+    metric("frame.missed", "frames missed", "%", Lower, 1),
+    metric("audio.p99", "audio wake-up p99", "ms", Lower, 2),
+    metric("input.p99", "input wake-up p99", "ms", Lower, 2),
+];
+static WEIGHTS: [Metric; 1] = [metric(
+    "misplaced",
+    "work done by the wrong hogs",
+    "%",
+    Lower,
+    1,
+)];
+static COST: [Metric; 6] = [
+    metric(
+        "cpu",
+        "CPU time of the process, 1,000 switches",
+        "ms",
+        Lower,
+        2,
+    ),
+    metric(
+        "bpf",
+        "time in its BPF programs, 1,000 switches",
+        "ms",
+        Lower,
+        2,
+    ),
+    metric("percent", "CPU time of the process", "% of a CPU", Lower, 1),
+    metric("rss", "memory", "MiB", Lower, 1),
+    metric("faults", "page faults", "1/s", Lower, 1),
+    metric("syscalls", "system calls for a switch", "", Lower, 3),
+];
+
+impl Work {
+    /// What is shown of it.
+    #[must_use]
+    pub fn metrics(&self) -> &'static [Metric] {
+        match self {
+            Self::Frame(_) => &FRAME,
+            Self::Messaging => &MESSAGING,
+            Self::Pipe => &PIPE,
+            Self::Cyclictest(_) => &CYCLICTEST,
+            Self::Requests(_) => &REQUESTS,
+            Self::Tree => &TREE,
+            Self::TreeBesideFrame => &TREE_BESIDE_FRAME,
+            Self::Weights => &WEIGHTS,
+            Self::Cost => &COST,
+        }
+    }
+}
+
+impl Cell {
+    /// The one with this id.
+    #[must_use]
+    pub fn find(id: &str) -> Option<&'static Self> {
+        CELLS.iter().find(|cell| cell.id == id)
+    }
+
+    /// Whether it says anything about `scheduler`: SCHED_FIFO differs from EEVDF only where something is put into it, and
+    /// only what is attached has a process of its own.
+    #[must_use]
+    pub fn applies_to(&self, scheduler: &Scheduler) -> bool {
+        match (scheduler.kind, self.work) {
+            (Kind::Fifo, Work::Frame(_) | Work::Cyclictest(_) | Work::TreeBesideFrame) => true,
+            (Kind::Fifo, _) => false,
+            (_, Work::Cost) => scheduler.is_attached(),
+            _ => true,
+        }
+    }
+}
+
+/// The key of a nice level's share.
+#[must_use]
+pub fn share_key(level: usize) -> String {
+    format!("share.{}", LEVELS[level].0)
+}
+
+/// How long a run is.
+#[derive(Clone, Copy, Debug)]
+pub struct Form {
+    /// In file names.
+    pub name: &'static str,
+    /// Samples of each cell.
+    pub rounds: u32,
+    /// Minutes of the host after which no more is started, if there is a limit.
+    pub minutes: Option<u64>,
+    /// Cells that are run.
+    pub takes: fn(&Cell, &Scheduler) -> bool,
+    /// Seconds of `frame`, and before that.
+    pub frame: (f64, f64),
+    /// Messages of each sender, and exchanges.
+    pub perf: (u32, u32),
+    /// Cycles of each cyclictest thread, of 1 ms.
+    pub cycles: u32,
+    /// Seconds of requests and of the nice levels.
+    pub seconds: f64,
+    /// Units of a build.
+    pub units: u32,
+}
+
+/// The forms.
+pub static FORMS: [Form; 3] = [
+    Form {
+        name: "long",
+        rounds: 5,
+        minutes: None,
+        takes: |_, _| true,
+        frame: (5.0, 1.0),
+        perf: (100, 10_000),
+        cycles: 2_000,
+        seconds: 2.0,
+        units: 120,
+    },
+    Form {
+        name: "quick",
+        rounds: 3,
+        minutes: Some(14),
+        takes: |_, _| true,
+        frame: (2.0, 0.5),
+        perf: (20, 2_000),
+        cycles: 400,
+        seconds: 0.5,
+        units: 40,
+    },
+    Form {
+        name: "check",
+        rounds: 5,
+        minutes: Some(4),
+        takes: |cell, scheduler| {
+            matches!(cell.id, "frame-1.5x" | "messaging")
+                && matches!(scheduler.kind, Kind::Default | Kind::Metronome)
+        },
+        frame: (3.0, 0.5),
+        perf: (40, 2_000),
+        cycles: 400,
+        seconds: 0.5,
+        units: 40,
+    },
+];
+
+impl Form {
+    /// The one of this name.
+    #[must_use]
+    pub fn find(name: &str) -> Option<&'static Self> {
+        FORMS.iter().find(|form| form.name == name)
+    }
+
+    /// The cells of a scheduler.
+    pub fn cells(&self, scheduler: &Scheduler) -> impl Iterator<Item = &'static Cell> {
+        CELLS
+            .iter()
+            .filter(|cell| cell.applies_to(scheduler) && (self.takes)(cell, scheduler))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::harness::scheduler::SCHEDULERS;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn ids_are_unique() {
+        let cells: BTreeSet<_> = CELLS.iter().map(|cell| cell.id).collect();
+        let schedulers: BTreeSet<_> = SCHEDULERS.iter().map(|scheduler| scheduler.id).collect();
+        assert_eq!(
+            (cells.len(), schedulers.len()),
+            (CELLS.len(), SCHEDULERS.len())
+        );
+        assert!(CELLS.iter().all(|cell| Cell::find(cell.id) == Some(cell)));
+    }
+
+    #[test]
+    fn keys_of_a_cell_are_unique() {
+        for cell in &CELLS {
+            let metrics = cell.work.metrics();
+            let keys: BTreeSet<_> = metrics.iter().map(|metric| metric.key).collect();
+            assert_eq!(keys.len(), metrics.len(), "{}", cell.id);
+        }
+    }
+
+    #[test]
+    fn cost_is_asked_only_of_what_has_a_process() {
+        let asked = |id| {
+            Scheduler::find(id).is_some_and(|scheduler| {
+                FORMS[0]
+                    .cells(scheduler)
+                    .any(|cell| cell.work == Work::Cost)
+            })
+        };
+        assert!(asked("scx_metronome") && asked("scx_lavd") && !asked("eevdf") && !asked("fifo"));
+    }
+
+    #[test]
+    fn the_gate_is_small() {
+        let count: usize = SCHEDULERS
+            .iter()
+            .map(|scheduler| FORMS[2].cells(scheduler).count())
+            .sum();
+        assert_eq!(count, 4);
+    }
+}

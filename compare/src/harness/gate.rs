@@ -1,0 +1,197 @@
+//! The regression gate: ratios of Metronome to EEVDF, against those that were committed.
+//!
+//! A figure itself depends on the kernel and the emulator; its ratio to EEVDF's in the same round much less. A ratio has become
+//! worse when its median is beyond the committed one by more than the spread, which here is the whole range over the rounds, the
+//! larger of the two runs': a gate that cries wolf is switched off.
+
+use crate::harness::result::{Column, Outcome, Row};
+use crate::harness::stats::{Better, Summary};
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Fewer rounds show no spread.
+const FEWEST: usize = 3;
+/// What is not in the gate: it is 0 on good runs, and a ratio of it means nothing.
+const LEFT_OUT: [&str; 1] = ["frame.missed"];
+
+/// The ratios of one run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Ratios {
+    /// The kernel that they were taken on.
+    pub kernel: String,
+    /// CPUs.
+    pub cpus: usize,
+    /// By cell and figure: Metronome's over EEVDF's, for each round.
+    pub ratios: BTreeMap<String, Vec<f64>>,
+}
+
+/// How one ratio has changed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Change {
+    /// Cell and figure.
+    pub name: String,
+    /// The committed median.
+    pub before: f64,
+    /// The median of this run.
+    pub after: f64,
+    /// What it may differ by.
+    pub spread: f64,
+    /// It is worse by more than that.
+    pub worse: bool,
+}
+
+impl Ratios {
+    /// Of a run.
+    ///
+    /// # Errors
+    /// One of the two has failed, or there were too few rounds.
+    pub fn of(outcome: &Outcome) -> Result<Self> {
+        let column = |id: &str| {
+            let column = outcome
+                .column(id)
+                .with_context(|| format!("{id} has no samples"))?;
+            match &column.failure {
+                Some(failure) => bail!("{id} failed at {}: {}", failure.step, failure.message),
+                None => Ok(column),
+            }
+        };
+        let (ours, baseline) = (column("scx_metronome")?, column("eevdf")?);
+        let mut ratios = BTreeMap::new();
+        // EEVDF has no process whose cost could be asked for.
+        for row in rows(outcome).filter(|row| baseline.at(row).is_some()) {
+            let rounds = by_round(&row, ours, baseline);
+            if rounds.len() < FEWEST {
+                bail!(
+                    "{} has {} rounds, {FEWEST} are needed: the machine was too slow",
+                    name(&row),
+                    rounds.len()
+                );
+            }
+            ratios.insert(name(&row), rounds);
+        }
+        Ok(Self {
+            kernel: outcome.environment.kernel.clone(),
+            cpus: outcome.environment.cpus,
+            ratios,
+        })
+    }
+
+    /// How these ratios compare with those of `committed`.
+    #[must_use]
+    pub fn against(&self, committed: &Self, outcome: &Outcome) -> Vec<Change> {
+        let changes = rows(outcome).filter_map(|row| {
+            let name = name(&row);
+            let (before, after) = (committed.ratios.get(&name)?, self.ratios.get(&name)?);
+            let spread = range(before).max(range(after));
+            let (before, after) = (Summary::of(before)?.median, Summary::of(after)?.median);
+            let worsening = match row.metric.better {
+                Better::Lower => after - before,
+                Better::Higher => before - after,
+            };
+            Some(Change {
+                name,
+                before,
+                after,
+                spread,
+                worse: worsening > spread,
+            })
+        });
+        changes.collect()
+    }
+}
+
+fn rows(outcome: &Outcome) -> impl Iterator<Item = Row> {
+    outcome
+        .rows()
+        .filter(|row| !LEFT_OUT.contains(&row.metric.key))
+}
+
+fn name(row: &Row) -> String {
+    format!("{} {}", row.cell.id, row.metric.key)
+}
+
+fn by_round(row: &Row, ours: &Column, baseline: &Column) -> Vec<f64> {
+    let figure = |column: &Column, round: u32| {
+        let mut samples = column.samples.iter();
+        let sample = samples.find(|sample| sample.cell == row.cell.id && sample.round == round)?;
+        sample.figures.get(row.metric.key).copied()
+    };
+    let most = ours
+        .samples
+        .iter()
+        .map(|sample| sample.round)
+        .max()
+        .unwrap_or(0);
+    let ratios =
+        (1..=most).filter_map(|round| Some(figure(ours, round)? / figure(baseline, round)?));
+    ratios.filter(|ratio| ratio.is_finite()).collect()
+}
+
+fn range(values: &[f64]) -> f64 {
+    let least = values.iter().copied().fold(f64::INFINITY, f64::min);
+    let most = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    (most - least).max(0.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::harness::result::tests::outcome;
+
+    fn changed(ratios: &Ratios, name: &str, factor: f64) -> Ratios {
+        let mut changed = ratios.clone();
+        for ratio in changed.ratios.get_mut(name).into_iter().flatten() {
+            *ratio *= factor;
+        }
+        changed
+    }
+
+    fn worse(after: &Ratios, before: &Ratios) -> Vec<String> {
+        let changes = after.against(before, &outcome()).into_iter();
+        changes
+            .filter(|change| change.worse)
+            .map(|change| change.name)
+            .collect()
+    }
+
+    #[test]
+    fn the_same_again_passes() -> Result<()> {
+        let ratios = Ratios::of(&outcome())?;
+        assert!(ratios.ratios.contains_key("messaging seconds"));
+        assert!(!ratios.ratios.contains_key("frame-1.5x frame.missed"));
+        assert!(worse(&ratios, &ratios).is_empty());
+        Ok(())
+    }
+
+    #[test]
+    fn worse_is_up_for_latency_and_down_for_work() -> Result<()> {
+        let ratios = Ratios::of(&outcome())?;
+        let (latency, work) = ("frame-1.5x frame.p99", "frame-1.5x hogs.work");
+        assert_eq!(worse(&changed(&ratios, latency, 1.5), &ratios), [latency]);
+        assert!(worse(&changed(&ratios, latency, 0.5), &ratios).is_empty());
+        assert_eq!(worse(&changed(&ratios, work, 0.5), &ratios), [work]);
+        assert!(worse(&changed(&ratios, work, 1.5), &ratios).is_empty());
+        Ok(())
+    }
+
+    #[test]
+    fn within_the_spread_nothing_is_worse() -> Result<()> {
+        let mut before = Ratios::of(&outcome())?;
+        let name = "messaging seconds";
+        before.ratios.insert(name.to_owned(), vec![1.0, 0.8, 1.2]);
+        let mut after = before.clone();
+        after.ratios.insert(name.to_owned(), vec![1.39, 1.39, 1.39]);
+        assert!(worse(&after, &before).is_empty());
+        after.ratios.insert(name.to_owned(), vec![1.41, 1.41, 1.41]);
+        assert_eq!(worse(&after, &before), [name]);
+        Ok(())
+    }
+
+    #[test]
+    fn too_few_rounds_are_an_error() {
+        let mut outcome = outcome();
+        outcome.columns[2].samples.retain(|sample| sample.round < 3);
+        assert!(Ratios::of(&outcome).is_err());
+    }
+}

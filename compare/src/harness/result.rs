@@ -1,0 +1,277 @@
+//! All samples of a run, and medians and spreads of them.
+
+use crate::harness::cell::{CELLS, Cell, Form, Metric};
+use crate::harness::sample::{Environment, Failure, Sample, Store};
+use crate::harness::scheduler::{Kind, SCHEDULERS, Scheduler};
+use crate::harness::stats::{Summary, Verdict, verdict};
+use anyhow::{Context, Result};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+/// What the run took place on and with, in words.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Circumstances {
+    /// The day.
+    pub date: String,
+    /// The host.
+    pub machine: String,
+    /// What was compared, of this project: a commit.
+    pub commit: String,
+    /// The command that does it again.
+    pub command: String,
+    /// Where the cells ran and what time is there.
+    pub place: String,
+}
+
+/// One scheduler's samples.
+#[derive(Clone, Debug)]
+pub struct Column {
+    /// Whose.
+    pub scheduler: &'static Scheduler,
+    /// Which build of it.
+    pub version: String,
+    /// Why it has fewer samples than it should.
+    pub failure: Option<Failure>,
+    /// All of them.
+    pub samples: Vec<Sample>,
+}
+
+/// A run's outcome.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// Where and when.
+    pub circumstances: Circumstances,
+    /// The guest or the host.
+    pub environment: Environment,
+    /// A form's name.
+    pub form: &'static str,
+    /// A column for each scheduler that has samples or failed.
+    pub columns: Vec<Column>,
+}
+
+/// A row of the table: a cell's metric.
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    /// The cell.
+    pub cell: &'static Cell,
+    /// Its metric.
+    pub metric: &'static Metric,
+}
+
+impl Outcome {
+    /// Reads all that is stored.
+    ///
+    /// # Errors
+    /// A file is not what it should be, or nothing is stored.
+    pub fn read(store: &Store, form: &'static Form, circumstances: Circumstances) -> Result<Self> {
+        let mut columns = Vec::new();
+        for scheduler in &SCHEDULERS {
+            let column = Column {
+                scheduler,
+                version: store.version(scheduler.id).unwrap_or_default(),
+                failure: store.failure(scheduler.id),
+                samples: store.samples(scheduler.id)?,
+            };
+            if !column.samples.is_empty() || column.failure.is_some() {
+                columns.push(column);
+            }
+        }
+        Ok(Self {
+            circumstances,
+            environment: store.environment().context("there are no samples")?,
+            form: form.name,
+            columns,
+        })
+    }
+
+    /// All rows that some scheduler has a figure for.
+    pub fn rows(&self) -> impl Iterator<Item = Row> {
+        let rows = CELLS.iter().flat_map(|cell| {
+            let metrics = cell.work.metrics().iter();
+            metrics.map(move |metric| Row { cell, metric })
+        });
+        rows.filter(|row| self.columns.iter().any(|column| column.at(row).is_some()))
+    }
+
+    /// A scheduler's column.
+    #[must_use]
+    pub fn column(&self, id: &str) -> Option<&Column> {
+        self.columns.iter().find(|column| column.scheduler.id == id)
+    }
+
+    /// The most samples that a cell has.
+    #[must_use]
+    pub fn rounds(&self) -> u32 {
+        let samples = self.columns.iter().flat_map(|column| &column.samples);
+        samples.map(|sample| sample.round).max().unwrap_or(0)
+    }
+
+    /// How `ours` compares with `theirs` in a row; None where one has no figure.
+    #[must_use]
+    pub fn verdict(&self, row: &Row, ours: &Column, theirs: &Column) -> Option<Verdict> {
+        Some(verdict(row.metric.better, ours.at(row)?, theirs.at(row)?))
+    }
+
+    /// Everything, for programs.
+    ///
+    /// # Errors
+    /// None in practice.
+    pub fn to_json(&self) -> Result<String> {
+        let schedulers: Vec<_> = self.columns.iter().map(Column::to_json).collect();
+        let rows: Vec<_> = self.rows().map(|row| self.row_to_json(&row)).collect();
+        let samples: Vec<_> = self
+            .columns
+            .iter()
+            .flat_map(|column| &column.samples)
+            .collect();
+        let all = json!({
+            "circumstances": self.circumstances,
+            "environment": self.environment,
+            "form": self.form,
+            "schedulers": schedulers,
+            "rows": rows,
+            "samples": samples,
+        });
+        Ok(serde_json::to_string_pretty(&all)? + "\n")
+    }
+
+    fn row_to_json(&self, row: &Row) -> Value {
+        let summaries = self.columns.iter().filter_map(|column| {
+            let summary = serde_json::to_value(column.at(row)?).ok()?;
+            Some((column.scheduler.id.to_owned(), summary))
+        });
+        let summaries: serde_json::Map<String, Value> = summaries.collect();
+        json!({
+            "cell": row.cell.id,
+            "key": row.metric.key,
+            "title": format!("{}: {}", row.cell.title, row.metric.title),
+            "unit": row.metric.unit,
+            "better": row.metric.better,
+            "schedulers": summaries,
+        })
+    }
+}
+
+impl Column {
+    /// Its figure in a row.
+    #[must_use]
+    pub fn at(&self, row: &Row) -> Option<Summary> {
+        self.summary(row.cell.id, row.metric.key)
+    }
+
+    /// Any figure of its samples.
+    #[must_use]
+    pub fn summary(&self, cell: &str, key: &str) -> Option<Summary> {
+        let samples = self.samples.iter().filter(|sample| sample.cell == cell);
+        let figures: Vec<f64> = samples
+            .filter_map(|sample| sample.figures.get(key).copied())
+            .collect();
+        Summary::of(&figures)
+    }
+
+    /// Its version, for people.
+    #[must_use]
+    pub fn version_for_people(&self) -> String {
+        match self.scheduler.kind {
+            Kind::Default | Kind::Fifo => "the kernel's".to_owned(),
+            Kind::Peer(version) => version.to_owned(),
+            Kind::Metronome => format!("{}, build {:.8}", env!("CARGO_PKG_VERSION"), self.version),
+        }
+    }
+
+    fn to_json(&self) -> Value {
+        json!({
+            "id": self.scheduler.id,
+            "title": self.scheduler.title,
+            "version": self.version_for_people(),
+            "failure": self.failure,
+        })
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::harness::cell::share_key;
+    use crate::harness::sample::tests::sample;
+
+    /// Three rounds of every cell, each scheduler some per cent worse than the one before it.
+    pub(crate) fn outcome() -> Outcome {
+        let columns = SCHEDULERS
+            .iter()
+            .enumerate()
+            .map(|(index, scheduler)| Column {
+                scheduler,
+                version: "0123456789abcdef".to_owned(),
+                failure: None,
+                samples: samples(scheduler, 10.0 + index as f64),
+            });
+        Outcome {
+            circumstances: Circumstances {
+                date: "2026-01-01".to_owned(),
+                machine: "a <machine>".to_owned(),
+                commit: "abc".to_owned(),
+                command: "make compare".to_owned(),
+                place: "in a guest".to_owned(),
+            },
+            environment: Environment {
+                kernel: "7.3".to_owned(),
+                cpus: 4,
+                iterations_per_ms: 1000,
+            },
+            form: "quick",
+            columns: columns.collect(),
+        }
+    }
+
+    fn samples(scheduler: &Scheduler, value: f64) -> Vec<Sample> {
+        let cells = CELLS.iter().filter(|cell| cell.applies_to(scheduler));
+        let rounds = cells.flat_map(|cell| (1..=3).map(move |round| (cell, round)));
+        rounds
+            .map(|(cell, round)| {
+                let value = value + f64::from(round) * 0.1;
+                let mut one = sample(scheduler.id, cell.id, round, "extra", value);
+                let keys = cell
+                    .work
+                    .metrics()
+                    .iter()
+                    .map(|metric| metric.key.to_owned());
+                let shares = (0..4).map(share_key);
+                let tails = ["frame", "audio", "input", "wakeup", "request"]
+                    .into_iter()
+                    .flat_map(|name| {
+                        ["p50", "p90", "p99", "p99_9", "max"].map(|p| format!("{name}.{p}"))
+                    });
+                one.figures
+                    .extend(keys.chain(shares).chain(tails).map(|key| (key, value)));
+                one
+            })
+            .collect()
+    }
+
+    #[test]
+    fn figures_are_medians_over_rounds() {
+        let outcome = outcome();
+        let first = outcome
+            .column("eevdf")
+            .and_then(|column| column.summary("pipe", "us"));
+        assert!(first.is_some_and(|summary| (summary.median - 10.2).abs() < 1e-9 && summary.samples == 3));
+        assert_eq!(outcome.rounds(), 3);
+    }
+
+    #[test]
+    fn json_has_all_samples_and_rows() -> Result<()> {
+        let outcome = outcome();
+        let value: Value = serde_json::from_str(&outcome.to_json()?)?;
+        let count = |key: &str| value[key].as_array().map_or(0, Vec::len);
+        let samples: usize = outcome
+            .columns
+            .iter()
+            .map(|column| column.samples.len())
+            .sum();
+        assert_eq!(count("samples"), samples);
+        assert_eq!(count("rows"), outcome.rows().count());
+        assert!(value["rows"][0]["schedulers"]["eevdf"]["median"].is_number());
+        Ok(())
+    }
+}

@@ -317,7 +317,8 @@ static void fill_record(struct queued_task *rec, struct task_struct *p, struct t
 	everywhere = nr_cpus;
 	barrier_var(everywhere);
 	rec->nr_cpus_allowed = is_unrestricted(p) ? everywhere : p->nr_cpus_allowed;
-	rec->weight = p->scx.weight;
+	/* Tasks that never entered the class have none, and are told of when they exit. */
+	rec->weight = p->scx.weight ?: 100;
 	rec->flags = enq_flags | tctx->wake_flags << WAKE_FLAGS_SHIFT;
 	rec->enqueued_at = tctx->enqueued_at;
 	rec->start_ts = tctx->start_ts;
@@ -689,14 +690,14 @@ static bool enqueue_kernel_side(struct task_struct *p, struct task_ctx *tctx, u6
 	return true;
 }
 
-/* Does @cpu run a task that gives way to @p, and of what kind? Of a task with an order, by a margin. */
-static enum running_kind may_displace(struct task_struct *p, s32 cpu, u64 deadline, u64 *displaced)
+/* Does @cpu, if it is in @allowed, run a task that gives way to such a deadline, and of what kind? One with an order, by a margin. */
+static enum running_kind may_displace(const struct cpumask *allowed, s32 cpu, u64 deadline, u64 *displaced)
 {
 	struct cpu_state *state = cpu_state(cpu);
 	struct cpu_ctx *cctx = cpu_ctx(cpu);
 	u32 kind;
 
-	if (!state || !cctx || cpu == agent_cpu || !bpf_cpumask_test_cpu(cpu, p->cpus_ptr) ||
+	if (!state || !cctx || cpu == agent_cpu || !bpf_cpumask_test_cpu(cpu, allowed) ||
 	    time_before(scx_bpf_now(), cctx->protected_until))
 		return RUNS_OTHER;
 	kind = state->running.kind;
@@ -713,11 +714,13 @@ static enum running_kind may_displace(struct task_struct *p, s32 cpu, u64 deadli
  */
 static s32 find_victim(struct task_struct *p, u64 deadline)
 {
+	/* Loaded once: to verify such a load takes old kernels milliseconds. */
+	const struct cpumask *allowed = p->cpus_ptr;
 	u32 start = scx_bpf_task_cpu(p), best_kind = RUNS_OTHER, i;
 	s32 here = bpf_get_smp_processor_id(), best = -1;
 	u64 latest = 0, displaced;
 
-	if (may_displace(p, here, deadline, &displaced) == RUNS_DECIDED)
+	if (may_displace(allowed, here, deadline, &displaced) == RUNS_DECIDED)
 		return here;
 	bpf_for(i, 0, PREEMPT_SEARCH) {
 		u32 cpu = start + i, kind;
@@ -726,7 +729,7 @@ static s32 find_victim(struct task_struct *p, u64 deadline)
 			break;
 		if (cpu >= nr_cpus)
 			cpu -= nr_cpus;
-		kind = may_displace(p, cpu, deadline, &displaced);
+		kind = may_displace(allowed, cpu, deadline, &displaced);
 		if (!i && kind == RUNS_DECIDED)
 			return cpu;
 		if (kind == RUNS_OTHER || (kind == RUNS_ORDERED && best_kind == RUNS_DECIDED) ||
@@ -944,8 +947,11 @@ static void count_fate(enum record_kind fate)
 	}
 }
 
-/* Puts one task where user space wants it: on @cpu, or anywhere if @cpu is negative. */
-static void carry_out(const struct decision *decision, s32 cpu)
+/*
+ * Puts one task where user space wants it: on @cpu, or anywhere if @cpu is negative. Not static, so that it is verified by
+ * itself and not again in each loop that calls it.
+ */
+__noinline int carry_out(const struct decision *decision __arg_nonnull, s32 cpu)
 {
 	u32 id = decision->id;
 	struct id_slot *slot = bpf_map_lookup_elem(&id_slots, &id);
@@ -955,10 +961,11 @@ static void carry_out(const struct decision *decision, s32 cpu)
 		p = bpf_task_from_pid(slot->pid);
 	if (!p) {
 		count(COUNT_GONE);
-		return;
+		return 0;
 	}
 	count_fate(carry_out_for(p, decision, cpu));
 	bpf_task_release(p);
+	return 0;
 }
 
 /* Returns whether one of the decisions displaces what ran here. */
@@ -1151,12 +1158,6 @@ static bool move_starved_to_local(s32 cpu, u64 turn)
 	return true;
 }
 
-static bool move_any_to_local(void)
-{
-	drain_shared_mailbox();
-	return scx_bpf_dsq_move_to_local(URGENT_DSQ) || scx_bpf_dsq_move_to_local(SHARED_DSQ);
-}
-
 static bool agent_is_parked(void)
 {
 	u32 zero = 0;
@@ -1173,12 +1174,11 @@ void BPF_PROG(metronome_dispatch, s32 cpu, struct task_struct *prev)
 	bool displaces;
 	u64 turn;
 
-	if (cpu == agent_cpu) {
-		/* While the thread sleeps, its CPU is everybody's. */
-		if (scx_bpf_dsq_move_to_local(agent_cpu) || (agent_is_parked() && move_any_to_local()))
-			return;
+	/* While the thread sleeps, its CPU is everybody's. */
+	if (cpu == agent_cpu && !agent_is_parked()) {
 		/* A kick that was meant for a worker may have ended up here. */
-		pass_on_shared();
+		if (!scx_bpf_dsq_move_to_local(agent_cpu))
+			pass_on_shared();
 		return;
 	}
 	if (!state)
@@ -1204,7 +1204,7 @@ void BPF_PROG(metronome_dispatch, s32 cpu, struct task_struct *prev)
 	 * Idle before and idle still: update_idle() is not called for this, nor, before 7.3, for a CPU that went idle before
 	 * the scheduler was attached. User space has to know that it is idle and that it has looked.
 	 */
-	if (bpf_get_current_task_btf()->pid == 0)
+	if (cpu != agent_cpu && bpf_get_current_task_btf()->pid == 0)
 		publish_idle(cpu, true);
 }
 

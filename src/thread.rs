@@ -1,12 +1,13 @@
 //! The scheduler thread's place: its CPU and its scheduling class, given back when it ends.
 
+use std::fs;
 use std::io;
 use std::mem;
 
 use anyhow::{Context, Result, bail};
 use core_affinity::CoreId;
 
-use crate::topology::Reach;
+use crate::topology::{Reach, parse_list};
 
 use crate::abi::MAX_RINGS;
 
@@ -95,14 +96,9 @@ pub(crate) fn sleep_until_readable(fds: impl Iterator<Item = i32>) {
 pub(crate) fn reach() -> Result<Reach> {
     let own = affinity()?;
     // A cpuset shows in no file at a fixed place. But whoever asks for all CPUs gets those of it.
-    // SAFETY: a cpu_set_t is a bit array.
-    let mut all = unsafe { mem::zeroed::<libc::cpu_set_t>() };
-    for cpu in 0..libc::CPU_SETSIZE as usize {
-        // SAFETY: the number is below the size of the set.
-        unsafe { libc::CPU_SET(cpu, &mut all) };
-    }
-    set_affinity(&all).context("cannot find out which CPUs this process may use")?;
-    let widest = affinity();
+    set_affinity(&set_of(0..libc::CPU_SETSIZE as u32))
+        .context("cannot find out which CPUs this process may use")?;
+    let widest = current_affinity();
     set_affinity(&own).context("cannot take the scheduler thread's affinity back")?;
     Ok(Reach {
         affinity: cpus_of(&own),
@@ -118,9 +114,35 @@ fn cpus_of(set: &libc::cpu_set_t) -> Vec<u32> {
     (0..libc::CPU_SETSIZE as u32).filter(is_set).collect()
 }
 
+/// The CPUs that the calling thread is allowed, those that are offline too, so that it gets all back when they return.
+/// sched_getaffinity() leaves those out, and serves only where there is no /proc.
 fn affinity() -> Result<libc::cpu_set_t> {
+    let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+    let list = status
+        .lines()
+        .find_map(|line| line.strip_prefix("Cpus_allowed_list:"))
+        .and_then(parse_list);
+    match list {
+        Some(cpus) if !cpus.is_empty() => Ok(set_of(cpus)),
+        _ => current_affinity(),
+    }
+}
+
+fn set_of(cpus: impl IntoIterator<Item = u32>) -> libc::cpu_set_t {
     // SAFETY: a cpu_set_t is a bit array.
-    let mut cpus = unsafe { mem::zeroed::<libc::cpu_set_t>() };
+    let mut set = unsafe { mem::zeroed::<libc::cpu_set_t>() };
+    for cpu in cpus {
+        if cpu < libc::CPU_SETSIZE as u32 {
+            // SAFETY: the number is below the size of the set.
+            unsafe { libc::CPU_SET(cpu as usize, &mut set) };
+        }
+    }
+    set
+}
+
+/// The CPUs where the calling thread may run at this moment.
+fn current_affinity() -> Result<libc::cpu_set_t> {
+    let mut cpus = set_of([]);
     // SAFETY: `cpus` is live and of the size told.
     match unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut cpus) } {
         0 => Ok(cpus),
@@ -158,13 +180,9 @@ mod tests {
 
     #[test]
     fn the_affinity_is_narrower_than_the_cpuset_and_stays_as_it_was() {
-        let before = cpus_of(&affinity().unwrap());
+        let before = cpus_of(&current_affinity().unwrap());
         let one = before.last().copied().unwrap();
-        // SAFETY: a cpu_set_t is a bit array.
-        let mut narrow = unsafe { mem::zeroed::<libc::cpu_set_t>() };
-        // SAFETY: a CPU that was in such a set.
-        unsafe { libc::CPU_SET(one as usize, &mut narrow) };
-        set_affinity(&narrow).unwrap();
+        set_affinity(&set_of([one])).unwrap();
         let reach = reach().unwrap();
         assert_eq!(reach.affinity, [one]);
         assert!(before.iter().all(|cpu| reach.cpuset.contains(cpu)));

@@ -459,7 +459,7 @@ fn excerpt(text: &str) -> String {
 }
 
 /// Parses "0-3,5,8-9" into ascending numbers.
-fn parse_list(text: &str) -> Option<Vec<u32>> {
+pub(crate) fn parse_list(text: &str) -> Option<Vec<u32>> {
     let mut cpus = Vec::new();
     for range in text.trim().split(',').filter(|range| !range.is_empty()) {
         let (first, last) = range.split_once('-').unwrap_or((range, range));

@@ -136,6 +136,11 @@ impl<'a> Model<'a> {
 
     fn drain(&mut self, producer: u64, limit: usize) -> Vec<[u8; BYTES]> {
         let mut tasks = vec![];
+        // Impossible positions are seen even by who wants no task.
+        if !self.is_possible(producer) {
+            self.resyncs += 1;
+            self.position = producer;
+        }
         while tasks.len() < limit {
             let (found, next) = self.find(producer);
             match found {
@@ -150,18 +155,18 @@ impl<'a> Model<'a> {
         tasks
     }
 
+    /// A producer never fills the last byte.
+    fn is_possible(&self, producer: u64) -> bool {
+        let waiting = producer.wrapping_sub(self.position);
+        let is_aligned = producer.is_multiple_of(8) && self.position.is_multiple_of(8);
+        waiting == 0 || (waiting < self.data.len() as u64 && is_aligned)
+    }
+
     /// What is at the position, and the position behind it.
     fn find(&self, producer: u64) -> (Found, u64) {
         let waiting = producer.wrapping_sub(self.position);
         if waiting == 0 {
             return (Found::Nothing, self.position);
-        }
-        // A producer never fills the last byte.
-        let possible = waiting < self.data.len() as u64
-            && producer.is_multiple_of(8)
-            && self.position.is_multiple_of(8);
-        if !possible {
-            return (Found::Unreadable, producer);
         }
         let header = u32::from_le_bytes(self.bytes(0));
         if header >> 31 == 1 {

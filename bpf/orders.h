@@ -11,6 +11,8 @@
 #ifndef METRONOME_ORDERS_H
 #define METRONOME_ORDERS_H
 
+#include "records.h"
+
 #define ORDER_UNIT_NS 16000
 #define ORDER_UNITS 0xfffULL
 #define ORDER_BIRTH(order) ((order) & ORDER_UNITS)
@@ -32,5 +34,214 @@
 
 /* CPUs looked at for one that can be preempted. */
 #define PREEMPT_SEARCH 64
+
+/* What user space has said about this life of the id counts; before it has, what the task was born with. */
+static u64 order_of(struct task_ctx *tctx)
+{
+	u32 id = tctx->id;
+	struct id_slot *slot = bpf_map_lookup_elem(&id_slots, &id);
+	u64 *written = bpf_map_lookup_elem(&orders, &id);
+	u64 order;
+
+	if (!slot || !written)
+		return 0;
+	order = *(volatile u64 *)written;
+	if (ORDER_BIRTH(order) != slot->generation >> BIRTH_SHIFT)
+		order = tctx->born_with;
+	return order & ORDER_VALID ? order : 0;
+}
+
+static void inherit_order(struct task_ctx *child)
+{
+	struct task_ctx *parent = task_ctx(bpf_get_current_task_btf());
+	u32 zero = 0;
+	struct control *ctl = bpf_map_lookup_elem(&control, &zero);
+	u64 order = parent ? order_of(parent) : 0;
+
+	if (order & ORDER_INHERIT)
+		child->born_with = order;
+	else if (ctl)
+		child->born_with = ctl->newborn;
+}
+
+/*
+ * Wake-up
+ */
+
+/* User space hears of an order that was carried out, but of each task only so often: what records tell is summed up. */
+static void tell_of_order(struct task_struct *p, struct task_ctx *tctx, u64 enq_flags)
+{
+	u32 zero = 0;
+	struct control *ctl = bpf_map_lookup_elem(&control, &zero);
+	u64 now = scx_bpf_now();
+
+	if (!ctl || now - tctx->told_at < ctl->tell_us * 1000ULL)
+		return;
+	tctx->told_at = now;
+	tctx->enqueued_at = now;
+	tell(p, tctx, RECORD_ORDERED, enq_flags);
+}
+
+/*
+ * From now until it sleeps or its order is used up, @p goes by its order. To others a chain of hand-offs is one long task:
+ * the longer it has been going on, the later is the deadline of who runs next.
+ */
+static void begin_order(struct task_ctx *tctx, u64 order, bool is_wakeup, u64 chain_ns)
+{
+	if (is_wakeup || !tctx->is_ordered)
+		tctx->deadline = scx_bpf_now() + ORDER_LATENCY_NS(order) + chain_ns;
+	tctx->is_ordered = true;
+}
+
+static __always_inline u64 order_slice_ns(u64 order)
+{
+	return ORDER_SLICE_NS(order) ?: slice_ns;
+}
+
+/*
+ * May @p have the CPU of its waker, which is about to sleep? Both go by orders, nobody else has been promised the CPU, and
+ * it has not been handed on for too long. *@chain_ns is for how long.
+ */
+static bool may_be_handed_off(struct task_struct *p, u64 order, u64 wake_flags, u64 *chain_ns)
+{
+	s32 cpu = bpf_get_smp_processor_id();
+	struct task_struct *waker = bpf_get_current_task_btf();
+	struct task_ctx *wctx = task_ctx(waker);
+	struct cpu_state *state = cpu_state(cpu);
+	struct cpu_ctx *cctx = cpu_ctx(cpu);
+
+	if (!(order & ORDER_HAND_OFF) || !(wake_flags & SCX_WAKE_SYNC) || cpu == agent_cpu || !state || !cctx)
+		return false;
+	*chain_ns = scx_bpf_now() - cctx->chain_since;
+	return wctx && wctx->is_ordered && !(waker->flags & PF_EXITING) && state->running.pid == waker->pid &&
+	       bpf_cpumask_test_cpu(cpu, p->cpus_ptr) && *chain_ns < HAND_OFF_NS &&
+	       scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL_ON | cpu) <= 0;
+}
+
+/* The CPU that is looked at first. */
+static s32 preferred_cpu(struct task_struct *p, s32 prev_cpu, u64 order)
+{
+	u32 cpu = ORDER_CPU(order);
+
+	if (!(order & ORDER_PREFERS))
+		return prev_cpu;
+	if (cpu < nr_cpus && bpf_cpumask_test_cpu(cpu, p->cpus_ptr))
+		return cpu;
+	count(COUNT_BAD_ORDER);
+	return prev_cpu;
+}
+
+/*
+ * No CPU is idle
+ */
+
+/* Does @cpu, if it is in @allowed, run a task that gives way to such a deadline, and of what kind? One with an order, by a margin. */
+static enum running_kind may_displace(const struct cpumask *allowed, s32 cpu, u64 deadline, u64 *displaced)
+{
+	struct cpu_state *state = cpu_state(cpu);
+	struct cpu_ctx *cctx = cpu_ctx(cpu);
+	u32 kind;
+
+	if (!state || !cctx || cpu == agent_cpu || !bpf_cpumask_test_cpu(cpu, allowed) ||
+	    time_before(scx_bpf_now(), cctx->protected_until))
+		return RUNS_OTHER;
+	kind = state->running.kind;
+	*displaced = state->running.deadline;
+	if (kind == RUNS_ORDERED && !time_before(deadline + PREEMPT_MARGIN_NS, *displaced))
+		return RUNS_OTHER;
+	return kind;
+}
+
+/*
+ * The CPU whose task gives way to @p, or a negative number. A task without an order gives way first: if one runs right here,
+ * that is the CPU that answers at once, if one runs where @p ran last, that is the one with its data. Else the last by
+ * deadline of those without an order, else of those with one.
+ */
+static s32 find_victim(struct task_struct *p, u64 deadline)
+{
+	/* Loaded once: to verify such a load takes old kernels milliseconds. */
+	const struct cpumask *allowed = p->cpus_ptr;
+	u32 start = scx_bpf_task_cpu(p), best_kind = RUNS_OTHER, i;
+	s32 here = bpf_get_smp_processor_id(), best = -1;
+	u64 latest = 0, displaced;
+
+	if (may_displace(allowed, here, deadline, &displaced) == RUNS_DECIDED)
+		return here;
+	bpf_for(i, 0, PREEMPT_SEARCH) {
+		u32 cpu = start + i, kind;
+
+		if (i >= nr_cpus)
+			break;
+		if (cpu >= nr_cpus)
+			cpu -= nr_cpus;
+		kind = may_displace(allowed, cpu, deadline, &displaced);
+		if (!i && kind == RUNS_DECIDED)
+			return cpu;
+		if (kind == RUNS_OTHER || (kind == RUNS_ORDERED && best_kind == RUNS_DECIDED) ||
+		    (kind == best_kind && !time_before(latest, displaced)))
+			continue;
+		best = cpu;
+		best_kind = kind;
+		latest = displaced;
+	}
+	return best;
+}
+
+/* Makes a CPU run @p, which is on URGENT_DSQ: an idle one, else the one with the least urgent task if the order allows it. */
+static void find_cpu_for_urgent(struct task_struct *p, u64 order, u64 deadline)
+{
+	s32 cpu = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);
+	struct cpu_state *state;
+
+	if (cpu >= 0) {
+		scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE);
+		return;
+	}
+	if (!(order & ORDER_PREEMPT))
+		return;
+	cpu = find_victim(p, deadline);
+	if (cpu < 0)
+		return;
+	/* Until it runs something else, nobody else need kick it. */
+	state = cpu_state(cpu);
+	if (state)
+		state->running.kind = RUNS_OTHER;
+	scx_bpf_kick_cpu(cpu, SCX_KICK_PREEMPT);
+	count(COUNT_PREEMPTED);
+}
+
+/* @p has an order that is not used up: carries it out. Returns whether that is so. */
+static bool enqueue_ordered(struct task_struct *p, struct task_ctx *tctx, u64 enq_flags)
+{
+	u64 order = order_of(tctx);
+
+	if (!order) {
+		tctx->is_ordered = false;
+		return false;
+	}
+	if (tctx->exec_runtime >= ORDER_BUDGET_NS(order)) {
+		tctx->is_ordered = false;
+		count(COUNT_USED_UP);
+		return false;
+	}
+	begin_order(tctx, order, enq_flags & SCX_ENQ_WAKEUP, 0);
+	tctx->vtime = p->scx.dsq_vtime;
+	tctx->has_vtime = true;
+	dsq_insert_vtime(p, URGENT_DSQ, order_slice_ns(order), tctx->deadline, enq_flags);
+	find_cpu_for_urgent(p, order, tctx->deadline);
+	tell_of_order(p, tctx, enq_flags);
+	if (enq_flags & SCX_ENQ_WAKEUP)
+		count(COUNT_ORDERED);
+	return true;
+}
+
+/* Of a task that was on URGENT_DSQ the deadline has the place of its virtual time. */
+static void restore_vtime(struct task_struct *p, struct task_ctx *tctx)
+{
+	if (!tctx->has_vtime)
+		return;
+	set_vtime(p, tctx->vtime);
+	tctx->has_vtime = false;
+}
 
 #endif /* METRONOME_ORDERS_H */

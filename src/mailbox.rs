@@ -17,7 +17,7 @@
 //!
 //! # Orderings
 //! Our store of `seq` is a release: whoever sees it sees the rest of the slot; the partner is `take()` in
-//! `bpf/metronome.bpf.c`, whose compare-and-swap on `head` separates its two reads. Our load of `seq` is an acquire: its
+//! `bpf/mailbox.h`, whose compare-and-swap on `head` separates its two reads. Our load of `seq` is an acquire: its
 //! partner is the swap by which `take()` frees the slot, after it has read it.
 //!
 //! `make loom` runs this against two CPUs that take, and shows that none of the four can be weaker (`src/models.rs`: two

@@ -22,7 +22,7 @@
 //! # Orderings
 //! Dekker's argument, as for kicks ([`shared`](crate::shared)). We store `parked`, pass a full fence, and read the producer
 //! position. `metronome_enqueue()` advances the producer position (`bpf_ringbuf_reserve()`), passes a full barrier
-//! (`wakeup_flags()` in `bpf/metronome.bpf.c`), and reads `parked`. So:
+//! (`wakeup_flags()` in `bpf/records.h`), and reads `parked`. So:
 //!
 //! | whose barrier is first | we                        | the kernel side                                        |
 //! |------------------------|---------------------------|--------------------------------------------------------|

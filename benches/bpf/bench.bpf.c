@@ -6,6 +6,7 @@
  */
 #include "../../bpf/kernel.h"
 #include "../../bpf/abi.h"
+#include "../../bpf/mailbox.h"
 
 char _license[] SEC("license") = "GPL";
 
@@ -218,26 +219,6 @@ int read_clock(u32 *nr)
 	bpf_for(i, 0, times)
 		now = bpf_ktime_get_ns();
 	return now - start;
-}
-
-/* take() of bpf/metronome.bpf.c. */
-static __always_inline bool take(u64 *head, struct decision *slots, u32 nr_slots, struct decision *taken)
-{
-	u64 position = *(volatile u64 *)head;
-	struct decision *slot = &slots[position & (nr_slots - 1)];
-
-	if (*(volatile u64 *)&slot->seq != position + 1)
-		return false;
-	if (__sync_val_compare_and_swap(head, position, position + 1) != position)
-		return false;
-
-	taken->id = slot->id;
-	taken->generation = slot->generation;
-	taken->slice_ns = slot->slice_ns;
-	taken->vtime = slot->vtime;
-	taken->flags = slot->flags;
-	__sync_lock_test_and_set(&slot->seq, 0);
-	return true;
 }
 
 /* Carries out what is in the shared mailbox and in that of the first CPU. Returns how many decisions that was. */

@@ -1,0 +1,161 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Decisions of user space, from the mailboxes to where the tasks shall be.
+ */
+#ifndef METRONOME_DECISIONS_H
+#define METRONOME_DECISIONS_H
+
+#include "mailbox.h"
+#include "records.h"
+
+/*
+ * Moves @p from PENDING_DSQ to the DSQ of @cpu, or to SHARED_DSQ if @cpu is negative or not allowed.
+ *
+ * The iterator comes first: it cannot move what is enqueued after it was made, so generation and affinity, once checked,
+ * hold until the move.
+ */
+static enum record_kind move_pending(struct task_struct *p, struct task_ctx *tctx, const struct decision *decision,
+				     struct id_slot *slot, s32 cpu)
+{
+	/* Those without a deadline keep the order in which they were decided. */
+	u64 vtime = decision->vtime ?: vtime_now;
+	enum record_kind fate = RECORD_RESCUED;
+	struct bpf_iter_scx_dsq it;
+	bool here, displaces;
+
+	if (!bpf_iter_scx_dsq_new(&it, PENDING_DSQ, 0)) {
+		here = cpu >= 0 && bpf_cpumask_test_cpu(cpu, p->cpus_ptr);
+		displaces = here && decision->flags & DECISION_PREEMPT;
+		scx_bpf_dsq_move_set_slice(&it, decision->slice_ns ?: slice_ns);
+		scx_bpf_dsq_move_set_vtime(&it, displaces ? vtime_now - AHEAD_OF_ALL : vtime);
+		if (*(volatile u32 *)&slot->generation != decision->generation)
+			fate = RECORD_STALE;
+		else if (scx_bpf_dsq_move_vtime(&it, p, here ? cpu : SHARED_DSQ, 0))
+			fate = cpu >= 0 && !here ? RECORD_BOUNCED : RECORD_DISPATCHED;
+		if (displaces && fate == RECORD_DISPATCHED) {
+			/* On its way only this CPU takes it, which is busy here. */
+			tctx->vtime = vtime;
+			tctx->has_vtime = true;
+		}
+	}
+	bpf_iter_scx_dsq_destroy(&it);
+	return fate;
+}
+
+static enum record_kind carry_out_for(struct task_struct *p, const struct decision *decision, s32 cpu)
+{
+	struct task_ctx *tctx = task_ctx(p);
+	u32 id = decision->id;
+	struct id_slot *slot = bpf_map_lookup_elem(&id_slots, &id);
+	enum record_kind fate;
+
+	if (!tctx || tctx->id != id || !slot)
+		return RECORD_STALE;
+	tctx->has_deadline = decision->vtime;
+
+	fate = move_pending(p, tctx, decision, slot, cpu);
+	/*
+	 * The record is published a moment before its task is on PENDING_DSQ, and a very quick answer comes within that
+	 * moment. The first attempt then waits for the run queue lock under which the task is enqueued; the second finds it.
+	 */
+	if (fate == RECORD_RESCUED)
+		fate = move_pending(p, tctx, decision, slot, cpu);
+
+	if ((fate == RECORD_DISPATCHED && cpu < 0 && !is_unrestricted(p)) || fate == RECORD_BOUNCED)
+		kick_idle_cpu_for(p);
+	tell(p, tctx, fate, 0);
+	return fate;
+}
+
+static void count_fate(enum record_kind fate)
+{
+	switch (fate) {
+	case RECORD_BOUNCED:
+		count(COUNT_BOUNCED);
+		count(COUNT_DISPATCHED);
+		break;
+	case RECORD_DISPATCHED:
+		count(COUNT_DISPATCHED);
+		break;
+	case RECORD_STALE:
+		count(COUNT_STALE);
+		break;
+	default:
+		count(COUNT_RESCUED);
+	}
+}
+
+/*
+ * Puts one task where user space wants it: on @cpu, or anywhere if @cpu is negative. Not static, so that it is verified by
+ * itself and not again in each loop that calls it.
+ */
+__noinline int carry_out(const struct decision *decision __arg_nonnull, s32 cpu)
+{
+	u32 id = decision->id;
+	struct id_slot *slot = bpf_map_lookup_elem(&id_slots, &id);
+	struct task_struct *p = NULL;
+
+	if (slot && slot->pid)
+		p = bpf_task_from_pid(slot->pid);
+	if (!p) {
+		count(COUNT_GONE);
+		return 0;
+	}
+	count_fate(carry_out_for(p, decision, cpu));
+	bpf_task_release(p);
+	return 0;
+}
+
+/* Returns whether one of the decisions displaces what ran here. */
+static bool drain_own_mailbox(s32 cpu)
+{
+	u32 key = cpu;
+	struct mailbox *box = bpf_map_lookup_elem(&mailboxes, &key);
+	struct decision decision;
+	bool displaces = false;
+	u32 i;
+
+	if (!box)
+		return false;
+	bpf_for(i, 0, DRAIN_BATCH) {
+		if (!take(&box->head, box->slots, MAILBOX_SLOTS, &decision))
+			break;
+		carry_out(&decision, decision.flags & DECISION_ANY_CPU ? -1 : cpu);
+		displaces |= !!(decision.flags & DECISION_PREEMPT);
+	}
+	return displaces;
+}
+
+static void drain_shared_mailbox(void)
+{
+	u32 key = 0;
+	struct shared_mailbox *box = bpf_map_lookup_elem(&shared_mailbox, &key);
+	struct decision decision;
+	u32 i;
+
+	if (!box)
+		return;
+	bpf_for(i, 0, DRAIN_BATCH) {
+		if (!take(&box->head, box->slots, SHARED_MAILBOX_SLOTS, &decision))
+			break;
+		carry_out(&decision, -1);
+	}
+}
+
+static bool has_mail(s32 cpu)
+{
+	u32 key = cpu, zero = 0;
+	struct mailbox *own = bpf_map_lookup_elem(&mailboxes, &key);
+	struct shared_mailbox *shared = bpf_map_lookup_elem(&shared_mailbox, &zero);
+	u64 position;
+
+	if (!own || !shared)
+		return false;
+	position = *(volatile u64 *)&own->head;
+	if (*(volatile u64 *)&own->slots[position & (MAILBOX_SLOTS - 1)].seq == position + 1)
+		return true;
+	position = *(volatile u64 *)&shared->head;
+	return *(volatile u64 *)&shared->slots[position & (SHARED_MAILBOX_SLOTS - 1)].seq == position + 1;
+}
+
+#endif /* METRONOME_DECISIONS_H */

@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Records for user space: a task waits for a decision, or something has happened to it.
+ */
+#ifndef METRONOME_RECORDS_H
+#define METRONOME_RECORDS_H
+
+#include "state.h"
+
+static void fill_record(struct queued_task *rec, struct task_struct *p, struct task_ctx *tctx, u32 generation, u64 enq_flags)
+{
+	u32 everywhere;
+
+	rec->id = tctx->id;
+	rec->generation = generation;
+	rec->pid = p->pid;
+	rec->tgid = p->tgid;
+	rec->cpu = scx_bpf_task_cpu(p);
+	/* Kept apart from the other value, or clang loads both through one pointer, which the verifier refuses. */
+	everywhere = nr_cpus;
+	barrier_var(everywhere);
+	rec->nr_cpus_allowed = is_unrestricted(p) ? everywhere : p->nr_cpus_allowed;
+	/* Tasks that never entered the class have none, and are told of when they exit. */
+	rec->weight = p->scx.weight ?: 100;
+	rec->flags = enq_flags | tctx->wake_flags << WAKE_FLAGS_SHIFT;
+	rec->enqueued_at = tctx->enqueued_at;
+	rec->start_ts = tctx->start_ts;
+	rec->stop_ts = tctx->stop_ts;
+	rec->exec_runtime = tctx->exec_runtime;
+	rec->sum_exec_runtime = p->se.sum_exec_runtime;
+	rec->nvcsw = p->nvcsw;
+	rec->slice = p->scx.slice > 0xffffffffULL ? 0xffffffffU : p->scx.slice;
+	rec->waker = tctx->waker;
+	rec->vtime = p->scx.dsq_vtime;
+	__builtin_memcpy(rec->comm, p->comm, sizeof(rec->comm));
+}
+
+static __always_inline struct queued_task *reserve_record(u32 id)
+{
+	u32 key = id & (nr_rings - 1);
+	void *to = bpf_map_lookup_elem(&queued, &key);
+
+	return to ? bpf_ringbuf_reserve(to, sizeof(struct queued_task), 0) : NULL;
+}
+
+/*
+ * Must the record that has just been reserved wake the scheduler thread? Counts it, too.
+ *
+ * Ordering: the addition is a full barrier. User space stores `parked`, passes a full barrier, and reads the producer
+ * position, which bpf_ringbuf_reserve() has advanced; so either it sees this record and does not sleep, or it is seen
+ * parked here (src/wait.rs).
+ */
+static u64 wakeup_flags(void)
+{
+	u32 cpu = bpf_get_smp_processor_id(), zero = 0;
+	struct cpu_state *state = bpf_map_lookup_elem(&cpus, &cpu);
+	struct control *ctl = bpf_map_lookup_elem(&control, &zero);
+
+	if (!state || !ctl)
+		return BPF_RB_FORCE_WAKEUP;
+	add_and_order(&state->counters[COUNT_QUEUED], 1);
+	if (!*(volatile u32 *)&ctl->parked)
+		return BPF_RB_NO_WAKEUP;
+	/* Whoever sleeps has no heartbeat: it is not late before it could wake up. */
+	beat_seen_at = scx_bpf_now();
+	return BPF_RB_FORCE_WAKEUP;
+}
+
+/* Something has happened to @p. Nobody waits for an answer, so nobody is woken for it. */
+static void tell(struct task_struct *p, struct task_ctx *tctx, enum record_kind kind, u64 enq_flags)
+{
+	u32 id = tctx ? tctx->id : NO_TASK, zero = 0;
+	struct control *ctl = bpf_map_lookup_elem(&control, &zero);
+	struct id_slot *slot;
+	struct queued_task *rec;
+
+	if (!ctl || !(ctl->events & (1U << kind)))
+		return;
+	slot = bpf_map_lookup_elem(&id_slots, &id);
+	if (!slot || !tctx)
+		return;
+	rec = reserve_record(id);
+	if (!rec) {
+		count(COUNT_EVENTS_LOST);
+		return;
+	}
+	rec->kind = kind;
+	fill_record(rec, p, tctx, slot->generation, enq_flags);
+	bpf_ringbuf_submit(rec, BPF_RB_NO_WAKEUP);
+	count(COUNT_EVENTS);
+}
+
+#endif /* METRONOME_RECORDS_H */

@@ -1,0 +1,298 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What the kernel side keeps: its options, its maps, what it knows of each task and CPU.
+ */
+#ifndef METRONOME_STATE_H
+#define METRONOME_STATE_H
+
+#include "kernel.h"
+#include "abi.h"
+
+/* Options, set by user space before loading. */
+const volatile u32 nr_cpus = 1;		/* possible CPUs: CPU numbers are below it */
+const volatile u32 nr_rings = 1;	/* a power of two */
+const volatile s32 agent_cpu;		/* where the scheduler thread lives */
+const volatile u64 slice_ns = 20000000;	/* the default slice */
+const volatile u64 budget_ns = 50000000;	/* how late user space may be while a CPU is idle */
+const volatile u64 patience_ns = 1000000000;	/* how long a task may wait for a decision at all */
+const volatile bool builtin_idle = true;
+const volatile u32 exit_dump_len = 32768;
+
+/* Who the scheduler is, in the initial pid namespace; set by the program become_agent(). */
+s32 agent_pid;
+s32 agent_tgid;
+
+/* DSQs below MAX_CPUS belong to the CPU of that number. All are ordered by deadline but that of agent_cpu. */
+#define SHARED_DSQ MAX_CPUS		/* decided, for any CPU */
+#define PENDING_DSQ (MAX_CPUS + 1)	/* user space is asked */
+#define URGENT_DSQ (MAX_CPUS + 2)	/* tasks with standing orders, by the time when they should have run */
+
+/* By so much before the current virtual time there is no deadline. */
+#define AHEAD_OF_ALL (1ULL << 40)
+
+/* Decisions that one dispatch() carries out at most: it runs with the run queue locked. */
+#define DRAIN_BATCH 32
+
+/* One dispatch() in so many looks for tasks whose decision does not come, even if there is other work. */
+#define PATIENCE_TURNS 16
+
+/* What a task pinned to the scheduler thread's CPU may run there, and how long the thread then has to itself. */
+#define GUEST_SLICE_NS 1000000
+#define AGENT_SLICE_NS 4000000
+
+/*
+ * Records for user space. A task's records all go through the ring of its id, so they stay in order; several rings keep
+ * the CPUs of a large machine from queueing up at one ring's spinlock.
+ */
+struct ring {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 20);
+} ring SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, MAX_RINGS);	/* user space fills the first nr_rings */
+	__type(key, u32);
+	__array(values, struct ring);
+} queued SEC(".maps") = {
+	.values = { [0] = &ring },
+};
+
+/* Puts the layout of its records into the object's BTF, where a test of user space looks for it. */
+static const struct queued_task *const record_layout __attribute__((used));
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);		/* set to nr_cpus before loading */
+	__type(key, u32);
+	__type(value, struct mailbox);
+} mailboxes SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, struct shared_mailbox);
+} shared_mailbox SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);		/* set to nr_cpus before loading */
+	__type(key, u32);
+	__type(value, struct cpu_state);
+} cpus SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, struct idle_mask);
+} idle_cpus SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, struct control);
+} control SEC(".maps");
+
+/* Standing orders, by task id. User space alone writes them. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, MAX_TASKS);
+	__type(key, u32);
+	__type(value, u64);
+} orders SEC(".maps");
+
+/* Why the scheduler ended. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, struct exit_record);
+} exit_record SEC(".maps");
+
+/* The text of the exit dump; the value is resized to exit_dump_len before loading. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__uint(key_size, sizeof(u32));
+	__uint(value_size, 32768);
+} exit_dump SEC(".maps");
+
+/* Free task ids, the lowest on top, so that the ids in use stay dense. */
+struct {
+	__uint(type, BPF_MAP_TYPE_STACK);
+	__uint(max_entries, MAX_TASKS);
+	__type(value, u32);
+} free_ids SEC(".maps");
+
+/* By task id. The generation outlives the task, so that no later owner of the id is mistaken for it. */
+struct id_slot {
+	s32 pid;
+	u32 generation;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_TASKS);
+	__type(key, u32);
+	__type(value, struct id_slot);
+} id_slots SEC(".maps");
+
+struct task_ctx {
+	u32 id;
+	s32 waker;
+	u64 wake_flags;
+	u64 born_with;		/* the order it has until user space has spoken about it */
+	u64 deadline;		/* while is_ordered: when it should have run, ns on the clock of scx_bpf_now() */
+	u64 vtime;		/* while has_vtime: what p->scx.dsq_vtime was before the deadline took its place on URGENT_DSQ */
+	u64 told_at;
+	bool is_ordered;	/* it waits or runs by a standing order */
+	bool has_vtime;
+	bool is_handed_off;
+	bool has_deadline;	/* user space gave it one with the last decision */
+	bool house_keeping;	/* memory management thread of the kernel: must not wait for user space, which may wait for it */
+	u64 enqueued_at;
+	u64 start_ts;
+	u64 stop_ts;
+	u64 exec_runtime;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct task_ctx);
+} task_ctxs SEC(".maps");
+
+/* What a CPU keeps for itself. */
+struct cpu_ctx {
+	u64 chain_since;	/* since when it is handed from task to task */
+	u64 decided_since;	/* when it began to run a task without an order last */
+	u64 protected_until;	/* until then what runs there is not displaced */
+	u64 pad[5];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);		/* set to nr_cpus before loading */
+	__type(key, u32);
+	__type(value, struct cpu_ctx);
+} cpu_ctxs SEC(".maps");
+
+/* The CPUs that take tasks from SHARED_DSQ: those online, less agent_cpu. A hotplug event ends the scheduler. */
+static struct bpf_cpumask __kptr *workers SEC(".bss.workers");
+
+/* The largest deadline that has got a CPU, and where it went while it ran. */
+static u64 vtime_now;
+
+/* Does the scheduler thread hold its CPU without limit? */
+static bool agent_unlimited;
+
+/* When the heartbeat was seen to change last, and its value. Races lose an update of a few ns. */
+static u64 beat_seen, beat_seen_at;
+
+static __always_inline void count(enum counter counter)
+{
+	u32 cpu = bpf_get_smp_processor_id();
+	struct cpu_state *state = bpf_map_lookup_elem(&cpus, &cpu);
+
+	/* Interrupts are off in every op that counts, so nobody else writes this CPU's counters. */
+	if (state)
+		state->counters[counter]++;
+}
+
+/*
+ * Adds to a word: a full barrier. Without the second line clang drops the old value, and with it the barrier on machines
+ * whose atomics have none by themselves (arm64).
+ */
+static __always_inline void add_and_order(u64 *word, u64 addend)
+{
+	u64 old = __sync_fetch_and_add(word, addend);
+
+	barrier_var(old);
+}
+
+static __always_inline struct cpu_state *cpu_state(s32 cpu)
+{
+	u32 key = cpu;
+
+	return bpf_map_lookup_elem(&cpus, &key);
+}
+
+static __always_inline struct cpu_ctx *cpu_ctx(s32 cpu)
+{
+	u32 key = cpu;
+
+	return bpf_map_lookup_elem(&cpu_ctxs, &key);
+}
+
+static __always_inline bool time_before(u64 a, u64 b)
+{
+	return (s64)(a - b) < 0;
+}
+
+/* Races lose an update of a few ns. */
+static __always_inline void advance_vtime_now(u64 vtime)
+{
+	if (time_before(vtime_now, vtime))
+		vtime_now = vtime;
+}
+
+/* CPU time, scaled by the task's weight. */
+static __always_inline u64 virtual_time(const struct task_struct *p, u64 runtime)
+{
+	return runtime * 100 / (p->scx.weight ?: 1);
+}
+
+static __always_inline struct task_ctx *task_ctx(struct task_struct *p)
+{
+	return bpf_task_storage_get(&task_ctxs, p, 0, 0);
+}
+
+static __always_inline bool is_agent(const struct task_struct *p)
+{
+	return p->pid == agent_pid;
+}
+
+/* migrate_disable() is in force. Older kernels count the running BPF program as one such section of the current task. */
+static __always_inline bool is_migration_disabled(const struct task_struct *p)
+{
+	u16 depth = p->migration_disabled;
+
+	return depth > 1 || (depth == 1 && p != bpf_get_current_task_btf());
+}
+
+/* May @p run nowhere but on the CPU of the scheduler thread? */
+static bool only_on_agent_cpu(struct task_struct *p)
+{
+	struct bpf_cpumask *mask = workers;
+
+	return mask && !bpf_cpumask_intersects((const struct cpumask *)mask, p->cpus_ptr);
+}
+
+/* May @p run on every CPU that takes tasks? */
+static bool is_unrestricted(struct task_struct *p)
+{
+	struct bpf_cpumask *mask = workers;
+
+	return p->nr_cpus_allowed > 1 && mask && bpf_cpumask_subset((const struct cpumask *)mask, p->cpus_ptr);
+}
+
+static void kick_idle_cpu_for(struct task_struct *p)
+{
+	s32 cpu = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);
+
+	if (cpu >= 0)
+		scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE);
+}
+
+#endif /* METRONOME_STATE_H */

@@ -308,7 +308,7 @@ impl Driver {
         let mut last = words.lines().map(str::trim).filter(|line| !line.is_empty());
         let complaint = last
             .clone()
-            .find(|line| line.contains("Oops") || line.contains("BUG") || line.contains("WARNING"));
+            .find(|line| ["qemu-system", "Oops", "BUG", "WARNING"].iter().any(|word| line.contains(word)));
         Ok(Some(Failure {
             scheduler: turn.scheduler.id.to_owned(),
             step: "running".to_owned(),

@@ -306,9 +306,11 @@ impl Driver {
         // A kernel that complained makes what it measured doubtful.
         samples.iter().for_each(|sample| self.store.forget(sample));
         let mut last = words.lines().map(str::trim).filter(|line| !line.is_empty());
-        let complaint = last
-            .clone()
-            .find(|line| ["qemu-system", "Oops", "BUG", "WARNING"].iter().any(|word| line.contains(word)));
+        let complaint = last.clone().find(|line| {
+            ["qemu-system", "Oops", "BUG", "WARNING"]
+                .iter()
+                .any(|word| line.contains(word))
+        });
         Ok(Some(Failure {
             scheduler: turn.scheduler.id.to_owned(),
             step: "running".to_owned(),

@@ -1,6 +1,6 @@
 //! The regression gate: ratios of Metronome to EEVDF, against those that were committed.
 //!
-//! A figure itself depends on the kernel and the emulator; its ratio to EEVDF's in the same round much less. A ratio has become
+//! A figure itself depends on the kernel and the emulator; its ratio to EEVDF's median in the same run much less. A ratio has become
 //! worse when its median is beyond the committed one by more than the spread, which here is the whole range over the rounds, the
 //! larger of the two runs': a gate that cries wolf is switched off.
 
@@ -22,7 +22,7 @@ pub struct Ratios {
     pub kernel: String,
     /// CPUs.
     pub cpus: usize,
-    /// By cell and figure: Metronome's over EEVDF's, for each round.
+    /// By cell and figure: each round of Metronome's over the median of EEVDF's.
     pub ratios: BTreeMap<String, Vec<f64>>,
 }
 
@@ -60,7 +60,7 @@ impl Ratios {
         let mut ratios = BTreeMap::new();
         // EEVDF has no process whose cost could be asked for.
         for row in rows(outcome).filter(|row| baseline.at(row).is_some()) {
-            let rounds = by_round(&row, ours, baseline);
+            let rounds = to_median(&row, ours, baseline);
             if rounds.len() < FEWEST {
                 bail!(
                     "{} has {} rounds, {FEWEST} are needed: the machine was too slow",
@@ -111,20 +111,17 @@ fn name(row: &Row) -> String {
     format!("{} {}", row.cell.id, row.metric.key)
 }
 
-fn by_round(row: &Row, ours: &Column, baseline: &Column) -> Vec<f64> {
-    let figure = |column: &Column, round: u32| {
-        let mut samples = column.samples.iter();
-        let sample = samples.find(|sample| sample.cell == row.cell.id && sample.round == round)?;
-        sample.figures.get(row.metric.key).copied()
+/// Of each round of ours to the median of the baseline's: EEVDF's odd rounds say nothing about Metronome.
+fn to_median(row: &Row, ours: &Column, baseline: &Column) -> Vec<f64> {
+    let Some(baseline) = baseline.at(row) else {
+        return Vec::new();
     };
-    let most = ours
+    let samples = ours
         .samples
         .iter()
-        .map(|sample| sample.round)
-        .max()
-        .unwrap_or(0);
-    let ratios =
-        (1..=most).filter_map(|round| Some(figure(ours, round)? / figure(baseline, round)?));
+        .filter(|sample| sample.cell == row.cell.id);
+    let figures = samples.filter_map(|sample| sample.figures.get(row.metric.key));
+    let ratios = figures.map(|figure| figure / baseline.median);
     ratios.filter(|ratio| ratio.is_finite()).collect()
 }
 

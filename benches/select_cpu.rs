@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use scx_metronome::abi::{
-    Control, CpuState, IdleMask, MAILBOX_SLOTS, MAX_TASKS, PickArgs, SHARED_MAILBOX_SLOTS,
+    Control, CpuState, MAILBOX_SLOTS, MAX_TASKS, MachineState, PickArgs, SHARED_MAILBOX_SLOTS,
 };
 use scx_metronome::idle::CpuPlace;
 use scx_metronome::shared::{Shared, SharedMemory};
@@ -77,7 +77,7 @@ impl Machine {
             mailboxes: zeroed(cpus * 64 * (1 + MAILBOX_SLOTS)),
             shared_mailbox: zeroed(64 * (1 + SHARED_MAILBOX_SLOTS)),
             cpus: zeroed(cpus * size_of::<CpuState>()).cast(),
-            idle: zeroed(size_of::<IdleMask>()).cast(),
+            machine: zeroed(size_of::<MachineState>()).cast(),
             orders: zeroed(MAX_TASKS * size_of::<u64>()).cast(),
             control: zeroed(size_of::<Control>()).cast(),
             nr_cpus,

@@ -24,6 +24,9 @@
 /* Rings, each for the tasks whose id has the same remainder. A power of two. */
 #define MAX_RINGS 16
 
+/* Bytes of a ring: room for 8,192 records. */
+#define RING_BYTES (1 << 20)
+
 /* queued_task.kind: a task waits for a decision, or something has happened to it. */
 enum record_kind {
 	RECORD_QUEUED = 1,	/* it waits for a decision */
@@ -125,7 +128,9 @@ enum counter {
 	COUNT_USED_UP,		/* questions about tasks whose standing order was used up */
 	COUNT_BAD_ORDER,	/* orders of which something was ignored */
 	COUNT_EVENTS,		/* records of other kinds than RECORD_QUEUED */
-	COUNT_EVENTS_LOST,	/* events that found the ring full */
+	COUNT_EVENTS_LOST,	/* events that found the ring half full */
+	COUNT_LATE,		/* times that user space was found late and the kernel side went on alone */
+	COUNT_ALONE,		/* tasks about which it was therefore not asked */
 	NR_COUNTERS = 24,
 };
 
@@ -157,10 +162,13 @@ struct cpu_state {
 	__u64 counters[NR_COUNTERS];
 };
 
-/* Map `idle_cpus`: a bit per CPU that is idle, set and cleared along with idle_seq, so that the search for one costs a word for
- * 64 CPUs. Written by K. */
-struct idle_mask {
-	__u64 words[MAX_CPUS / 64];
+/* Map `machine`. All of it is written by K. */
+struct machine_state {
+	/* A bit per CPU that is idle, set and cleared along with idle_seq, so that the search for one costs a word for 64. */
+	__u64 idle[MAX_CPUS / 64];
+	/* Odd while the kernel side decides alone because user space is late; grows with each change. */
+	__u64 takeover;
+	__u64 pad[7];
 };
 
 /* One page, map `control`. All of it is written by U. */
@@ -173,6 +181,7 @@ struct control {
 	__u64 newborn;		/* the standing order of tasks whose parent has none that is inherited; 0: none */
 	__u32 events;		/* 1 << RECORD_*: what user space wants to hear of */
 	__u32 tell_us;		/* of one task with a standing order it hears at most so often */
+	__u64 caught_up;	/* the takeover during which the rings were found empty last */
 };
 
 /* Argument of the program pick_idle_cpu(). */
@@ -202,8 +211,9 @@ _Static_assert(__builtin_offsetof(struct cpu_state, running) == CACHE_LINE, "a l
 _Static_assert(sizeof(struct running_task) == CACHE_LINE, "a line of its own");
 _Static_assert(__builtin_offsetof(struct cpu_state, counters) == 2 * CACHE_LINE, "counters do not disturb the rest");
 _Static_assert(sizeof(struct cpu_state) == 320, "as in abi.rs");
-_Static_assert(sizeof(struct idle_mask) == 128, "two cache lines");
-_Static_assert(sizeof(struct control) == 4128, "as in abi.rs");
+_Static_assert(__builtin_offsetof(struct machine_state, takeover) == 128, "a line of its own");
+_Static_assert(sizeof(struct machine_state) == 192, "as in abi.rs");
+_Static_assert(sizeof(struct control) == 4136, "as in abi.rs");
 _Static_assert(__builtin_offsetof(struct control, parked) == 4108, "as in abi.rs");
 _Static_assert(sizeof(struct exit_record) == 1168, "as in abi.rs");
 

@@ -226,7 +226,8 @@ static bool enqueue_kernel_side(struct task_struct *p, struct task_ctx *tctx, u6
 /* User space is asked about @p. Returns whether there was room for the question. */
 static bool enqueue_pending(struct task_struct *p, struct task_ctx *tctx, u32 generation, u64 enq_flags)
 {
-	struct queued_task *rec = reserve_record(tctx->id);
+	/* User space hears of who used up an order sooner than of others. */
+	struct queued_task *rec = reserve_record(tctx->id, order_of(tctx) ? 0 : FREE_FOR_ORDERED);
 	u64 wakeup;
 
 	if (!rec)
@@ -237,6 +238,7 @@ static bool enqueue_pending(struct task_struct *p, struct task_ctx *tctx, u32 ge
 	fill_record(rec, p, tctx, generation, enq_flags);
 	dsq_insert_vtime(p, PENDING_DSQ, slice_ns, p->scx.dsq_vtime, enq_flags);
 	bpf_ringbuf_submit(rec, wakeup);
+	watch_user_space();
 	return true;
 }
 
@@ -259,7 +261,11 @@ void BPF_PROG(metronome_enqueue, struct task_struct *p, u64 enq_flags)
 		return;
 	if (!tctx || !slot)
 		enqueue_shared(p, p->scx.dsq_vtime, enq_flags, COUNT_NO_ID);
-	else if (!enqueue_ordered(p, tctx, enq_flags) && !enqueue_pending(p, tctx, slot->generation, enq_flags))
+	else if (enqueue_ordered(p, tctx, enq_flags))
+		return;
+	else if (is_alone())
+		enqueue_shared(p, p->scx.dsq_vtime, enq_flags, COUNT_ALONE);
+	else if (!enqueue_pending(p, tctx, slot->generation, enq_flags))
 		enqueue_shared(p, p->scx.dsq_vtime, enq_flags, COUNT_RING_FULL);
 }
 
@@ -276,18 +282,18 @@ void BPF_PROG(metronome_enqueue, struct task_struct *p, u64 enq_flags)
  */
 static void publish_idle(s32 cpu, bool is_idle)
 {
-	u32 key = cpu, zero = 0;
+	u32 key = cpu;
 	struct cpu_state *state = bpf_map_lookup_elem(&cpus, &key);
-	struct idle_mask *mask = bpf_map_lookup_elem(&idle_cpus, &zero);
+	struct machine_state *machine = machine_state();
 	u64 seq, bit = 1ULL << (cpu & 63);
 	u64 *word;
 
-	if (!state || !mask)
+	if (!state || !machine)
 		return;
 	seq = *(volatile u64 *)&state->idle_seq;
 	if (!is_idle && !(seq & 1))
 		return;
-	word = &mask->words[(key / 64) & (MAX_CPUS / 64 - 1)];
+	word = &machine->idle[(key / 64) & (MAX_CPUS / 64 - 1)];
 	if (is_idle && !(seq & 1))
 		__sync_fetch_and_or(word, bit);
 	else if (!is_idle)
@@ -340,6 +346,41 @@ static bool move_decided_to_local(s32 cpu, u64 turn)
 	       scx_bpf_dsq_move_to_local(shared_first ? cpu : SHARED_DSQ);
 }
 
+/* Sets *@vtime to the deadline of the first task on a DSQ, if there is one and @cpu may run it. */
+static bool first_vtime(u64 dsq_id, s32 cpu, u64 *vtime)
+{
+	struct bpf_iter_scx_dsq it;
+	struct task_struct *p;
+	bool found = false;
+
+	if (!bpf_iter_scx_dsq_new(&it, dsq_id, 0)) {
+		p = bpf_iter_scx_dsq_next(&it);
+		if (p && bpf_cpumask_test_cpu(cpu, p->cpus_ptr)) {
+			*vtime = p->scx.dsq_vtime;
+			found = true;
+		}
+	}
+	bpf_iter_scx_dsq_destroy(&it);
+	return found;
+}
+
+/*
+ * The next task of those whose turn is by deadline. While the kernel side is alone, the ones that user space has been asked
+ * about are among them.
+ */
+static bool move_next_to_local(s32 cpu, u64 turn)
+{
+	u64 pending, decided;
+
+	if (is_alone() && first_vtime(PENDING_DSQ, cpu, &pending) &&
+	    (!first_vtime(SHARED_DSQ, cpu, &decided) || time_before(pending, decided)) &&
+	    scx_bpf_dsq_move_to_local(PENDING_DSQ)) {
+		count(COUNT_TAKEOVER);
+		return true;
+	}
+	return move_decided_to_local(cpu, turn);
+}
+
 /*
  * This CPU may have run nothing but tasks with orders for so long that one without must have its turn, and keep the CPU for a
  * moment.
@@ -349,18 +390,18 @@ static bool move_starved_to_local(s32 cpu, u64 turn)
 	struct cpu_ctx *cctx = cpu_ctx(cpu);
 	u64 now = scx_bpf_now();
 
-	if (!cctx || now - cctx->decided_since < URGENT_NS || !move_decided_to_local(cpu, turn))
+	if (!cctx || now - cctx->decided_since < URGENT_NS || !move_next_to_local(cpu, turn))
 		return false;
 	cctx->protected_until = now + PROTECTED_NS;
 	return true;
 }
 
-static bool agent_is_parked(void)
+/* Does the scheduler thread not need its CPU? */
+static bool agent_is_away(void)
 {
-	u32 zero = 0;
-	struct control *ctl = bpf_map_lookup_elem(&control, &zero);
+	struct control *ctl = controls();
 
-	return ctl && *(volatile u32 *)&ctl->parked;
+	return (ctl && *(volatile u32 *)&ctl->parked) || is_alone();
 }
 
 /* @cpu needs a task. */
@@ -371,8 +412,8 @@ void BPF_PROG(metronome_dispatch, s32 cpu, struct task_struct *prev)
 	bool displaces;
 	u64 turn;
 
-	/* While the thread sleeps, its CPU is everybody's. */
-	if (cpu == agent_cpu && !agent_is_parked()) {
+	/* While the thread sleeps or is kept from running, its CPU is everybody's. */
+	if (cpu == agent_cpu && !agent_is_away()) {
 		/* A kick that was meant for a worker may have ended up here. */
 		if (!scx_bpf_dsq_move_to_local(agent_cpu))
 			pass_on_shared();
@@ -388,8 +429,7 @@ void BPF_PROG(metronome_dispatch, s32 cpu, struct task_struct *prev)
 	if (turn % PATIENCE_TURNS == 0 && take_over(false))
 		return;
 	if ((displaces && scx_bpf_dsq_move_to_local(cpu)) || move_starved_to_local(cpu, turn) ||
-	    scx_bpf_dsq_move_to_local(URGENT_DSQ) ||
-	    move_decided_to_local(cpu, turn)) {
+	    scx_bpf_dsq_move_to_local(URGENT_DSQ) || move_next_to_local(cpu, turn)) {
 		pass_on_shared();
 		return;
 	}
@@ -467,24 +507,6 @@ void BPF_PROG(metronome_running, struct task_struct *p)
 	advance_vtime_now(p->scx.dsq_vtime);
 }
 
-/* Sets *@vtime to the deadline of the first task on a DSQ, if there is one and @cpu may run it. */
-static bool first_vtime(u64 dsq_id, s32 cpu, u64 *vtime)
-{
-	struct bpf_iter_scx_dsq it;
-	struct task_struct *p;
-	bool found = false;
-
-	if (!bpf_iter_scx_dsq_new(&it, dsq_id, 0)) {
-		p = bpf_iter_scx_dsq_next(&it);
-		if (p && bpf_cpumask_test_cpu(cpu, p->cpus_ptr)) {
-			*vtime = p->scx.dsq_vtime;
-			found = true;
-		}
-	}
-	bpf_iter_scx_dsq_destroy(&it);
-	return found;
-}
-
 /* Does a task that @cpu may run have an earlier deadline than @p, which runs there and whose own moves on meanwhile? */
 static bool is_overtaken(struct task_struct *p, struct task_ctx *tctx, s32 cpu)
 {
@@ -498,6 +520,7 @@ static bool is_overtaken(struct task_struct *p, struct task_ctx *tctx, s32 cpu)
 		return false;
 	return (first_vtime(cpu, cpu, &first) && time_before(first, deadline)) ||
 	       (first_vtime(SHARED_DSQ, cpu, &first) && time_before(first, deadline)) ||
+	       (is_alone() && first_vtime(PENDING_DSQ, cpu, &first) && time_before(first, deadline)) ||
 	       (first_mail_vtime(&own->head, own->slots, MAILBOX_SLOTS, &first) && time_before(first, deadline)) ||
 	       (first_mail_vtime(&shared->head, shared->slots, SHARED_MAILBOX_SLOTS, &first) &&
 		time_before(first, deadline));
@@ -671,8 +694,7 @@ s32 BPF_PROG(metronome_init)
 			break;
 		err = scx_bpf_create_dsq(cpu, -1);
 	}
-	beat_seen_at = scx_bpf_now();
-	return err;
+	return err ?: init_watch();
 }
 
 SEC("struct_ops/dump")

@@ -5,7 +5,7 @@
 #ifndef METRONOME_RECORDS_H
 #define METRONOME_RECORDS_H
 
-#include "state.h"
+#include "takeover.h"
 
 static void fill_record(struct queued_task *rec, struct task_struct *p, struct task_ctx *tctx, u32 generation, u64 enq_flags)
 {
@@ -35,12 +35,21 @@ static void fill_record(struct queued_task *rec, struct task_struct *p, struct t
 	__builtin_memcpy(rec->comm, p->comm, sizeof(rec->comm));
 }
 
-static __always_inline struct queued_task *reserve_record(u32 id)
+/*
+ * What of a ring must stay free: events leave room for questions, and questions about tasks without an order for those about
+ * tasks whose order is used up. User space reads an eighth of the ring before it says so.
+ */
+#define FREE_FOR_QUESTIONS (RING_BYTES / 2)
+#define FREE_FOR_ORDERED (RING_BYTES / 4)
+
+static __always_inline struct queued_task *reserve_record(u32 id, u64 must_stay_free)
 {
 	u32 key = id & (nr_rings - 1);
 	void *to = bpf_map_lookup_elem(&queued, &key);
 
-	return to ? bpf_ringbuf_reserve(to, sizeof(struct queued_task), 0) : NULL;
+	if (!to || (must_stay_free && bpf_ringbuf_query(to, BPF_RB_AVAIL_DATA) > RING_BYTES - must_stay_free))
+		return NULL;
+	return bpf_ringbuf_reserve(to, sizeof(struct queued_task), 0);
 }
 
 /*
@@ -61,8 +70,7 @@ static u64 wakeup_flags(void)
 	add_and_order(&state->counters[COUNT_QUEUED], 1);
 	if (!*(volatile u32 *)&ctl->parked)
 		return BPF_RB_NO_WAKEUP;
-	/* Whoever sleeps has no heartbeat: it is not late before it could wake up. */
-	beat_seen_at = scx_bpf_now();
+	note_wakeup(ctl);
 	return BPF_RB_FORCE_WAKEUP;
 }
 
@@ -79,7 +87,7 @@ static void tell(struct task_struct *p, struct task_ctx *tctx, enum record_kind 
 	slot = bpf_map_lookup_elem(&id_slots, &id);
 	if (!slot || !tctx)
 		return;
-	rec = reserve_record(id);
+	rec = reserve_record(id, FREE_FOR_QUESTIONS);
 	if (!rec) {
 		count(COUNT_EVENTS_LOST);
 		return;

@@ -13,7 +13,7 @@ const volatile u32 nr_cpus = 1;		/* possible CPUs: CPU numbers are below it */
 const volatile u32 nr_rings = 1;	/* a power of two */
 const volatile s32 agent_cpu;		/* where the scheduler thread lives */
 const volatile u64 slice_ns = 20000000;	/* the default slice */
-const volatile u64 budget_ns = 50000000;	/* how late user space may be while a CPU is idle */
+const volatile u64 budget_ns = 10000000;	/* how late user space may be */
 const volatile u64 patience_ns = 1000000000;	/* how long a task may wait for a decision at all */
 const volatile bool builtin_idle = true;
 const volatile u32 exit_dump_len = 32768;
@@ -46,7 +46,7 @@ s32 agent_tgid;
  */
 struct ring {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 1 << 20);
+	__uint(max_entries, RING_BYTES);
 } ring SEC(".maps");
 
 struct {
@@ -90,8 +90,8 @@ struct {
 	__uint(map_flags, BPF_F_MMAPABLE);
 	__uint(max_entries, 1);
 	__type(key, u32);
-	__type(value, struct idle_mask);
-} idle_cpus SEC(".maps");
+	__type(value, struct machine_state);
+} machine SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -197,9 +197,6 @@ static u64 vtime_now;
 /* Does the scheduler thread hold its CPU without limit? */
 static bool agent_unlimited;
 
-/* When the heartbeat was seen to change last, and its value. Races lose an update of a few ns. */
-static u64 beat_seen, beat_seen_at;
-
 static __always_inline void count(enum counter counter)
 {
 	u32 cpu = bpf_get_smp_processor_id();
@@ -233,6 +230,20 @@ static __always_inline struct cpu_ctx *cpu_ctx(s32 cpu)
 	u32 key = cpu;
 
 	return bpf_map_lookup_elem(&cpu_ctxs, &key);
+}
+
+static __always_inline struct machine_state *machine_state(void)
+{
+	u32 zero = 0;
+
+	return bpf_map_lookup_elem(&machine, &zero);
+}
+
+static __always_inline struct control *controls(void)
+{
+	u32 zero = 0;
+
+	return bpf_map_lookup_elem(&control, &zero);
 }
 
 static __always_inline bool time_before(u64 a, u64 b)

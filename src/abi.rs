@@ -79,8 +79,12 @@ pub enum Counter {
     BadOrder,
     /// Records that were no questions.
     Events,
-    /// Events that found the ring full.
+    /// Events that found the ring half full.
     EventsLost,
+    /// Times that user space was found late and the kernel side went on alone.
+    Late,
+    /// Tasks about which it was therefore not asked.
+    Alone,
 }
 
 /// Counters per CPU, some unused.
@@ -127,10 +131,14 @@ pub struct RunningTask {
     pub(crate) pad: [u32; 7],
 }
 
-/// A bit for each CPU that is idle, which goes along with its `idle_seq`.
+/// What the kernel side publishes about the machine as a whole.
 #[repr(C, align(64))]
-pub struct IdleMask {
-    pub(crate) words: [AtomicU64; MAX_CPUS.div_ceil(64)],
+pub struct MachineState {
+    /// A bit for each CPU that is idle, which goes along with its `idle_seq`.
+    pub(crate) idle: [AtomicU64; MAX_CPUS.div_ceil(64)],
+    /// Odd while the kernel side decides alone because user space is late; grows with each change.
+    pub(crate) takeover: AtomicU64,
+    pub(crate) pad: [u64; 7],
 }
 
 /// What user space tells the kernel side as a whole.
@@ -149,6 +157,8 @@ pub struct Control {
     pub(crate) events: AtomicU32,
     /// Of one task with a standing order it hears at most so often, µs.
     pub(crate) tell_us: AtomicU32,
+    /// The takeover during which the rings were found empty last.
+    pub(crate) caught_up: AtomicU64,
 }
 
 /// Argument of the program `pick_idle_cpu`.
@@ -189,8 +199,9 @@ const _: () = {
     assert!(offset_of!(CpuState, running) == 64);
     assert!(size_of::<CpuState>() == 320);
     assert!(offset_of!(CpuState, counters) == 128);
-    assert!(size_of::<IdleMask>() == 128);
-    assert!(size_of::<Control>() == 4128);
+    assert!(offset_of!(MachineState, takeover) == 128);
+    assert!(size_of::<MachineState>() == 192);
+    assert!(size_of::<Control>() == 4136);
     assert!(offset_of!(Control, parked) == 4108);
     assert!(size_of::<PickArgs>() == 16);
     assert!(size_of::<ExitRecord>() == 1168);

@@ -20,7 +20,7 @@ use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{Link, MapCore, MapFlags, MapHandle, MapType, OpenObject, PrintLevel, libbpf_sys};
 
 use crate::abi::{
-    Control, Counter, CpuState, ExitRecord, IdleMask, MAILBOX_SLOTS, MAX_RINGS, MAX_TASKS,
+    Control, Counter, CpuState, ExitRecord, MAILBOX_SLOTS, MAX_RINGS, MAX_TASKS, MachineState,
     MailboxHead, PickArgs, RING_BYTES, SHARED_MAILBOX_SLOTS, Slot,
 };
 use crate::bpf::{MetronomeSkel, MetronomeSkelBuilder, OpenMetronomeSkel};
@@ -61,6 +61,7 @@ pub struct Builder {
     builtin_idle: bool,
     slice: Duration,
     timeout: Duration,
+    budget: Duration,
     rings: Option<u32>,
     wait: Wait,
 }
@@ -76,6 +77,7 @@ impl Default for Builder {
             builtin_idle: true,
             slice: Duration::from_millis(20),
             timeout: Duration::from_secs(5),
+            budget: Duration::from_millis(10),
             rings: None,
             wait: Wait::default(),
         }
@@ -136,6 +138,12 @@ impl Builder {
         self
     }
 
+    /// How late the scheduler thread may be before the kernel side goes on alone, until it is back: 1 ms to 10 s.
+    pub fn budget(mut self, budget: Duration) -> Self {
+        self.budget = budget;
+        self
+    }
+
     /// How many rings carry tasks to user space: 1, 2, 4, 8 or 16, of 1 MiB each. Without: one for each 16 CPUs.
     pub fn rings(mut self, rings: u32) -> Self {
         self.rings = Some(rings);
@@ -191,6 +199,12 @@ impl Builder {
         {
             bail!("the number of rings is {rings}, but must be 1, 2, 4, 8 or 16");
         }
+        if !(Duration::from_millis(1)..=Duration::from_secs(10)).contains(&self.budget) {
+            bail!(
+                "the scheduler thread's budget is {:?}, but must be 1 ms to 10 s",
+                self.budget
+            );
+        }
         if self.timeout.is_zero() || self.timeout > Duration::from_secs(30) {
             bail!(
                 "the watchdog's timeout is {:?}, but the kernel allows 1 ms to 30 s",
@@ -227,6 +241,7 @@ impl Builder {
         rodata.nr_rings = self.nr_rings(topology);
         rodata.agent_cpu = agent_cpu as i32;
         rodata.slice_ns = self.slice.as_nanos() as u64;
+        rodata.budget_ns = self.budget.as_nanos() as u64;
         rodata.builtin_idle = self.builtin_idle;
         rodata.exit_dump_len = dump_len;
 
@@ -331,7 +346,7 @@ struct Mappings {
     mailboxes: Mapping,
     shared_mailbox: Mapping,
     cpus: Arc<Mapping>,
-    idle_cpus: Mapping,
+    machine: Mapping,
     orders: Mapping,
     control: Mapping,
     exit_record: Mapping,
@@ -402,12 +417,12 @@ impl Mappings {
                 write,
                 "the CPU states",
             )?),
-            idle_cpus: Mapping::new(
-                maps.idle_cpus.as_fd(),
+            machine: Mapping::new(
+                maps.machine.as_fd(),
                 0,
-                size_of::<IdleMask>(),
+                size_of::<MachineState>(),
                 write,
-                "the idle CPUs",
+                "the state of the machine",
             )?,
             orders: Mapping::new(
                 maps.orders.as_fd(),
@@ -439,7 +454,7 @@ impl Mappings {
             mailboxes,
             shared_mailbox,
             cpus,
-            idle_cpus,
+            machine,
             orders,
             control,
             exit_record,
@@ -452,7 +467,7 @@ impl Mappings {
             mailboxes,
             shared_mailbox,
             cpus,
-            idle_cpus,
+            machine,
             orders,
             control,
             exit_record,
@@ -467,7 +482,7 @@ impl Mappings {
             mailboxes: self.mailboxes.start(),
             shared_mailbox: self.shared_mailbox.start(),
             cpus: self.cpus.start().cast(),
-            idle: self.idle_cpus.start().cast(),
+            machine: self.machine.start().cast(),
             orders: self.orders.start().cast(),
             control: self.control.start().cast(),
             nr_cpus,
@@ -934,6 +949,8 @@ impl Watch {
             bad_orders: count(Counter::BadOrder),
             events: count(Counter::Events),
             events_lost: count(Counter::EventsLost),
+            late: count(Counter::Late),
+            alone: count(Counter::Alone),
             taken: user(&self.counts.taken),
             sent: user(&self.counts.sent),
             superseded: user(&self.counts.superseded),

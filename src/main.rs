@@ -49,6 +49,10 @@ struct Options {
     #[arg(long, value_name = "MODE", default_value = "adaptive")]
     wait: Wait,
 
+    /// How late the scheduler thread may be before the kernel side goes on alone until it is back, in ms
+    #[arg(long, value_name = "MS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    budget_ms: u64,
+
     /// Have the kernel throw the scheduler out when a runnable task has waited this long, in ms
     #[arg(long, value_name = "MS", default_value_t = 5_000, value_parser = clap::value_parser!(u64).range(1..=30_000))]
     timeout_ms: u64,
@@ -83,7 +87,8 @@ impl Options {
             .builtin_idle(!self.no_builtin_idle)
             .exit_dump_len(self.exit_dump_len)
             .slice(Duration::from_micros(self.slice_us))
-            .timeout(Duration::from_millis(self.timeout_ms));
+            .timeout(Duration::from_millis(self.timeout_ms))
+            .budget(Duration::from_millis(self.budget_ms));
         if let Some(cpu) = self.cpu {
             builder = builder.cpu(cpu);
         }

@@ -31,7 +31,7 @@ use loom::cell::UnsafeCell;
 use loom::sync::{Mutex, Notify};
 use loom::thread;
 
-use crate::abi::{Control, CpuState, IdleMask, MAILBOX_SLOTS, MailboxHead, RunningTask, Slot};
+use crate::abi::{Control, CpuState, MAILBOX_SLOTS, MachineState, MailboxHead, RunningTask, Slot};
 use crate::mailbox::{Decision, Mailbox};
 use crate::ring::{ModelRecord, Ring, RingMemory};
 use crate::shared::{Shared, SharedMemory};
@@ -451,7 +451,7 @@ struct Machine {
     mailboxes: [Boxed; CPUS],
     shared_mailbox: Boxed,
     cpus: [CpuState; CPUS],
-    idle: IdleMask,
+    machine: MachineState,
     control: Control,
     ring_buf: RingBuf<4>,
     worker: Sleeper,
@@ -480,8 +480,10 @@ impl Machine {
                 },
                 counters: core::array::from_fn(|_| AtomicU64::new(0)),
             }),
-            idle: IdleMask {
-                words: [AtomicU64::new(0)],
+            machine: MachineState {
+                idle: [AtomicU64::new(0)],
+                takeover: AtomicU64::new(0),
+                pad: [0; 7],
             },
             control: Control {
                 heartbeat: AtomicU64::new(0),
@@ -491,6 +493,7 @@ impl Machine {
                 newborn: AtomicU64::new(0),
                 events: AtomicU32::new(0),
                 tell_us: AtomicU32::new(0),
+                caught_up: AtomicU64::new(0),
             },
             ring_buf: RingBuf::new(0),
             worker: Sleeper::new(),
@@ -500,7 +503,7 @@ impl Machine {
             mailboxes: NonNull::from(&machine.mailboxes).cast(),
             shared_mailbox: NonNull::from(&machine.shared_mailbox).cast(),
             cpus: NonNull::from(&machine.cpus).cast(),
-            idle: NonNull::from(&machine.idle),
+            machine: NonNull::from(&machine.machine),
             // Nobody has an order.
             orders: NonNull::dangling(),
             control: NonNull::from(&machine.control),
@@ -527,9 +530,9 @@ impl Machine {
             return false;
         }
         if idle && seq & 1 == 0 {
-            self.idle.words[0].fetch_or(1 << WORKER, Ordering::Relaxed);
+            self.machine.idle[0].fetch_or(1 << WORKER, Ordering::Relaxed);
         } else if !idle {
-            self.idle.words[0].fetch_and(!(1 << WORKER), Ordering::Relaxed);
+            self.machine.idle[0].fetch_and(!(1 << WORKER), Ordering::Relaxed);
         }
         let step = if (seq & 1 == 1) == idle { 2 } else { 1 };
         state.idle_seq.fetch_add(step, Ordering::Relaxed);

@@ -30,8 +30,8 @@ use core::ptr::NonNull;
 use heapless::Vec;
 
 use crate::abi::{
-    Control, CpuState, DECISION_ANY_CPU, DECISION_PREEMPT, IdleMask, KICK_PREEMPT, MAILBOX_SLOTS,
-    MAX_CPUS, MAX_RINGS, MailboxHead, RUNS_DECIDED, RUNS_ORDERED, SHARED_MAILBOX_SLOTS, Slot,
+    Control, CpuState, DECISION_ANY_CPU, DECISION_PREEMPT, KICK_PREEMPT, MAILBOX_SLOTS, MAX_CPUS,
+    MAX_RINGS, MachineState, MailboxHead, RUNS_DECIDED, RUNS_ORDERED, SHARED_MAILBOX_SLOTS, Slot,
 };
 use crate::idle::{CpuMap, CpuPlace, CpuSet};
 use crate::mailbox::{Decision, Full, Mailbox};
@@ -51,8 +51,8 @@ pub struct SharedMemory {
     pub shared_mailbox: NonNull<u8>,
     /// One state for each CPU, in a row.
     pub cpus: NonNull<CpuState>,
-    /// A bit for each CPU that is idle.
-    pub idle: NonNull<IdleMask>,
+    /// What is published about the machine as a whole.
+    pub machine: NonNull<MachineState>,
     /// The standing orders, one for each task id.
     pub orders: NonNull<AtomicU64>,
     /// The control page.
@@ -383,6 +383,7 @@ impl Shared {
     /// One fence if anything was dispatched.
     pub fn flush(&mut self) -> u32 {
         self.beat();
+        self.catch_up();
         // What is struck out before the fence may have become idle since.
         self.open = self.workers;
         if self.mailed.is_empty() && self.shared_mailed == 0 && self.kicks.is_empty() {
@@ -404,8 +405,31 @@ impl Shared {
     /// Sleeps by `sleep` until a task waits, if none does; see [`wait`]. Returns whether it slept.
     pub fn park(&mut self, sleep: impl FnOnce()) -> bool {
         self.release();
-        let nothing = || self.rings.iter().all(|ring| ring.backlog_bytes() == 0);
-        wait::park(&self.control().parked, nothing, sleep)
+        wait::park(&self.control().parked, || self.rings_are_empty(), sleep)
+    }
+
+    fn rings_are_empty(&self) -> bool {
+        self.rings.iter().all(|ring| ring.backlog_bytes() == 0)
+    }
+
+    /// Whether the kernel side decides alone because we were late. It asks again once we have read the rings empty.
+    ///
+    /// # Cost
+    /// A load of a line that is written only when that changes.
+    pub fn is_taken_over(&self) -> bool {
+        self.takeover() & 1 == 1
+    }
+
+    fn takeover(&self) -> u64 {
+        // ORDERING: relaxed: it says what to write into `caught_up`, and nothing else depends on it.
+        self.machine().takeover.load(Ordering::Relaxed)
+    }
+
+    fn catch_up(&self) {
+        let takeover = self.takeover();
+        if takeover & 1 == 1 && self.rings_are_empty() {
+            self.control().caught_up.store(takeover, Ordering::Relaxed);
+        }
     }
 
     fn beat(&mut self) {
@@ -449,12 +473,16 @@ impl Shared {
 
     /// A bit for each of 64 CPUs; none of those that do not exist.
     fn idle_word(&self, at: u32) -> u64 {
-        // SAFETY: live and aligned by the contract of `new`; all its fields are atomics.
-        let mask = unsafe { self.memory.idle.as_ref() };
         // ORDERING: as idle_seq.
-        mask.words
+        let words = &self.machine().idle;
+        words
             .get(at as usize)
             .map_or(0, |word| word.load(Ordering::Relaxed))
+    }
+
+    fn machine(&self) -> &MachineState {
+        // SAFETY: live and aligned by the contract of `new`; all its fields are atomics.
+        unsafe { self.memory.machine.as_ref() }
     }
 
     fn state(&self, cpu: u32) -> Option<&CpuState> {
@@ -514,7 +542,7 @@ mod tests {
                 mailboxes: memory(CPUS as usize * 64 * (1 + MAILBOX_SLOTS)),
                 shared_mailbox: memory(64 * (1 + SHARED_MAILBOX_SLOTS)),
                 cpus: memory(CPUS as usize * size_of::<CpuState>()).cast(),
-                idle: memory(size_of::<IdleMask>()).cast(),
+                machine: memory(size_of::<MachineState>()).cast(),
                 orders: memory(MAX_TASKS * 8).cast(),
                 control: memory(size_of::<Control>()).cast(),
                 nr_cpus: CPUS,
@@ -537,7 +565,7 @@ mod tests {
             let seq = unsafe { &self.memory.cpus.add(cpu as usize).as_ref().idle_seq };
             let odd = seq.load(Ordering::Relaxed) & 1 == 1;
             // SAFETY: live.
-            let word = unsafe { &self.memory.idle.as_ref().words[0] };
+            let word = unsafe { &self.memory.machine.as_ref().idle[0] };
             match idle {
                 true => word.fetch_or(1 << cpu, Ordering::Relaxed),
                 false => word.fetch_and(!(1 << cpu), Ordering::Relaxed),

@@ -28,7 +28,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::abi::{
-    Control, Counter, CpuState, DECISION_ANY_CPU, IdleMask, MAILBOX_SLOTS, MAX_CPUS, MAX_TASKS,
+    Control, Counter, CpuState, DECISION_ANY_CPU, MAILBOX_SLOTS, MAX_CPUS, MAX_TASKS, MachineState,
     MailboxHead, SHARED_MAILBOX_SLOTS, Slot,
 };
 use crate::mailbox::Decision;
@@ -223,7 +223,7 @@ struct Kernel {
     mailboxes: Pages,
     shared_mailbox: Pages,
     cpus: Pages,
-    idle: Pages,
+    machine: Pages,
     orders: Pages,
     control: Pages,
     /// The next record stays busy.
@@ -440,7 +440,7 @@ impl Kernel {
             mailboxes: Pages::new(cpus * 64 * (1 + MAILBOX_SLOTS)),
             shared_mailbox: Pages::new(64 * (1 + SHARED_MAILBOX_SLOTS)),
             cpus: Pages::new(cpus * size_of::<CpuState>()),
-            idle: Pages::new(size_of::<IdleMask>()),
+            machine: Pages::new(size_of::<MachineState>()),
             orders: Pages::new(MAX_TASKS * size_of::<u64>()),
             control: Pages::new(size_of::<Control>()),
             hold: false,
@@ -459,7 +459,7 @@ impl Kernel {
             mailboxes: self.mailboxes.start(),
             shared_mailbox: self.shared_mailbox.start(),
             cpus: self.cpus.start().cast(),
-            idle: self.idle.start().cast(),
+            machine: self.machine.start().cast(),
             orders: self.orders.start().cast(),
             control: self.control.start().cast(),
             nr_cpus: self.config.nr_cpus,
@@ -786,12 +786,12 @@ impl Kernel {
         // SAFETY: zeroed memory of the right size, and atomics only.
         let state = unsafe { at.as_ref() };
         // SAFETY: as before.
-        let mask = unsafe { self.idle.start().cast::<IdleMask>().as_ref() };
+        let machine = unsafe { self.machine.start().cast::<MachineState>().as_ref() };
         let was_idle = state.idle_seq.load(Ordering::Relaxed) & 1 == 1;
         if !is_idle && !was_idle {
             return;
         }
-        let (word, bit) = (&mask.words[cpu as usize / 64], 1 << (cpu % 64));
+        let (word, bit) = (&machine.idle[cpu as usize / 64], 1 << (cpu % 64));
         if is_idle {
             word.fetch_or(bit, Ordering::Relaxed);
         } else {

@@ -39,8 +39,12 @@ pub struct Snapshot {
     pub bad_orders: u64,
     /// Kernel side: records that were no questions.
     pub events: u64,
-    /// Kernel side: events that found the ring full.
+    /// Kernel side: events that found the ring half full.
     pub events_lost: u64,
+    /// Kernel side: times that user space was found late and it went on alone.
+    pub late: u64,
+    /// Kernel side: tasks about which it therefore did not ask.
+    pub alone: u64,
     /// User space: questions taken from the ring.
     pub taken: u64,
     /// User space: decisions put into mailboxes.
@@ -84,6 +88,8 @@ impl Snapshot {
             bad_orders: self.bad_orders - earlier.bad_orders,
             events: self.events - earlier.events,
             events_lost: self.events_lost - earlier.events_lost,
+            late: self.late - earlier.late,
+            alone: self.alone - earlier.alone,
             taken: self.taken - earlier.taken,
             sent: self.sent - earlier.sent,
             superseded: self.superseded - earlier.superseded,
@@ -100,7 +106,7 @@ impl fmt::Display for Snapshot {
         write!(
             out,
             "direct {} ordered {} handed-off {} preempted {} used-up {} queued {} dispatched {} waiting {} stale {} gone {} \
-             rescued {} bounced {} ring-full {} takeover {} kernel {} events {} events-lost {} syscalls {} faults {} \
+             rescued {} bounced {} ring-full {} late {} alone {} takeover {} kernel {} events {} events-lost {} syscalls {} faults {} \
              allocations {}",
             self.direct,
             self.ordered,
@@ -115,6 +121,8 @@ impl fmt::Display for Snapshot {
             self.rescued,
             self.bounced,
             self.ring_full,
+            self.late,
+            self.alone,
             self.takeover,
             self.kernel_side,
             self.events,

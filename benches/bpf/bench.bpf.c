@@ -17,13 +17,13 @@ char _license[] SEC("license") = "GPL";
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 1 << 20);
+	__uint(max_entries, RING_BYTES);
 } queued SEC(".maps");
 
 /* For the question of what a ring of one's own is worth to a producer. */
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 1 << 20);
+	__uint(max_entries, RING_BYTES);
 } queued_too SEC(".maps");
 
 struct {
@@ -68,8 +68,8 @@ struct {
 	__uint(map_flags, BPF_F_MMAPABLE);
 	__uint(max_entries, 1);
 	__type(key, u32);
-	__type(value, struct idle_mask);
-} idle_cpus SEC(".maps");
+	__type(value, struct machine_state);
+} machine SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

@@ -8,7 +8,7 @@ use libbpf_rs::libbpf_sys;
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapHandle, MapType};
 use scx_metronome::abi::{
-    Control, CpuState, IdleMask, MAILBOX_SLOTS, MAX_TASKS, RING_BYTES, SHARED_MAILBOX_SLOTS,
+    Control, CpuState, MAILBOX_SLOTS, MAX_TASKS, MachineState, RING_BYTES, SHARED_MAILBOX_SLOTS,
 };
 use scx_metronome::mailbox::Mailbox;
 use scx_metronome::ring::{Ring, RingMemory};
@@ -125,7 +125,7 @@ impl BpfSide {
                 write,
             ),
             cpus: map(maps.cpus.as_fd(), 0, cpus * size_of::<CpuState>(), write).cast(),
-            idle: map(maps.idle_cpus.as_fd(), 0, size_of::<IdleMask>(), write).cast(),
+            machine: map(maps.machine.as_fd(), 0, size_of::<MachineState>(), write).cast(),
             orders: map(maps.orders.as_fd(), 0, MAX_TASKS * size_of::<u64>(), write).cast(),
             control: map(maps.control.as_fd(), 0, size_of::<Control>(), write).cast(),
             nr_cpus: CPUS,

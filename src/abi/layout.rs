@@ -153,7 +153,14 @@ fn each_structure_is_the_same_on_both_sides() {
                 pad
             })
         );
-        assert_eq!(layout_in(btf, "idle_mask"), layout!(IdleMask { words }));
+        assert_eq!(
+            layout_in(btf, "machine_state"),
+            layout!(MachineState {
+                idle,
+                takeover,
+                pad
+            })
+        );
         assert_eq!(
             layout_in(btf, "control"),
             layout!(Control {
@@ -163,7 +170,8 @@ fn each_structure_is_the_same_on_both_sides() {
                 parked,
                 newborn,
                 events,
-                tell_us
+                tell_us,
+                caught_up
             })
         );
         assert_eq!(
@@ -213,7 +221,10 @@ fn the_maps_have_the_sizes_that_are_mapped_and_numbered_here() {
         let maps = &skel.maps;
         assert_eq!(maps.ring.max_entries(), RING_BYTES);
         assert_eq!(maps.queued.max_entries() as usize, MAX_RINGS);
-        assert_eq!(maps.idle_cpus.value_size() as usize, size_of::<IdleMask>());
+        assert_eq!(
+            maps.machine.value_size() as usize,
+            size_of::<MachineState>()
+        );
         assert_eq!(maps.free_ids.max_entries() as usize, MAX_TASKS);
         assert_eq!(maps.id_slots.max_entries() as usize, MAX_TASKS);
         assert_eq!(maps.orders.max_entries() as usize, MAX_TASKS);

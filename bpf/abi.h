@@ -40,6 +40,7 @@ enum record_kind {
 	RECORD_BOUNCED,		/* carried out on another CPU, as affinity demanded */
 	RECORD_STALE,		/* dropped: that enqueue is over */
 	RECORD_RESCUED,		/* dropped: the kernel side had run the task by itself, or lost it to another class */
+	RECORD_DIRECT,		/* it woke, and an idle CPU took it at once */
 };
 
 /* A generation is the birth of the id's owner, never 0, in the upper 12 bits, and a number of its enqueue below. */
@@ -180,7 +181,7 @@ struct control {
 	__u32 parked;
 	__u64 newborn;		/* the standing order of tasks whose parent has none that is inherited; 0: none */
 	__u32 events;		/* 1 << RECORD_*: what user space wants to hear of */
-	__u32 tell_us;		/* of one task with a standing order it hears at most so often */
+	__u32 tell_us;		/* of the wake-ups of one task about which it is not asked it hears at most so often */
 	__u64 caught_up;	/* the takeover during which the rings were found empty last */
 };
 

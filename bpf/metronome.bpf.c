@@ -72,6 +72,7 @@ s32 BPF_PROG(metronome_init_task, struct task_struct *p, struct scx_init_task_ar
 	if (args->fork)
 		inherit_order(tctx);
 	if (p->flags & PF_KTHREAD) {
+		tctx->born_with = ORDER_OF_KTHREADS;
 		__builtin_memcpy(comm, p->comm, sizeof(comm));
 		tctx->house_keeping = has_prefix(comm, kswapd, 6) || has_prefix(comm, khugepaged, 10) ||
 				      has_prefix(comm, kcompactd, 9);
@@ -158,11 +159,12 @@ s32 BPF_PROG(metronome_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wake
 	if (order) {
 		begin_order(tctx, order, true, chain_ns);
 		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, order_slice_ns(order), 0);
-		tell_of_order(p, tctx, SCX_ENQ_WAKEUP);
+		tell_of_wakeup(p, tctx, RECORD_ORDERED, SCX_ENQ_WAKEUP);
 		count(COUNT_ORDERED);
 	} else {
 		tctx->is_ordered = false;
 		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, slice_ns, 0);
+		tell_of_wakeup(p, tctx, RECORD_DIRECT, SCX_ENQ_WAKEUP);
 		count(COUNT_DIRECT);
 	}
 	return cpu;
@@ -567,7 +569,7 @@ SEC("struct_ops/stopping")
 void BPF_PROG(metronome_stopping, struct task_struct *p, bool runnable)
 {
 	struct task_ctx *tctx = task_ctx(p);
-	u64 ran, vtime;
+	u64 ran;
 
 	/* running() notes no time for the scheduler thread, which has no part in virtual time. */
 	if (!tctx || !tctx->start_ts)
@@ -575,10 +577,10 @@ void BPF_PROG(metronome_stopping, struct task_struct *p, bool runnable)
 	tctx->stop_ts = scx_bpf_now();
 	ran = tctx->stop_ts - tctx->start_ts;
 	tctx->exec_runtime += ran;
+	/* Virtual time is nobody's weight. */
+	advance_vtime_now(p->scx.dsq_vtime + ran);
 	/* Whoever has run goes behind those who have not, should user space not say otherwise in time. */
-	vtime = p->scx.dsq_vtime + virtual_time(p, ran);
-	set_vtime(p, vtime);
-	advance_vtime_now(vtime);
+	set_vtime(p, p->scx.dsq_vtime + virtual_time(p, ran));
 	if (runnable)
 		return;
 	tell(p, tctx, RECORD_BLOCKED, 0);

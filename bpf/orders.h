@@ -26,6 +26,12 @@
 #define ORDER_PREFERS (1ULL << 61)
 #define ORDER_INHERIT (1ULL << 62)
 
+/*
+ * What kernel threads are born with: an answer within 1 ms for up to 4 ms of work. Others wait for it, and so does the watchdog
+ * that throws out schedulers; it is a kernel thread's work itself.
+ */
+#define ORDER_OF_KTHREADS (ORDER_VALID | 62ULL << 12 | 62ULL << 24 | 250ULL << 36)
+
 /* A running task with an order gives way only to a deadline that is earlier by this. */
 #define PREEMPT_MARGIN_NS 500000
 #define HAND_OFF_NS 3000000
@@ -68,18 +74,17 @@ static void inherit_order(struct task_ctx *child)
  * Wake-up
  */
 
-/* User space hears of an order that was carried out, but of each task only so often: what records tell is summed up. */
-static void tell_of_order(struct task_struct *p, struct task_ctx *tctx, u64 enq_flags)
+/* User space hears of a wake-up about which it is not asked, but of each task only so often: what records tell is summed up. */
+static void tell_of_wakeup(struct task_struct *p, struct task_ctx *tctx, enum record_kind kind, u64 enq_flags)
 {
-	u32 zero = 0;
-	struct control *ctl = bpf_map_lookup_elem(&control, &zero);
+	struct control *ctl = controls();
 	u64 now = scx_bpf_now();
 
 	if (!ctl || now - tctx->told_at < ctl->tell_us * 1000ULL)
 		return;
 	tctx->told_at = now;
 	tctx->enqueued_at = now;
-	tell(p, tctx, RECORD_ORDERED, enq_flags);
+	tell(p, tctx, kind, enq_flags);
 }
 
 /*
@@ -229,7 +234,7 @@ static bool enqueue_ordered(struct task_struct *p, struct task_ctx *tctx, u64 en
 	tctx->has_vtime = true;
 	dsq_insert_vtime(p, URGENT_DSQ, order_slice_ns(order), tctx->deadline, enq_flags);
 	find_cpu_for_urgent(p, order, tctx->deadline);
-	tell_of_order(p, tctx, enq_flags);
+	tell_of_wakeup(p, tctx, RECORD_ORDERED, enq_flags);
 	if (enq_flags & SCX_ENQ_WAKEUP)
 		count(COUNT_ORDERED);
 	return true;

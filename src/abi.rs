@@ -155,7 +155,7 @@ pub struct Control {
     pub(crate) newborn: AtomicU64,
     /// A bit for each [`Kind`](crate::task::Kind) of record that user space wants besides the questions.
     pub(crate) events: AtomicU32,
-    /// Of one task with a standing order it hears at most so often, µs.
+    /// Of the wake-ups of one task about which it is not asked it hears at most so often, µs.
     pub(crate) tell_us: AtomicU32,
     /// The takeover during which the rings were found empty last.
     pub(crate) caught_up: AtomicU64,

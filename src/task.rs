@@ -36,6 +36,8 @@ pub enum Kind {
     Stale,
     /// It was dropped: the kernel side had run the task by itself, or lost it to another scheduling class.
     Rescued,
+    /// It woke, and an idle CPU took it at once. Told as rarely as [`Ordered`](Self::Ordered).
+    Direct,
 }
 
 impl Kind {
@@ -51,6 +53,7 @@ impl Kind {
             8 => Self::Bounced,
             9 => Self::Stale,
             10 => Self::Rescued,
+            11 => Self::Direct,
             _ => return None,
         })
     }

@@ -23,6 +23,9 @@ use std::time::{Duration, Instant};
 use libbpf_rs::MapHandle;
 use libbpf_rs::query::MapInfoIter;
 
+#[path = "kernel/faults.rs"]
+mod faults;
+
 const SCHED_EXT: &str = "/sys/kernel/sched_ext";
 
 fn seconds() -> u64 {
@@ -230,15 +233,17 @@ impl Drop for Load {
     }
 }
 
+/// Tells threads to end, also when what they were for panics: their scope waits for them.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Threads of this process that do `work` over and over for as long as `run` takes.
 fn with_threads<T>(number: usize, work: fn(), run: impl FnOnce() -> T) -> T {
-    /// Also when `run` panics: the scope waits for the threads.
-    struct Stop<'a>(&'a AtomicBool);
-    impl Drop for Stop<'_> {
-        fn drop(&mut self) {
-            self.0.store(true, Ordering::Relaxed);
-        }
-    }
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         let _stop = Stop(&stop);

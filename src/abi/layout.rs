@@ -252,12 +252,14 @@ fn the_maps_have_the_sizes_that_are_mapped_and_numbered_here() {
 #[test]
 fn counters_have_the_same_names_and_numbers() {
     use Counter::{
-        BadOrder, Bounced, Direct, Dispatched, Events, EventsLost, Gone, HandedOff, KernelSide,
-        NoId, Ordered, Preempted, Queued, Rescued, RingFull, Stale, Takeover, Turns, UsedUp,
+        Alone, BadOrder, Bounced, Direct, Dispatched, Events, EventsLost, Gone, HandedOff,
+        KernelSide, Late, NoId, Ordered, Preempted, Queued, Rescued, RingFull, Stale, Takeover,
+        Turns, UsedUp,
     };
     let counters = [
         Queued, RingFull, Direct, KernelSide, NoId, Dispatched, Stale, Gone, Rescued, Bounced,
-        Takeover, Turns, Ordered, HandedOff, Preempted, UsedUp, BadOrder, Events, EventsLost,
+        Takeover, Turns, Ordered, HandedOff, Preempted, UsedUp, BadOrder, Events, EventsLost, Late,
+        Alone,
     ];
     let mut here = counters
         .map(|counter| {
@@ -279,10 +281,12 @@ fn counters_have_the_same_names_and_numbers() {
 #[test]
 fn kinds_of_records_have_the_same_names_and_numbers() {
     use crate::task::Kind::{
-        Affinity, Blocked, Bounced, Dispatched, Gone, Ordered, Queued, Rescued, Stale, Weight,
+        Affinity, Blocked, Bounced, Direct, Dispatched, Gone, Ordered, Queued, Rescued, Stale,
+        Weight,
     };
     let kinds = [
         Queued, Ordered, Blocked, Gone, Weight, Affinity, Dispatched, Bounced, Stale, Rescued,
+        Direct,
     ];
     let here = kinds.map(|kind| {
         let name = format!("RECORD_{}", constant_case(&format!("{kind:?}")));
@@ -337,6 +341,7 @@ fn each_macro_of_the_header_has_the_same_value_here() {
         ("MAILBOX_SLOTS", format!("{MAILBOX_SLOTS}")),
         ("SHARED_MAILBOX_SLOTS", format!("{SHARED_MAILBOX_SLOTS}")),
         ("MAX_RINGS", format!("{MAX_RINGS}")),
+        ("RING_BYTES", format!("(1 << {})", RING_BYTES.ilog2())),
         ("BIRTH_SHIFT", format!("{BIRTH_SHIFT}")),
         ("BIRTHS", format!("(1 << {})", BIRTHS.ilog2())),
         ("WAKE_FLAGS_SHIFT", format!("{WAKE_FLAGS_SHIFT}")),

@@ -208,7 +208,8 @@ impl<const TASKS: usize> Policy for Deadline<TASKS> {
     }
 
     fn events(&self) -> u32 {
-        Kind::Ordered.bit() | Kind::Gone.bit()
+        // An idle machine is where to learn who is urgent before it is busy.
+        Kind::Ordered.bit() | Kind::Direct.bit() | Kind::Gone.bit()
     }
 }
 

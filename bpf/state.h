@@ -12,11 +12,13 @@
 const volatile u32 nr_cpus = 1;		/* possible CPUs: CPU numbers are below it */
 const volatile u32 nr_rings = 1;	/* a power of two */
 const volatile s32 agent_cpu;		/* where the scheduler thread lives */
-const volatile u64 slice_ns = 20000000;	/* the default slice */
 const volatile u64 budget_ns = 10000000;	/* how late user space may be */
 const volatile u64 patience_ns = 1000000000;	/* how long a task may wait for a decision at all */
 const volatile bool builtin_idle = true;
 const volatile u32 exit_dump_len = 32768;
+
+/* The default slice. User space may change it at any moment. */
+volatile u64 slice_ns = 20000000;
 
 /* Who the scheduler is, in the initial pid namespace; set by the program become_agent(). */
 s32 agent_pid;

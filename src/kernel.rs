@@ -28,7 +28,7 @@ use crate::exit::{UserExitInfo, handle_signals, stop_requested};
 use crate::idle::Unrestricted;
 use crate::mailbox::Full;
 use crate::memory::{self, Mapping, page_size};
-use crate::policy::Policy;
+use crate::policy::{Policy, Running};
 use crate::preflight;
 use crate::ring::{Ring, RingMemory};
 use crate::shared::{Shared, SharedMemory};
@@ -64,6 +64,8 @@ pub struct Builder {
     budget: Duration,
     rings: Option<u32>,
     wait: Wait,
+    preferred: Vec<u32>,
+    kernel_log_level: u32,
 }
 
 impl Default for Builder {
@@ -80,6 +82,8 @@ impl Default for Builder {
             budget: Duration::from_millis(10),
             rings: None,
             wait: Wait::default(),
+            preferred: Vec::new(),
+            kernel_log_level: 0,
         }
     }
 }
@@ -156,6 +160,18 @@ impl Builder {
         self
     }
 
+    /// CPUs to prefer, of those that are idle, when user space looks for one. Without: all alike.
+    pub fn prefer(mut self, cpus: &[u32]) -> Self {
+        self.preferred = cpus.to_vec();
+        self
+    }
+
+    /// How much the kernel's verifier writes down, 0 to 7; seen with [`debug`](Self::debug).
+    pub fn kernel_log_level(mut self, level: u32) -> Self {
+        self.kernel_log_level = level;
+        self
+    }
+
     /// Checks the machine, loads the kernel side, locks the memory, and attaches. The calling thread becomes the scheduler
     /// thread: it moves to its CPU.
     ///
@@ -164,7 +180,8 @@ impl Builder {
     pub fn attach<'a>(self, object: &'a mut MaybeUninit<OpenObject>) -> Result<BpfScheduler<'a>> {
         self.check()?;
         let hotplug_seq = preflight::check()?;
-        let topology = Topology::read()?;
+        let mut topology = Topology::read()?;
+        topology.prefer(&self.preferred)?;
         let agent = topology.pick_agent_cpu(self.cpu, &thread::reach()?)?;
         handle_signals()?;
         listen_to_libbpf(self.debug);
@@ -172,7 +189,12 @@ impl Builder {
         let mut open = with_libbpf("cannot open the BPF object", || {
             let mut builder = MetronomeSkelBuilder::default();
             builder.obj_builder.debug(self.debug);
-            builder.open(object)
+            let options = libbpf_sys::bpf_object_open_opts {
+                sz: size_of::<libbpf_sys::bpf_object_open_opts>() as _,
+                kernel_log_level: self.kernel_log_level,
+                ..Default::default()
+            };
+            builder.open_opts(options, object)
         })?;
         self.configure(&mut open, &topology, agent.cpu, hotplug_seq)?;
         let skel = with_libbpf("the kernel refuses the BPF object", || open.load())?;
@@ -240,10 +262,14 @@ impl Builder {
         rodata.nr_cpus = topology.nr_cpus;
         rodata.nr_rings = self.nr_rings(topology);
         rodata.agent_cpu = agent_cpu as i32;
-        rodata.slice_ns = self.slice.as_nanos() as u64;
         rodata.budget_ns = self.budget.as_nanos() as u64;
         rodata.builtin_idle = self.builtin_idle;
         rodata.exit_dump_len = dump_len;
+        open.maps
+            .data_data
+            .as_deref_mut()
+            .context("the BPF object has no parameters")?
+            .slice_ns = self.slice.as_nanos() as u64;
 
         open.maps
             .mailboxes
@@ -276,6 +302,15 @@ impl Builder {
         }
         Ok(())
     }
+}
+
+/// What can be changed while a policy runs: see [`BpfScheduler::run_tuned`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tuning {
+    /// As [`Builder::wait`].
+    pub wait: Wait,
+    /// As [`Builder::slice`].
+    pub slice: Duration,
 }
 
 /// The last line that libbpf printed, for the error that follows.
@@ -774,8 +809,25 @@ impl<'a> BpfScheduler<'a> {
     /// # Errors
     /// As [`shutdown_and_report`](Self::shutdown_and_report).
     pub fn run(&mut self, policy: &mut impl Policy) -> Result<UserExitInfo> {
+        self.run_tuned(policy, |_| None)
+    }
+
+    /// As [`run`](Self::run). Before each turn `tune` may change the policy's parameters, and the scheduler's.
+    ///
+    /// # Errors
+    /// As [`shutdown_and_report`](Self::shutdown_and_report).
+    pub fn run_tuned<P: Policy>(
+        &mut self,
+        policy: &mut P,
+        mut tune: impl FnMut(&mut P) -> Option<Tuning>,
+    ) -> Result<UserExitInfo> {
         self.start_counting_faults()?;
-        self.run_until(policy, || false);
+        self.turns(policy, |scheduler, policy| {
+            if let Some(tuning) = tune(policy) {
+                scheduler.tune(tuning);
+            }
+            true
+        });
         self.shutdown_and_report()
     }
 
@@ -783,6 +835,25 @@ impl<'a> BpfScheduler<'a> {
     /// with every task in its place: in between nothing is detached, and who waits waits for as long as it takes.
     /// Standing orders of the policy before are void.
     pub fn run_until(&mut self, policy: &mut impl Policy, mut until: impl FnMut() -> bool) {
+        self.turns(policy, |_, _| !until());
+    }
+
+    fn tune(&mut self, Tuning { wait, slice }: Tuning) {
+        self.waiter.set(wait);
+        if let Some(data) = self.skel.maps.data_data.as_deref_mut() {
+            // SAFETY: a live, aligned word of the object's mapped data, which others only read.
+            let slice_ns = unsafe { AtomicU64::from_ptr(&raw mut data.slice_ns) };
+            // ORDERING: relaxed, with the loads of the kernel side: no other word depends on it.
+            slice_ns.store(slice.as_nanos() as u64, Ordering::Relaxed);
+        }
+    }
+
+    /// Runs a policy until the scheduler ends, or `go_on`, which is asked before each turn, says no.
+    fn turns<P: Policy>(
+        &mut self,
+        policy: &mut P,
+        mut go_on: impl FnMut(&mut Self, &mut P) -> bool,
+    ) {
         let Some(mut turn) = self.turn.take() else {
             return;
         };
@@ -790,7 +861,7 @@ impl<'a> BpfScheduler<'a> {
         turn.adopt(policy);
         self.shared.listen(policy.events(), TELL_US);
         let seal = memory::seal();
-        while !self.exited() && !until() {
+        while !self.exited() && go_on(self, policy) {
             let turned = turn.turn(&mut self.shared, policy);
             bump(&self.counts.taken, turned.taken as u64);
             bump(&self.counts.sent, turned.handed_out as u64);
@@ -963,15 +1034,27 @@ impl Watch {
         }
     }
 
-    fn count(&self, counter: Counter) -> u64 {
+    /// Whether each CPU is idle, and what it runs, or ran last.
+    pub fn cpus(&self) -> impl Iterator<Item = (bool, Running)> {
+        self.states().map(|state| {
+            // ORDERING: relaxed: a guess, like what it runs.
+            let is_idle = state.idle_seq.load(Ordering::Relaxed) & 1 != 0;
+            (is_idle, Running::read(&state.running))
+        })
+    }
+
+    fn states(&self) -> impl Iterator<Item = &CpuState> {
         let first: NonNull<CpuState> = self.cpus.start().cast();
-        (0..self.nr_cpus as usize)
-            .map(|cpu| {
-                // SAFETY: within the mapped array of `nr_cpus` states.
-                let at = unsafe { first.add(cpu) };
-                // SAFETY: mapped and aligned; all its fields are atomics.
-                unsafe { at.as_ref() }
-            })
+        (0..self.nr_cpus as usize).map(move |cpu| {
+            // SAFETY: within the mapped array of `nr_cpus` states.
+            let at = unsafe { first.add(cpu) };
+            // SAFETY: mapped and aligned; all its fields are atomics.
+            unsafe { at.as_ref() }
+        })
+    }
+
+    fn count(&self, counter: Counter) -> u64 {
+        self.states()
             .filter_map(|state| state.counters.get(counter as usize))
             .map(|counter| counter.load(Ordering::Relaxed))
             .fold(0, u64::wrapping_add)

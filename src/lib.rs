@@ -56,7 +56,7 @@
 //! | [`idle`] | which idle CPU takes a task |
 //! | [`wait`](mod@wait) | what the thread does when nothing is to do |
 //! | [`stats`] | what both sides count, and whether it balances |
-//! | [`memory`], [`topology`] | locked and counted memory; the CPUs of the machine (feature `kernel`) |
+//! | [`memory`], [`topology`], [`preflight`] | locked and counted memory; the CPUs of the machine; what must hold before the start (feature `kernel`) |
 //! | `sim` | a simulated kernel over the same memory (feature `sim`) |
 //!
 //! # Write a scheduler in 60 lines
@@ -168,6 +168,7 @@
 //! # Features
 //!
 //! - `kernel` (default): everything that needs std or libbpf. Without it the crate is the core: `no_std`, no `alloc`.
+//! - `command` (default): the command `scx_metronome`, with what only it needs. Libraries do without.
 //! - `sim`: a simulated kernel to test policies on. Needs std.
 #![cfg_attr(not(any(feature = "kernel", feature = "sim")), no_std)]
 
@@ -214,7 +215,7 @@ mod kernel;
 #[cfg(feature = "kernel")]
 pub mod memory;
 #[cfg(feature = "kernel")]
-mod preflight;
+pub mod preflight;
 #[cfg(feature = "kernel")]
 mod thread;
 #[cfg(feature = "kernel")]
@@ -223,5 +224,5 @@ pub mod topology;
 #[cfg(feature = "kernel")]
 pub use exit::UserExitInfo;
 #[cfg(feature = "kernel")]
-pub use kernel::{BadRing, BpfScheduler, Builder, MailboxesFull, Watch};
+pub use kernel::{BadRing, BpfScheduler, Builder, MailboxesFull, Tuning, Watch};
 pub use task::{DispatchedTask, QueuedTask, RL_CPU_ANY, RL_PREEMPT};

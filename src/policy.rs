@@ -2,8 +2,10 @@
 //!
 //! The control flow around it is in [`turn`](crate::turn): a policy never touches shared memory.
 
+use crate::abi::{RUNS_DECIDED, RUNS_ORDERED, RunningTask};
 use crate::orders::Order;
 use crate::shared::Shared;
+use crate::sync::Ordering;
 use crate::task::QueuedTask;
 
 pub mod deadline;
@@ -55,6 +57,24 @@ pub struct Running {
     pub slice: u64,
     /// What kind of task it is.
     pub kind: RunningKind,
+}
+
+impl Running {
+    pub(crate) fn read(running: &RunningTask) -> Self {
+        // ORDERING: relaxed: the words may belong to two tasks in any case.
+        Self {
+            pid: running.pid.load(Ordering::Relaxed) as i32,
+            id: running.id.load(Ordering::Relaxed),
+            since: running.since.load(Ordering::Relaxed),
+            deadline: running.deadline.load(Ordering::Relaxed),
+            slice: running.slice.load(Ordering::Relaxed),
+            kind: match running.kind.load(Ordering::Relaxed) {
+                RUNS_DECIDED => RunningKind::Decided,
+                RUNS_ORDERED => RunningKind::Ordered,
+                _ => RunningKind::Other,
+            },
+        }
+    }
 }
 
 /// Who gives way to whom.

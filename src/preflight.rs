@@ -1,16 +1,18 @@
-//! What is checked before anything is loaded: each failure is one line that says what to do.
+//! What must hold before anything is loaded: each failure is one line that says what to do.
 
 use std::ffi::OsStr;
+use std::fmt;
 use std::fs;
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use libbpf_rs::ReferencesType;
 use libbpf_rs::btf::types::{Func, FuncProto, Ptr};
 use libbpf_rs::btf::{Btf, BtfType, TypeId};
 
-const SCHED_EXT: &str = "/sys/kernel/sched_ext";
+const SCHED_EXT: &str = "sys/kernel/sched_ext";
 
 /// Without these there is no Metronome. The others have a substitute, or are in every kernel with sched_ext.
 const NEEDED: [&str; 15] = [
@@ -31,62 +33,120 @@ const NEEDED: [&str; 15] = [
     "scx_bpf_task_cpu",
 ];
 
+/// What is in the way, and what to do about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Obstacle {
+    /// In a few words.
+    pub found: String,
+    /// In the imperative.
+    pub fix: String,
+}
+
+impl Obstacle {
+    fn new(found: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self {
+            found: found.into(),
+            fix: fix.into(),
+        }
+    }
+}
+
+impl fmt::Display for Obstacle {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}: {}", self.found, self.fix)
+    }
+}
+
+impl std::error::Error for Obstacle {}
+
 /// Checks privilege, kernel, and that no other scheduler is there. Returns the hotplug sequence number, to be read before
 /// the CPUs are counted.
 pub(crate) fn check() -> Result<u64> {
-    check_privilege()?;
-    check_kernel()?;
-    check_no_other_scheduler()?;
-    check_kfuncs()?;
-    let seq = read("hotplug_seq")?;
+    let root = Path::new("/");
+    privilege()?;
+    kernel(root)?;
+    wait_for_no_other_scheduler(root)?;
+    functions(root)?;
+    let seq = read(root, "hotplug_seq")?;
     seq.parse()
         .with_context(|| format!("{SCHED_EXT}/hotplug_seq is not a number: {seq}"))
 }
 
-fn read(file: &str) -> Result<String> {
-    let path = format!("{SCHED_EXT}/{file}");
-    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+fn read(root: &Path, file: &str) -> Result<String> {
+    let path = root.join(SCHED_EXT).join(file);
+    let text =
+        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
     Ok(text.trim().to_string())
 }
 
-fn check_privilege() -> Result<()> {
+/// Whether this process may load a scheduler.
+///
+/// # Errors
+/// If it may not.
+pub fn privilege() -> Result<(), Obstacle> {
     // SAFETY: a plain system call.
     if unsafe { libc::geteuid() } != 0 {
-        bail!("loading a scheduler into the kernel needs root: run it with sudo");
+        return Err(Obstacle::new(
+            "loading a scheduler into the kernel needs root",
+            "run it with sudo",
+        ));
     }
     Ok(())
 }
 
-fn check_kernel() -> Result<()> {
-    if !fs::exists(SCHED_EXT).unwrap_or(false) {
-        let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-        bail!(
-            "this kernel ({}) has no sched_ext: boot Linux 6.16 or newer, built with CONFIG_SCHED_CLASS_EXT=y",
-            release.trim()
-        );
+/// Whether the kernel has sched_ext. `root` is `/`, or a directory that stands for it.
+///
+/// # Errors
+/// If it has not.
+pub fn kernel(root: &Path) -> Result<(), Obstacle> {
+    if !fs::exists(root.join(SCHED_EXT)).unwrap_or(false) {
+        let release =
+            fs::read_to_string(root.join("proc/sys/kernel/osrelease")).unwrap_or_default();
+        return Err(Obstacle::new(
+            format!("this kernel ({}) has no sched_ext", release.trim()),
+            "boot Linux 6.16 or newer, built with CONFIG_SCHED_CLASS_EXT=y",
+        ));
     }
     Ok(())
+}
+
+/// The scheduler that is loaded, if any: its name and the kernel's word for its state.
+pub fn loaded(root: &Path) -> Option<(String, String)> {
+    let state = read(root, "state").ok()?;
+    let name = || read(root, "root/ops").unwrap_or_else(|_| "unknown".into());
+    (state != "disabled").then(|| (name(), state))
 }
 
 /// One that is just leaving, ours of a moment ago perhaps, is waited for.
-fn check_no_other_scheduler() -> Result<()> {
+fn wait_for_no_other_scheduler(root: &Path) -> Result<(), Obstacle> {
     let deadline = Instant::now() + Duration::from_secs(10);
-    loop {
-        let state = read("state")?;
-        if state == "disabled" {
-            return Ok(());
-        }
+    while let Some((name, state)) = loaded(root) {
         if state == "enabled" || Instant::now() > deadline {
-            let name = read("root/ops").unwrap_or_else(|_| "unknown".into());
-            bail!("another scheduler is loaded: {name} (state {state}): stop it first");
+            return Err(Obstacle::new(
+                format!("another scheduler is loaded: {name} (state {state})"),
+                "stop it first",
+            ));
         }
         thread::sleep(Duration::from_millis(20));
     }
+    Ok(())
 }
 
-fn check_kfuncs() -> Result<()> {
-    let btf = Btf::from_vmlinux()
-        .context("cannot read the kernel's type information, /sys/kernel/btf/vmlinux")?;
+/// Whether the kernel has the functions that the kernel side calls, and describes them as they are.
+///
+/// # Errors
+/// If not, by name.
+pub fn functions(root: &Path) -> Result<(), Obstacle> {
+    let path = root.join("sys/kernel/btf/vmlinux");
+    let btf = Btf::from_path(&path).map_err(|error| {
+        Obstacle::new(
+            format!(
+                "cannot read the kernel's type information, {} ({error})",
+                path.display()
+            ),
+            "boot a kernel built with CONFIG_DEBUG_INFO_BTF=y",
+        )
+    })?;
     let mut missing = Vec::new();
     let mut malformed = Vec::new();
     for name in NEEDED {
@@ -97,18 +157,21 @@ fn check_kfuncs() -> Result<()> {
         }
     }
     if !malformed.is_empty() {
-        bail!(
-            "this kernel's type information (BTF) describes {} of its functions wrongly, so that no program can call them: {}; \
-             it was built with pahole older than 1.31: boot another kernel",
-            malformed.len(),
-            malformed.join(", ")
-        );
+        return Err(Obstacle::new(
+            format!(
+                "this kernel's type information (BTF) describes {} of its functions wrongly, so that no program can call \
+                 them: {}; it was built with pahole older than 1.31",
+                malformed.len(),
+                malformed.join(", ")
+            ),
+            "boot another kernel",
+        ));
     }
     if !missing.is_empty() {
-        bail!(
-            "this kernel lacks {}: boot Linux 6.16 or newer",
-            missing.join(", ")
-        );
+        return Err(Obstacle::new(
+            format!("this kernel lacks {}", missing.join(", ")),
+            "boot Linux 6.16 or newer",
+        ));
     }
     Ok(())
 }

@@ -31,12 +31,12 @@ use heapless::Vec;
 
 use crate::abi::{
     Control, CpuState, DECISION_ANY_CPU, DECISION_PREEMPT, KICK_PREEMPT, MAILBOX_SLOTS, MAX_CPUS,
-    MAX_RINGS, MachineState, MailboxHead, RUNS_DECIDED, RUNS_ORDERED, SHARED_MAILBOX_SLOTS, Slot,
+    MAX_RINGS, MachineState, MailboxHead, SHARED_MAILBOX_SLOTS, Slot,
 };
 use crate::idle::{CpuMap, CpuPlace, CpuSet};
 use crate::mailbox::{Decision, Full, Mailbox};
 use crate::orders::{Order, Orders};
-use crate::policy::{Running, RunningKind};
+use crate::policy::Running;
 use crate::ring::{Ring, RingCounts};
 use crate::sync::{AtomicU64, Guard, Ordering, fence, order};
 use crate::task::{DispatchedTask, QueuedTask, RL_CPU_ANY, RL_PREEMPT};
@@ -346,20 +346,7 @@ impl Shared {
 
     /// What runs on the CPU, or ran last; `None` if there is no such CPU.
     pub fn running(&self, cpu: u32) -> Option<Running> {
-        // ORDERING: relaxed: the words may belong to two tasks in any case.
-        let running = &self.state(cpu)?.running;
-        Some(Running {
-            pid: running.pid.load(Ordering::Relaxed) as i32,
-            id: running.id.load(Ordering::Relaxed),
-            since: running.since.load(Ordering::Relaxed),
-            deadline: running.deadline.load(Ordering::Relaxed),
-            slice: running.slice.load(Ordering::Relaxed),
-            kind: match running.kind.load(Ordering::Relaxed) {
-                RUNS_DECIDED => RunningKind::Decided,
-                RUNS_ORDERED => RunningKind::Ordered,
-                _ => RunningKind::Other,
-            },
-        })
+        Some(Running::read(&self.state(cpu)?.running))
     }
 
     /// How many decisions for this CPU alone it has not taken yet.

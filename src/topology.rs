@@ -15,7 +15,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 
 use crate::abi::MAX_CPUS;
-use crate::idle::CpuPlace;
+use crate::idle::{CpuPlace, RANKS};
 
 /// The capacity of the fastest CPU, as in the kernel (`SCHED_CAPACITY_SCALE`).
 const FULL: u32 = 1024;
@@ -46,6 +46,8 @@ pub struct Topology {
     pub isolated: Vec<u32>,
     /// Those built for efficiency rather than speed; empty where all are alike.
     pub efficient: Vec<u32>,
+    /// Those that the user prefers; empty if all are alike to him.
+    pub preferred: Vec<u32>,
     /// Why all CPUs count as alike, in one line, if that is for want of something better.
     pub warning: Option<String>,
 }
@@ -78,13 +80,32 @@ impl Topology {
     /// The CPUs as the search for an idle one wants them.
     pub fn places(&self) -> Vec<CpuPlace> {
         let ranks = ranks(&self.cpus, &self.efficient);
-        let place = |(cpu, rank): (&Cpu, u8)| CpuPlace {
+        let place = |(number, (cpu, rank)): (usize, (&Cpu, u8))| CpuPlace {
             node: cpu.node as u16,
             llc: cpu.llc as u16,
             core: cpu.core as u16,
-            rank,
+            rank: match self.preferred.is_empty() || self.preferred.contains(&(number as u32)) {
+                true => rank,
+                false => RANKS as u8 - 1,
+            },
         };
-        self.cpus.iter().zip(ranks).map(place).collect()
+        let ranked = self.cpus.iter().zip(ranks);
+        ranked.enumerate().map(place).collect()
+    }
+
+    /// From now on these count as fast as they are, and all others as the slowest.
+    ///
+    /// # Errors
+    /// When one of them is not there.
+    pub fn prefer(&mut self, cpus: &[u32]) -> Result<()> {
+        if let Some(cpu) = cpus.iter().find(|cpu| !self.online.contains(cpu)) {
+            bail!(
+                "CPU {cpu} cannot be preferred, it is not online: online are {}",
+                format_list(&self.online)
+            );
+        }
+        self.preferred = cpus.to_vec();
+        Ok(())
     }
 
     /// The CPU for the scheduler thread: the one asked for; else, of those in reach, an isolated one; else an efficient one;
@@ -252,6 +273,7 @@ impl Sysfs<'_> {
             online,
             isolated,
             efficient,
+            preferred: Vec::new(),
             warning: None,
         })
     }
@@ -276,6 +298,7 @@ impl Sysfs<'_> {
             online: online.unwrap_or_else(|| (0..nr_cpus).collect()),
             isolated,
             efficient: Vec::new(),
+            preferred: Vec::new(),
             warning: Some(format!(
                 "treating all CPUs alike: /sys/devices does not describe them ({fault})"
             )),
@@ -458,8 +481,8 @@ fn excerpt(text: &str) -> String {
     format!("{beginning:?}")
 }
 
-/// Parses "0-3,5,8-9" into ascending numbers.
-pub(crate) fn parse_list(text: &str) -> Option<Vec<u32>> {
+/// Parses "0-3,5,8-9" into ascending numbers; `None` if it is no such list.
+pub fn parse_list(text: &str) -> Option<Vec<u32>> {
     let mut cpus = Vec::new();
     for range in text.trim().split(',').filter(|range| !range.is_empty()) {
         let (first, last) = range.split_once('-').unwrap_or((range, range));

@@ -59,6 +59,7 @@
 //! should have a time-out. And only the rings are looked at: do not park while a policy holds tasks.
 #![deny(clippy::indexing_slicing)]
 
+use core::fmt;
 use core::str::FromStr;
 
 use crate::sync::{AtomicU32, Guard, Ordering, fence, order};
@@ -84,6 +85,16 @@ pub enum Wait {
     Adaptive,
     /// Park at once.
     Park,
+}
+
+impl fmt::Display for Wait {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Spin => "spin",
+            Self::Adaptive => "adaptive",
+            Self::Park => "park",
+        })
+    }
 }
 
 impl FromStr for Wait {
@@ -126,6 +137,11 @@ impl Waiter {
             idle_turns: 0,
             idle_since: 0,
         }
+    }
+
+    /// From now on it waits like this.
+    pub fn set(&mut self, wait: Wait) {
+        self.wait = wait;
     }
 
     /// To be called after a turn with something to do.

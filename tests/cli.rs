@@ -18,7 +18,14 @@ fn wrong_arguments_are_status_2_with_the_reason() {
         (&["--timeout-ms", "30001"], "30001 is not in 1..=30000"),
         (&["--stats", "never"], "not a number"),
         (&["--stats", "0"], "must be between"),
-        (&["surplus"], "unexpected argument"),
+        (&["surplus"], "unrecognized subcommand"),
+        (&["--surplus"], "unexpected argument"),
+        (&["--profile", "fast"], "possible values: gaming"),
+        (&["--primary-domain", "3-1"], "list of CPUs"),
+        (&["--monitor", "1", "--stats", "1"], "cannot be used with"),
+        (&["set"], "required"),
+        (&["set", "slice=2000"], "no parameter \"slice\""),
+        (&["set", "slice-us=1"], "from 100 to 1000000"),
     ] {
         let output = metronome(args);
         let stderr = String::from_utf8_lossy(&output.stderr);
@@ -62,6 +69,67 @@ fn without_privilege_or_sched_ext_one_line_says_what_to_do() {
         stderr.contains("has no sched_ext") || stderr.contains("needs root"),
         "{stderr}"
     );
+}
+
+#[test]
+fn the_statistics_are_described_without_a_scheduler() {
+    let output = metronome(&["--help-stats"]);
+    assert!(output.status.success());
+    let text = String::from_utf8(output.stdout).unwrap();
+    for name in ["queued", "faults", "slice_us", "cpus", "deadline"] {
+        let described = |line: &str| line.trim().starts_with(name) && line.contains(" : ");
+        assert!(text.lines().any(described), "{name}: {text}");
+    }
+}
+
+#[test]
+fn doctor_has_a_verdict_for_each_check_and_its_status_tells_of_fatal_ones() {
+    let output = metronome(&["doctor", "--json"]);
+    let rows: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let rows = rows.as_array().unwrap();
+    assert!(rows.len() > 10);
+    let fatal = rows.iter().any(|row| row["verdict"] == "fatal");
+    assert_eq!(output.status.code(), Some(i32::from(fatal)));
+    let table = String::from_utf8(metronome(&["doctor"]).stdout).unwrap();
+    for row in rows {
+        assert!(table.contains(row["check"].as_str().unwrap()), "{table}");
+    }
+}
+
+#[test]
+fn whoever_talks_to_no_scheduler_is_told_so_in_one_line() {
+    if std::fs::exists("/var/run/scx/root/stats").unwrap() {
+        return;
+    }
+    for args in [&["set", "slice-us=2000"][..], &["--monitor", "1"]] {
+        let output = metronome(args);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1));
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+        assert!(stderr.contains("no scx_metronome runs here"), "{stderr}");
+    }
+}
+
+#[test]
+fn manual_and_completions_know_every_option() {
+    let directory = std::env::temp_dir().join(format!("metronome-man-{}", std::process::id()));
+    let output = metronome(&["generate", directory.to_str().unwrap()]);
+    assert!(output.status.success(), "{output:?}");
+    let help = String::from_utf8(metronome(&["--help"]).stdout).unwrap();
+    for file in [
+        "scx_metronome.8",
+        "scx_metronome.bash",
+        "scx_metronome.fish",
+        "_scx_metronome",
+    ] {
+        let text = std::fs::read_to_string(directory.join(file))
+            .unwrap()
+            .replace('\\', "");
+        for option in names(&help, " --") {
+            assert!(text.contains(&option), "{file}: {option}");
+        }
+    }
+    std::fs::remove_dir_all(directory).unwrap();
 }
 
 /// The names that follow `start`: of small letters and hyphens.

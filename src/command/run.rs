@@ -1,0 +1,93 @@
+//! The scheduler itself.
+
+use std::mem::MaybeUninit;
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use scx_metronome::memory;
+use scx_metronome::policy::deadline::Deadline;
+use scx_metronome::{BpfScheduler, Tuning, UserExitInfo};
+
+use super::cli::Options;
+use super::parameters::{News, Parameters, Shared};
+use super::serve::Helper;
+use super::{power, privileges, serve};
+
+/// Schedules until somebody asks for the end; through restarts, which the kernel asks for when a CPU comes or goes.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    serve::keep_small();
+    privileges::give_up_others()?;
+    let parameters = Arc::new(Shared::new(options.request(), power::profile));
+    let mut policy = memory::zeroed::<Deadline>();
+    loop {
+        let info = attach(options, &parameters, &mut policy)?;
+        if !info.should_restart() {
+            return Ok(());
+        }
+        log::info!("restarting: {info}");
+    }
+}
+
+/// From attaching to detaching.
+fn attach(
+    options: &Options,
+    parameters: &Arc<Shared>,
+    policy: &mut Deadline,
+) -> Result<UserExitInfo> {
+    let mut object = MaybeUninit::uninit();
+    let (mut news, first) = News::new(parameters);
+    let mut scheduler = options
+        .builder()
+        .slice(Duration::from_micros(first.slice_us))
+        .wait(first.wait)
+        .attach(&mut object)?;
+    set(policy, &first);
+    greet(&scheduler, &first);
+
+    let helper = Helper {
+        watch: scheduler.watch(),
+        parameters: Arc::clone(parameters),
+        stats: options.stats,
+        json: options.json,
+    };
+    let (stop, stopped) = mpsc::channel();
+    let info = thread::scope(|scope| {
+        thread::Builder::new()
+            .name("metronome_help".into())
+            .spawn_scoped(scope, || helper.run(stopped))
+            .context("cannot start a thread")?;
+        let info = scheduler.run_tuned(policy, |policy| {
+            let parameters = news.get()?;
+            set(policy, &parameters);
+            Some(Tuning {
+                wait: parameters.wait,
+                slice: Duration::from_micros(parameters.slice_us),
+            })
+        });
+        drop(stop);
+        info
+    });
+    log::info!("{}", scheduler.books());
+    if let Ok(info) = &info {
+        log::info!("EXIT: {info}");
+    }
+    info
+}
+
+fn set(policy: &mut Deadline, parameters: &Parameters) {
+    policy.set_slices(parameters.slice_us * 1000, parameters.slice_us_min * 1000);
+}
+
+fn greet(scheduler: &BpfScheduler<'_>, parameters: &Parameters) {
+    if let Some(warning) = &scheduler.topology().warning {
+        log::warn!("{warning}");
+    }
+    log::info!(
+        "scx_metronome {}: scheduling, its own thread on {}",
+        env!("CARGO_PKG_VERSION"),
+        scheduler.agent_cpu()
+    );
+    log::debug!("{parameters}");
+}

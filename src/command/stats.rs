@@ -1,0 +1,156 @@
+//! The statistics as others see them: with a name and a description each, as numbers that only grow unless they are said to
+//! be levels.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+
+use anyhow::Result;
+use scx_metronome::Watch;
+use scx_metronome::policy::RunningKind;
+use scx_metronome::stats::Snapshot;
+use scx_stats::{Meta, StatsServerData};
+use scx_stats_derive::Stats;
+use serde::{Deserialize, Serialize};
+
+use super::parameters::Parameters;
+
+/// The counters of a [`Snapshot`], by name, beside what the other fields are.
+macro_rules! metrics {
+    ($($name:ident: $description:literal,)*) => {
+        /// All there is to know at one moment.
+        #[derive(Clone, Debug, Serialize, Deserialize, Stats)]
+        #[stat(top, desc = "Metronome", _om_prefix = "metronome_")]
+        pub(crate) struct Metrics {
+            $(#[stat(desc = $description)] pub(crate) $name: u64,)*
+            #[stat(desc = "longest slice, us (level)")]
+            pub(crate) slice_us: u64,
+            #[stat(desc = "shortest slice, us (level)")]
+            pub(crate) slice_us_min: u64,
+            #[stat(desc = "resident memory of the scheduler's process, KiB (level)")]
+            pub(crate) rss_kib: u64,
+            #[stat(desc = "what the scheduler thread does when nothing is to do: spin, adaptive or park", _om_skip)]
+            pub(crate) wait: String,
+            #[stat(desc = "each CPU (level)", _om_skip)]
+            pub(crate) cpus: BTreeMap<usize, CpuMetrics>,
+        }
+
+        impl Metrics {
+            pub(crate) fn read(watch: &Watch, parameters: &Parameters) -> Self {
+                let counts = watch.snapshot();
+                Self {
+                    $($name: counts.$name,)*
+                    slice_us: parameters.slice_us,
+                    slice_us_min: parameters.slice_us_min,
+                    rss_kib: rss_kib(),
+                    wait: parameters.wait.to_string(),
+                    cpus: cpus(watch),
+                }
+            }
+
+            fn counts(&self) -> Snapshot {
+                Snapshot { $($name: self.$name,)* }
+            }
+
+            /// What happened between `earlier` and now; levels stay as they are.
+            pub(crate) fn since(&self, earlier: &Self) -> Self {
+                let counts = self.counts().since(&earlier.counts());
+                Self { $($name: counts.$name,)* ..self.clone() }
+            }
+        }
+    };
+}
+
+metrics! {
+    direct: "wake-ups sent to an idle CPU at once",
+    ordered: "wake-ups for which a standing order was carried out",
+    handed_off: "of these, tasks that were handed their waker's CPU",
+    preempted: "of these, tasks that displaced another",
+    used_up: "questions about tasks whose standing order was used up",
+    bad_orders: "orders of which something was ignored",
+    queued: "questions to user space",
+    taken: "questions that user space took",
+    sent: "decisions of user space",
+    superseded: "questions that a newer one of the same task replaced",
+    dispatched: "decisions carried out",
+    waiting: "tasks in user space's queue (level)",
+    stale: "decisions for an enqueue that is over",
+    gone: "decisions for a task that is gone",
+    rescued: "decisions that came after the kernel side had run the task",
+    bounced: "decisions carried out on another CPU, as affinity demanded",
+    ring_full: "tasks that found the ring full and went on without user space",
+    takeover: "tasks taken out of user space's hands because it was late",
+    kernel_side: "tasks that are the kernel side's own business",
+    no_id: "tasks beyond the number of task ids",
+    events: "records that were no questions",
+    events_lost: "events that found the ring half full",
+    late: "times that user space was found late, and the kernel side went on alone",
+    alone: "tasks about which it therefore did not ask",
+    syscalls: "system calls of the scheduler thread",
+    faults: "page faults of the scheduler thread since it began (level)",
+    allocations: "allocations of the scheduler thread since it began (level)",
+}
+
+/// A CPU at one moment.
+#[derive(Clone, Debug, Serialize, Deserialize, Stats)]
+#[stat(desc = "a CPU", _om_prefix = "metronome_cpu_", _om_label = "cpu")]
+pub(crate) struct CpuMetrics {
+    #[stat(
+        desc = "idle; or what it runs: decided (as user space said), ordered (by a standing order), other"
+    )]
+    pub(crate) state: String,
+    #[stat(desc = "thread that it runs, or ran last")]
+    pub(crate) pid: i64,
+    #[stat(desc = "deadline of that, on the policy's clock")]
+    pub(crate) deadline: u64,
+    #[stat(desc = "what it had of its slice when it got the CPU, us")]
+    pub(crate) slice_us: u64,
+}
+
+fn cpus(watch: &Watch) -> BTreeMap<usize, CpuMetrics> {
+    let cpu = |(is_idle, running): (bool, scx_metronome::policy::Running)| {
+        let state = match running.kind {
+            _ if is_idle => "idle",
+            RunningKind::Ordered => "ordered",
+            RunningKind::Decided => "decided",
+            RunningKind::Other => "other",
+        };
+        CpuMetrics {
+            state: state.to_owned(),
+            pid: running.pid.into(),
+            deadline: running.deadline,
+            slice_us: running.slice / 1000,
+        }
+    };
+    watch.cpus().map(cpu).enumerate().collect()
+}
+
+/// Of this process; 0 without /proc.
+fn rss_kib() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.and_then(|rest| rest.trim().trim_end_matches(" kB").parse().ok())
+        .unwrap_or(0)
+}
+
+impl Metrics {
+    /// As text or as JSON.
+    pub(crate) fn line(&self, json: bool) -> String {
+        match json {
+            true => serde_json::to_string(self).unwrap_or_default(),
+            false => self.counts().to_string(),
+        }
+    }
+}
+
+/// The descriptions, for those who know none of it.
+pub(crate) fn metadata() -> StatsServerData<(), ()> {
+    StatsServerData::new()
+        .add_meta(Metrics::meta())
+        .add_meta(CpuMetrics::meta())
+}
+
+/// Prints them.
+pub(crate) fn describe() -> Result<()> {
+    metadata().describe_meta(&mut io::stdout(), None)
+}

@@ -1,6 +1,6 @@
 # The table of contents: `make` lists what there is.
 
-.PHONY: help setup demo compare compare-check peers results bench test lint unit loom kernel-test sanitize fuzz corpus clean
+.PHONY: help setup demo compare compare-check peers results bench test lint unit loom kernel-test sanitize fuzz corpus install deb clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -70,6 +70,28 @@ fuzz: setup ## any bytes into what reads shared memory, SECONDS=60 for each targ
 
 corpus: setup ## the fuzzers' first inputs anew, from the oldest and the newest kernel
 	fuzz/corpus-from-kernels
+
+PREFIX = /usr
+DESTDIR =
+generated = target/generated
+
+install: ## the command, its manual, completions and systemd unit below DESTDIR and PREFIX (/usr)
+	cargo build --release --bin scx_metronome
+	target/release/scx_metronome generate $(generated)
+	install -Dm755 target/release/scx_metronome $(DESTDIR)$(PREFIX)/bin/scx_metronome
+	install -Dm644 $(generated)/scx_metronome.8 $(DESTDIR)$(PREFIX)/share/man/man8/scx_metronome.8
+	install -Dm644 $(generated)/scx_metronome.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/scx_metronome
+	install -Dm644 $(generated)/scx_metronome.fish $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/scx_metronome.fish
+	install -Dm644 $(generated)/_scx_metronome $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_scx_metronome
+	install -Dm644 dist/scx_metronome.service $(DESTDIR)$(PREFIX)/lib/systemd/system/scx_metronome.service
+	sed -i 's,/usr/bin/,$(PREFIX)/bin/,' $(DESTDIR)$(PREFIX)/lib/systemd/system/scx_metronome.service
+	test -e $(DESTDIR)/etc/default/scx_metronome || install -Dm644 dist/scx_metronome.default $(DESTDIR)/etc/default/scx_metronome
+
+deb: ## a Debian package: target/debian
+	cargo build --release --bin scx_metronome
+	target/release/scx_metronome generate $(generated)
+	command -v cargo-deb || test -x target/tools/bin/cargo-deb || cargo install --quiet --locked --root target/tools cargo-deb
+	PATH="$$PATH:$$PWD/target/tools/bin" cargo deb --no-build
 
 clean: ## removes what was built; fetched kernels stay
 	cargo clean --release

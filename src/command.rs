@@ -31,10 +31,11 @@ pub(crate) fn main() -> ExitCode {
     match act(&options) {
         Ok(status) => status,
         Err(error) => {
-            log::error!("{error:#}");
+            // The reason comes last, where people look for it: at the end of a terminal, in `systemctl status`.
             if let Some(info) = error.downcast_ref::<UserExitInfo>() {
                 eprintln!("{}", info.dump);
             }
+            log::error!("{error:#}");
             ExitCode::FAILURE
         }
     }

@@ -132,6 +132,41 @@ fn manual_and_completions_know_every_option() {
     std::fs::remove_dir_all(directory).unwrap();
 }
 
+/// As `systemd-analyze security` counts it: 0 exposes nothing, 10 everything.
+#[test]
+fn the_unit_exposes_little() {
+    let unit = concat!(env!("CARGO_MANIFEST_DIR"), "/dist/scx_metronome.service");
+    let analyze = Command::new("systemd-analyze")
+        .args(["security", "--offline=true", "--threshold=20", "--no-pager", unit])
+        .output();
+    let Ok(output) = analyze else {
+        // There is no systemd here.
+        return;
+    };
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}");
+}
+
+/// Debian's file list of the package names what `make install` installs, but for its own documentation.
+#[test]
+fn make_install_puts_everything_where_it_belongs() {
+    let manifest = env!("CARGO_MANIFEST_DIR");
+    let makefile = std::fs::read_to_string(format!("{manifest}/Makefile")).unwrap();
+    let package = std::fs::read_to_string(format!("{manifest}/Cargo.toml")).unwrap();
+    for file in [
+        "release/scx_metronome",
+        "scx_metronome.8",
+        "scx_metronome.bash",
+        "scx_metronome.fish",
+        "_scx_metronome",
+        "scx_metronome.service",
+        "scx_metronome.default",
+    ] {
+        assert!(makefile.contains(&format!("{file} $(DESTDIR)")), "{file}");
+        assert!(package.contains(&format!("{file}\", \"")), "{file}");
+    }
+}
+
 /// The names that follow `start`: of small letters and hyphens.
 fn names(text: &str, start: &str) -> BTreeSet<String> {
     text.split(start)

@@ -1,6 +1,6 @@
 # The table of contents: `make` lists what there is.
 
-.PHONY: help setup demo compare compare-check peers results bench test lint unit loom kernel-test sanitize fuzz corpus install deb clean
+.PHONY: help setup demo compare compare-check peers results bench test lint unit loom kernel-test sanitize fuzz corpus install deb deb-test clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -92,6 +92,9 @@ deb: ## a Debian package: target/debian
 	target/release/scx_metronome generate $(generated)
 	command -v cargo-deb || test -x target/tools/bin/cargo-deb || cargo install --quiet --locked --root target/tools cargo-deb
 	PATH="$$PATH:$$PWD/target/tools/bin" cargo deb --no-build
+
+deb-test: deb ## installs the package in an empty Debian root, runs it on the newest kernel, and purges it
+	vm/package
 
 clean: ## removes what was built; fetched kernels stay
 	cargo clean --release

@@ -93,8 +93,9 @@ deb: ## a Debian package: target/debian
 	command -v cargo-deb || test -x target/tools/bin/cargo-deb || cargo install --quiet --locked --root target/tools cargo-deb
 	PATH="$$PATH:$$PWD/target/tools/bin" cargo deb --no-build
 
-deb-test: deb ## installs the package in an empty Debian root, runs it on the newest kernel, and purges it
+deb-test: deb ## the package in an empty Debian root, its command in a guest, and its unit in a guest with systemd
 	vm/package
+	vm/unit
 
 clean: ## removes what was built; fetched kernels stay
 	cargo clean --release

@@ -137,7 +137,13 @@ fn manual_and_completions_know_every_option() {
 fn the_unit_exposes_little() {
     let unit = concat!(env!("CARGO_MANIFEST_DIR"), "/dist/scx_metronome.service");
     let analyze = Command::new("systemd-analyze")
-        .args(["security", "--offline=true", "--threshold=20", "--no-pager", unit])
+        .args([
+            "security",
+            "--offline=true",
+            "--threshold=20",
+            "--no-pager",
+            unit,
+        ])
         .output();
     let Ok(output) = analyze else {
         // There is no systemd here.

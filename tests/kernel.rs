@@ -1087,6 +1087,10 @@ fn assert_it_may_little_and_takes_little(scheduler: &Scheduler) {
     let mut threads = 0;
     for task in tasks {
         let status = format!("{}/status", task.unwrap().path().display());
+        if read(&status).is_empty() {
+            // Of the server before, it has ended meanwhile.
+            continue;
+        }
         for set in ["CapPrm:", "CapEff:", "CapBnd:"] {
             assert_eq!(status_field(&status, set, 16), CAPABILITIES, "{set}");
         }

@@ -148,6 +148,19 @@ fn counts(topology: &Topology) -> (usize, usize, usize) {
 }
 
 #[test]
+fn preferred_cpus_come_first_and_one_that_is_not_there_is_refused() {
+    let mut topology = Tree::of("laptop").read();
+    let error = topology.prefer(&[3, 99]).unwrap_err().to_string();
+    assert!(
+        error.contains("CPU 99") && error.contains("online are 0-15"),
+        "{error}"
+    );
+    assert_eq!(order(&topology, 0, &[0, 9, 12])[0], 0);
+    topology.prefer(&[8, 9, 10, 11]).unwrap();
+    assert_eq!(order(&topology, 0, &[2, 9, 12])[0], 9);
+}
+
+#[test]
 fn a_laptop_with_two_kinds_of_cores() {
     let topology = Tree::of("laptop").read();
     assert_eq!(topology.warning, None);

@@ -89,7 +89,8 @@ fn faults_of_stat(stat: &str) -> Option<u64> {
     Some(minor + major)
 }
 
-/// Locks all memory of the process, present and future, and touches the stack of the calling thread.
+/// Locks all memory of the process, present and future, keeps the kernel from moving it, and touches the stack of the calling
+/// thread.
 ///
 /// # Errors
 /// When the process may not lock as much as it needs.
@@ -103,14 +104,31 @@ pub(crate) fn lock() -> Result<()> {
             memlock_limit()
         );
     }
+    // Locked pages may be moved nonetheless: khugepaged gathers small ones into a huge one, and whoever touches them then
+    // faults. An old kernel that cannot be told so is no obstacle.
+    allow_huge_pages(false);
     touch_stack();
     Ok(())
+}
+
+fn allow_huge_pages(allow: bool) {
+    // SAFETY: a plain system call.
+    unsafe {
+        libc::prctl(
+            libc::PR_SET_THP_DISABLE,
+            libc::c_ulong::from(!allow),
+            0,
+            0,
+            0,
+        )
+    };
 }
 
 /// Takes the lock on future memory back, so that the rest of the process may live an ordinary life.
 pub(crate) fn unlock() {
     // SAFETY: a plain system call. It fails only where mlockall() does not exist.
     unsafe { libc::munlockall() };
+    allow_huge_pages(true);
 }
 
 fn memlock_limit() -> String {

@@ -173,7 +173,7 @@ s32 BPF_PROG(metronome_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wake
 /* Any CPU may run @p next, in deadline order, without user space. */
 static void enqueue_shared(struct task_struct *p, u64 vtime, u64 enq_flags, enum counter counter)
 {
-	dsq_insert_vtime(p, SHARED_DSQ, slice_ns, vtime, enq_flags);
+	dsq_insert_vtime(p, SHARED_DSQ, slice_ns / UNDECIDED_SLICE, vtime, enq_flags);
 	kick_idle_cpu_for(p);
 	count(counter);
 }
@@ -187,6 +187,16 @@ static void enqueue_guest(struct task_struct *p, u64 enq_flags)
 	else
 		scx_bpf_kick_cpu(agent_cpu, SCX_KICK_IDLE);
 	count(COUNT_KERNEL_SIDE);
+}
+
+/* User space is late. Nobody is more than a slice behind the first who waits: while it is away, nobody else sees to that. */
+static void enqueue_alone(struct task_struct *p, u64 enq_flags)
+{
+	u64 vtime = p->scx.dsq_vtime, first;
+
+	if (first_vtime(SHARED_DSQ, bpf_get_smp_processor_id(), &first) && time_before(first + slice_ns, vtime))
+		vtime = first + slice_ns;
+	enqueue_shared(p, vtime, enq_flags, COUNT_ALONE);
 }
 
 /*
@@ -238,7 +248,7 @@ static bool enqueue_pending(struct task_struct *p, struct task_ctx *tctx, u32 ge
 	tctx->enqueued_at = scx_bpf_now();
 	rec->kind = RECORD_QUEUED;
 	fill_record(rec, p, tctx, generation, enq_flags);
-	dsq_insert_vtime(p, PENDING_DSQ, slice_ns, p->scx.dsq_vtime, enq_flags);
+	dsq_insert_vtime(p, PENDING_DSQ, slice_ns / UNDECIDED_SLICE, p->scx.dsq_vtime, enq_flags);
 	bpf_ringbuf_submit(rec, wakeup);
 	watch_user_space();
 	return true;
@@ -266,7 +276,7 @@ void BPF_PROG(metronome_enqueue, struct task_struct *p, u64 enq_flags)
 	else if (enqueue_ordered(p, tctx, enq_flags))
 		return;
 	else if (is_alone())
-		enqueue_shared(p, p->scx.dsq_vtime, enq_flags, COUNT_ALONE);
+		enqueue_alone(p, enq_flags);
 	else if (!enqueue_pending(p, tctx, slot->generation, enq_flags))
 		enqueue_shared(p, p->scx.dsq_vtime, enq_flags, COUNT_RING_FULL);
 }
@@ -348,39 +358,13 @@ static bool move_decided_to_local(s32 cpu, u64 turn)
 	       scx_bpf_dsq_move_to_local(shared_first ? cpu : SHARED_DSQ);
 }
 
-/* Sets *@vtime to the deadline of the first task on a DSQ, if there is one and @cpu may run it. */
-static bool first_vtime(u64 dsq_id, s32 cpu, u64 *vtime)
-{
-	struct bpf_iter_scx_dsq it;
-	struct task_struct *p;
-	bool found = false;
-
-	if (!bpf_iter_scx_dsq_new(&it, dsq_id, 0)) {
-		p = bpf_iter_scx_dsq_next(&it);
-		if (p && bpf_cpumask_test_cpu(cpu, p->cpus_ptr)) {
-			*vtime = p->scx.dsq_vtime;
-			found = true;
-		}
-	}
-	bpf_iter_scx_dsq_destroy(&it);
-	return found;
-}
-
 /*
- * The next task of those whose turn is by deadline. While the kernel side is alone, the ones that user space has been asked
- * about are among them.
+ * The next task of those whose turn is by deadline. While the kernel side is alone, three of four are of those that user space
+ * has been asked about: they have waited longest.
  */
 static bool move_next_to_local(s32 cpu, u64 turn)
 {
-	u64 pending, decided;
-
-	if (is_alone() && first_vtime(PENDING_DSQ, cpu, &pending) &&
-	    (!first_vtime(SHARED_DSQ, cpu, &decided) || time_before(pending, decided)) &&
-	    scx_bpf_dsq_move_to_local(PENDING_DSQ)) {
-		count(COUNT_TAKEOVER);
-		return true;
-	}
-	return move_decided_to_local(cpu, turn);
+	return (turn & 3 && is_alone() && take_over(false)) || move_decided_to_local(cpu, turn);
 }
 
 /*
@@ -456,6 +440,13 @@ void BPF_PROG(metronome_update_idle, s32 cpu, bool is_idle)
 	/* Whoever put something there since this CPU looked has not seen it idle. */
 	if (is_idle && (scx_bpf_dsq_nr_queued(SHARED_DSQ) > 0 || scx_bpf_dsq_nr_queued(URGENT_DSQ) > 0))
 		scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE);
+}
+
+/* A task of another class has taken the CPU, perhaps for long: who was about to run there may run elsewhere. */
+SEC("struct_ops/cpu_release")
+void BPF_PROG(metronome_cpu_release, s32 cpu, struct scx_cpu_release_args *args)
+{
+	scx_bpf_reenqueue_local();
 }
 
 /*
@@ -764,6 +755,7 @@ struct sched_ext_ops metronome = {
 	.running = (void *)metronome_running,
 	.stopping = (void *)metronome_stopping,
 	.update_idle = (void *)metronome_update_idle,
+	.cpu_release = (void *)metronome_cpu_release,
 	.set_weight = (void *)metronome_set_weight,
 	.set_cpumask = (void *)metronome_set_cpumask,
 	.init_task = (void *)metronome_init_task,

@@ -34,6 +34,11 @@
 
 /* A running task with an order gives way only to a deadline that is earlier by this. */
 #define PREEMPT_MARGIN_NS 500000
+/*
+ * A task without an order that has just begun gives way only after that: most go back to sleep sooner, and those who pass
+ * messages around would otherwise displace each other all the time.
+ */
+#define BEGUN_NS 500000
 #define HAND_OFF_NS 3000000
 #define URGENT_NS 20000000
 #define PROTECTED_NS 1000000
@@ -145,13 +150,16 @@ static enum running_kind may_displace(const struct cpumask *allowed, s32 cpu, u6
 {
 	struct cpu_state *state = cpu_state(cpu);
 	struct cpu_ctx *cctx = cpu_ctx(cpu);
+	u64 now = scx_bpf_now();
 	u32 kind;
 
 	if (!state || !cctx || cpu == agent_cpu || !bpf_cpumask_test_cpu(cpu, allowed) ||
-	    time_before(scx_bpf_now(), cctx->protected_until))
+	    time_before(now, cctx->protected_until))
 		return RUNS_OTHER;
 	kind = state->running.kind;
 	*displaced = state->running.deadline;
+	if (kind == RUNS_DECIDED && time_before(now, state->running.since + BEGUN_NS))
+		return RUNS_OTHER;
 	if (kind == RUNS_ORDERED && !time_before(deadline + PREEMPT_MARGIN_NS, *displaced))
 		return RUNS_OTHER;
 	return kind;

@@ -32,6 +32,9 @@ s32 agent_tgid;
 /* By so much before the current virtual time there is no deadline. */
 #define AHEAD_OF_ALL (1ULL << 40)
 
+/* The part of the default slice that a task gets while nobody shortens slices as tasks wait. */
+#define UNDECIDED_SLICE 8
+
 /* Decisions that one dispatch() carries out at most: it runs with the run queue locked. */
 #define DRAIN_BATCH 32
 
@@ -298,6 +301,24 @@ static bool is_unrestricted(struct task_struct *p)
 	struct bpf_cpumask *mask = workers;
 
 	return p->nr_cpus_allowed > 1 && mask && bpf_cpumask_subset((const struct cpumask *)mask, p->cpus_ptr);
+}
+
+/* Sets *@vtime to the deadline of the first task on a DSQ, if there is one and @cpu may run it. */
+static bool first_vtime(u64 dsq_id, s32 cpu, u64 *vtime)
+{
+	struct bpf_iter_scx_dsq it;
+	struct task_struct *p;
+	bool found = false;
+
+	if (!bpf_iter_scx_dsq_new(&it, dsq_id, 0)) {
+		p = bpf_iter_scx_dsq_next(&it);
+		if (p && bpf_cpumask_test_cpu(cpu, p->cpus_ptr)) {
+			*vtime = p->scx.dsq_vtime;
+			found = true;
+		}
+	}
+	bpf_iter_scx_dsq_destroy(&it);
+	return found;
 }
 
 static void kick_idle_cpu_for(struct task_struct *p)

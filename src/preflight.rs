@@ -15,7 +15,7 @@ use libbpf_rs::btf::{Btf, BtfType, TypeId};
 const SCHED_EXT: &str = "sys/kernel/sched_ext";
 
 /// Without these there is no Metronome. The others have a substitute, or are in every kernel with sched_ext.
-const NEEDED: [&str; 15] = [
+const NEEDED: [&str; 16] = [
     "scx_bpf_create_dsq",
     "scx_bpf_dsq_insert",
     "scx_bpf_dsq_insert_vtime",
@@ -24,6 +24,7 @@ const NEEDED: [&str; 15] = [
     "scx_bpf_dsq_move_set_slice",
     "scx_bpf_dsq_move_set_vtime",
     "scx_bpf_dsq_nr_queued",
+    "scx_bpf_reenqueue_local",
     "bpf_iter_scx_dsq_new",
     "bpf_iter_scx_dsq_destroy",
     "scx_bpf_select_cpu_and",

@@ -52,9 +52,23 @@ fn saturate() -> Load {
     load
 }
 
+/// What the same does to another scheduler, by the name of its program: `SCHEDULER=scx_rustland`. Nothing is asserted of it.
+fn measure_peer(name: &str, peer: &str, fault: impl FnOnce(&Scheduler)) {
+    let scheduler = Scheduler::start(peer, &[]);
+    let pause = longest_pause(true, || fault(&scheduler));
+    println!(
+        "{name}: {peer}: longest pause {:.1} ms, then {}",
+        pause.as_secs_f64() * 1e3,
+        state()
+    );
+}
+
 /// Beats go on while `fault` happens to the scheduler, which is found late, and schedules again afterwards.
 fn assert_the_machine_goes_on(name: &str, fault: impl FnOnce(&Scheduler)) {
     let mut load = saturate();
+    if let Ok(peer) = std::env::var("SCHEDULER") {
+        return measure_peer(name, &peer, fault);
+    }
     let scheduler = Scheduler::start("scx_metronome", &["--stats", "0.1"]);
     let pause = longest_pause(true, || fault(&scheduler));
     thread::sleep(Duration::from_millis(500));

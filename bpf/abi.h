@@ -94,7 +94,9 @@ struct decision {
 	__u64 slice_ns;		/* 0: the default slice */
 	__u64 vtime;		/* position in the DSQ: the smaller runs first; 0: none, in the order of decision */
 	__u64 flags;		/* SCX_ENQ_*, DECISION_* */
-	__u64 pad[3];
+	__u64 seen_at;		/* these two only if is_sampled(): when U took the record; 0: it does not know */
+	__u64 decided_at;	/* and when it filled this slot; ns, CLOCK_MONOTONIC */
+	__u64 pad;
 };
 
 struct mailbox {
@@ -192,6 +194,34 @@ struct pick_args {
 	__u64 wake_flags;
 };
 
+/* Of a wake-up with the number n it is measured how long each hop takes if n * SAMPLE_FACTOR >> SAMPLE_SHIFT is 0, in 32 bits. */
+#define SAMPLE_FACTOR 0x9e3779b1U
+#define SAMPLE_SHIFT 24
+
+/* The hops of a task's way. */
+enum hop {
+	HOP_SEEN,		/* from the enqueue until user space took the record */
+	HOP_DECIDED,		/* from there until the decision was in a mailbox */
+	HOP_DRAINED,		/* until a CPU took it out */
+	HOP_RUNNING,		/* until the task ran */
+	HOP_WHOLE,		/* all four together */
+	HOP_ORDERED,		/* from the wake-up of a task with a standing order until it ran */
+	NR_HOPS,
+};
+
+/* Eight for each power of two up to 2^34 ns: 0 to 7 ns have one each, what is longer is in the last (src/latency.rs). */
+#define LATENCY_BUCKETS 256
+
+/* How many tasks took how long. */
+struct histogram {
+	__u64 buckets[LATENCY_BUCKETS];
+};
+
+/* Map `latencies`, an element per possible CPU, written by that CPU alone. Written by K. */
+struct cpu_latency {
+	struct histogram hops[NR_HOPS];
+};
+
 /* Why the scheduler ended. K writes all of it, `kind` last. */
 struct exit_record {
 	__s64 exit_code;
@@ -206,6 +236,7 @@ _Static_assert(__builtin_offsetof(struct queued_task, flags) == 24, "no hole");
 _Static_assert(__builtin_offsetof(struct queued_task, comm) == 104, "no hole");
 _Static_assert(sizeof(struct decision) == CACHE_LINE, "one cache line each");
 _Static_assert(__builtin_offsetof(struct decision, flags) == 32, "no hole");
+_Static_assert(__builtin_offsetof(struct decision, seen_at) == 40, "no hole");
 _Static_assert(__builtin_offsetof(struct mailbox, slots) == CACHE_LINE, "head and slots share no line");
 _Static_assert(__builtin_offsetof(struct shared_mailbox, slots) == CACHE_LINE, "head and slots share no line");
 _Static_assert(__builtin_offsetof(struct cpu_state, running) == CACHE_LINE, "a line of its own");
@@ -216,6 +247,7 @@ _Static_assert(__builtin_offsetof(struct machine_state, takeover) == 128, "a lin
 _Static_assert(sizeof(struct machine_state) == 192, "as in abi.rs");
 _Static_assert(sizeof(struct control) == 4136, "as in abi.rs");
 _Static_assert(__builtin_offsetof(struct control, parked) == 4108, "as in abi.rs");
+_Static_assert(sizeof(struct cpu_latency) == 12288, "as in abi.rs");
 _Static_assert(sizeof(struct exit_record) == 1168, "as in abi.rs");
 
 #endif /* METRONOME_ABI_H */

@@ -52,6 +52,8 @@ static enum record_kind carry_out_for(struct task_struct *p, const struct decisi
 	if (!tctx || tctx->id != id || !slot)
 		return RECORD_STALE;
 	tctx->has_deadline = decision->vtime;
+	/* Before the move: once it has moved, another CPU may run it. */
+	sample_drained(tctx, decision);
 
 	fate = move_pending(p, tctx, decision, slot, cpu);
 	/*

@@ -31,6 +31,8 @@ static __always_inline bool take(u64 *head, struct decision *slots, u32 nr_slots
 	taken->slice_ns = slot->slice_ns;
 	taken->vtime = slot->vtime;
 	taken->flags = slot->flags;
+	taken->seen_at = slot->seen_at;
+	taken->decided_at = slot->decided_at;
 	__sync_lock_test_and_set(&slot->seq, 0);
 	return true;
 }

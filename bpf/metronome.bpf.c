@@ -14,7 +14,8 @@
  * A task for which user space has left a standing order is spared all this: the order is carried out (orders.h).
  *
  * Here are the ops, in the order of a task's life. What they do with it: state.h (what is kept), records.h (user space is told),
- * orders.h (standing orders), decisions.h (what user space has decided), takeover.h (while it is late).
+ * orders.h (standing orders), decisions.h (what user space has decided), takeover.h (while it is late), latency.h (how long
+ * each hop takes).
  */
 #include "state.h"
 #include "records.h"
@@ -246,6 +247,7 @@ static bool enqueue_pending(struct task_struct *p, struct task_ctx *tctx, u32 ge
 		return false;
 	wakeup = wakeup_flags();
 	tctx->enqueued_at = scx_bpf_now();
+	begin_sample(tctx, generation, tctx->id + generation);
 	rec->kind = RECORD_QUEUED;
 	fill_record(rec, p, tctx, generation, enq_flags);
 	dsq_insert_vtime(p, PENDING_DSQ, slice_ns / UNDECIDED_SLICE, p->scx.dsq_vtime, enq_flags);
@@ -262,8 +264,10 @@ void BPF_PROG(metronome_enqueue, struct task_struct *p, u64 enq_flags)
 	u32 id = tctx ? tctx->id : NO_TASK;
 	struct id_slot *slot = bpf_map_lookup_elem(&id_slots, &id);
 
-	if (tctx)
+	if (tctx) {
 		restore_vtime(p, tctx);
+		tctx->sample.since = 0;
+	}
 	/* Whatever was decided about earlier enqueues is void. */
 	if (slot) {
 		slot->pid = p->pid;
@@ -495,6 +499,8 @@ void BPF_PROG(metronome_running, struct task_struct *p)
 	if (!tctx)
 		return;
 	tctx->start_ts = scx_bpf_now();
+	if (tctx->sample.since)
+		end_sample(tctx);
 	restore_vtime(p, tctx);
 	publish_running(p, tctx);
 	advance_vtime_now(p->scx.dsq_vtime);

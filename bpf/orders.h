@@ -98,6 +98,8 @@ static void tell_of_wakeup(struct task_struct *p, struct task_ctx *tctx, enum re
  */
 static void begin_order(struct task_ctx *tctx, u64 order, bool is_wakeup, u64 chain_ns)
 {
+	if (is_wakeup)
+		begin_sample(tctx, 0, tctx->id + tctx->nr_ordered++);
 	if (is_wakeup || !tctx->is_ordered)
 		tctx->deadline = scx_bpf_now() + ORDER_LATENCY_NS(order) + chain_ns;
 	tctx->is_ordered = true;

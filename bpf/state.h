@@ -115,6 +115,15 @@ struct {
 	__type(value, u64);
 } orders SEC(".maps");
 
+/* How long each hop takes. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);		/* set to nr_cpus before loading */
+	__type(key, u32);
+	__type(value, struct cpu_latency);
+} latencies SEC(".maps");
+
 /* Why the scheduler ended. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -152,6 +161,15 @@ struct {
 	__type(value, struct id_slot);
 } id_slots SEC(".maps");
 
+/* A wake-up whose hops are measured; ns, CLOCK_MONOTONIC, because user space can read that clock, too. */
+struct sample {
+	u64 since;		/* when it was enqueued or its order begun; 0: it is not measured */
+	u64 seen_at;
+	u64 decided_at;
+	u64 drained_at;		/* 0: no decision has come */
+	u32 generation;		/* of the enqueue; 0: a standing order */
+};
+
 struct task_ctx {
 	u32 id;
 	s32 waker;
@@ -169,6 +187,8 @@ struct task_ctx {
 	u64 start_ts;
 	u64 stop_ts;
 	u64 exec_runtime;
+	u32 nr_ordered;		/* wake-ups by standing orders */
+	struct sample sample;
 };
 
 struct {

@@ -34,6 +34,15 @@ pub const DECISION_PREEMPT: u64 = 1 << 21;
 /// In an entry of `control.kicks`: what runs there gives way.
 pub const KICK_PREEMPT: u32 = 1 << 31;
 
+/// Which wake-ups are measured; see [`is_sampled`](crate::latency::is_sampled).
+pub const SAMPLE_FACTOR: u32 = 0x9e37_79b1;
+/// As [`SAMPLE_FACTOR`].
+pub const SAMPLE_SHIFT: u32 = 24;
+/// Hops that are measured.
+pub const NR_HOPS: usize = 6;
+/// Buckets of a histogram.
+pub const LATENCY_BUCKETS: usize = 256;
+
 /// `running_task.kind`: a task that user space decided about, or waits to.
 pub const RUNS_DECIDED: u32 = 1;
 /// `running_task.kind`: a task with a standing order.
@@ -99,7 +108,9 @@ pub struct Slot {
     pub(crate) slice_ns: OwnedU64,
     pub(crate) vtime: OwnedU64,
     pub(crate) flags: OwnedU64,
-    pub(crate) pad: [u64; 3],
+    pub(crate) seen_at: OwnedU64,
+    pub(crate) decided_at: OwnedU64,
+    pub(crate) pad: u64,
 }
 
 /// What precedes the slots of a mailbox.
@@ -161,6 +172,18 @@ pub struct Control {
     pub(crate) caught_up: AtomicU64,
 }
 
+/// How many tasks took how long; [`latency`](crate::latency) has the buckets.
+#[repr(C)]
+pub struct SharedHistogram {
+    pub(crate) buckets: [AtomicU64; LATENCY_BUCKETS],
+}
+
+/// How long each hop took of the tasks that this CPU ran, in the order of `enum hop`.
+#[repr(C)]
+pub struct CpuLatency {
+    pub(crate) hops: [SharedHistogram; NR_HOPS],
+}
+
 /// Argument of the program `pick_idle_cpu`.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
@@ -194,6 +217,7 @@ const _: () = {
     assert!(offset_of!(QueuedTask, comm) == 104);
     assert!(size_of::<Slot>() == 64);
     assert!(offset_of!(Slot, flags) == 32);
+    assert!(offset_of!(Slot, seen_at) == 40);
     assert!(size_of::<MailboxHead>() == 64);
     assert!(size_of::<RunningTask>() == 64);
     assert!(offset_of!(CpuState, running) == 64);
@@ -203,6 +227,7 @@ const _: () = {
     assert!(size_of::<MachineState>() == 192);
     assert!(size_of::<Control>() == 4136);
     assert!(offset_of!(Control, parked) == 4108);
+    assert!(size_of::<CpuLatency>() == 12288);
     assert!(size_of::<PickArgs>() == 16);
     assert!(size_of::<ExitRecord>() == 1168);
 };

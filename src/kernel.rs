@@ -20,12 +20,13 @@ use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{Link, MapCore, MapFlags, MapHandle, MapType, OpenObject, PrintLevel, libbpf_sys};
 
 use crate::abi::{
-    Control, Counter, CpuState, ExitRecord, MAILBOX_SLOTS, MAX_RINGS, MAX_TASKS, MachineState,
-    MailboxHead, PickArgs, RING_BYTES, SHARED_MAILBOX_SLOTS, Slot,
+    Control, Counter, CpuLatency, CpuState, ExitRecord, MAILBOX_SLOTS, MAX_RINGS, MAX_TASKS,
+    MachineState, MailboxHead, PickArgs, RING_BYTES, SHARED_MAILBOX_SLOTS, Slot,
 };
 use crate::bpf::{MetronomeSkel, MetronomeSkelBuilder, OpenMetronomeSkel};
 use crate::exit::{UserExitInfo, handle_signals, stop_requested};
 use crate::idle::Unrestricted;
+use crate::latency::Latency;
 use crate::mailbox::Full;
 use crate::memory::{self, Mapping, page_size};
 use crate::policy::{Policy, Running};
@@ -280,6 +281,10 @@ impl Builder {
             .set_max_entries(topology.nr_cpus)
             .context("cannot size the CPU states")?;
         open.maps
+            .latencies
+            .set_max_entries(topology.nr_cpus)
+            .context("cannot size the latency histograms")?;
+        open.maps
             .cpu_ctxs
             .set_max_entries(topology.nr_cpus)
             .context("cannot size what the CPUs keep for themselves")?;
@@ -381,6 +386,7 @@ struct Mappings {
     mailboxes: Mapping,
     shared_mailbox: Mapping,
     cpus: Arc<Mapping>,
+    latencies: Arc<Mapping>,
     machine: Mapping,
     orders: Mapping,
     control: Mapping,
@@ -452,6 +458,13 @@ impl Mappings {
                 write,
                 "the CPU states",
             )?),
+            latencies: Arc::new(Mapping::new(
+                maps.latencies.as_fd(),
+                0,
+                nr_cpus * size_of::<CpuLatency>(),
+                write,
+                "the latency histograms",
+            )?),
             machine: Mapping::new(
                 maps.machine.as_fd(),
                 0,
@@ -489,6 +502,7 @@ impl Mappings {
             mailboxes,
             shared_mailbox,
             cpus,
+            latencies,
             machine,
             orders,
             control,
@@ -502,6 +516,7 @@ impl Mappings {
             mailboxes,
             shared_mailbox,
             cpus,
+            latencies,
             machine,
             orders,
             control,
@@ -647,6 +662,7 @@ impl<'a> BpfScheduler<'a> {
         let mappings = Mappings::new(&skel, topology.nr_cpus as usize, nr_rings)?;
         let mut shared = Box::new(mappings.shared(topology.nr_cpus, agent.cpu));
         shared.set_places(&topology.places());
+        shared.set_clock(thread::now);
         let place = Place::take(agent.cpu)?;
         let mut scheduler = Self {
             link: None,
@@ -858,6 +874,7 @@ impl<'a> BpfScheduler<'a> {
             return;
         };
         self.shared.clear_orders();
+        self.shared.set_newborn(policy.newborn());
         turn.adopt(policy);
         self.shared.listen(policy.events(), TELL_US);
         let seal = memory::seal();
@@ -952,10 +969,11 @@ impl<'a> BpfScheduler<'a> {
         self.watch().snapshot()
     }
 
-    /// A reader of the counters for another thread.
+    /// A reader of counters and latencies for another thread.
     pub fn watch(&self) -> Watch {
         Watch {
             cpus: Arc::clone(&self.mappings.cpus),
+            latencies: Arc::clone(&self.mappings.latencies),
             nr_cpus: self.shared.nr_cpus(),
             counts: Arc::clone(&self.counts),
             tid: self.tid,
@@ -972,10 +990,11 @@ impl Drop for BpfScheduler<'_> {
     }
 }
 
-/// Reads the counters of a [`BpfScheduler`] from any thread.
+/// Reads the counters and latencies of a [`BpfScheduler`] from any thread.
 #[derive(Clone)]
 pub struct Watch {
     cpus: Arc<Mapping>,
+    latencies: Arc<Mapping>,
     nr_cpus: u32,
     counts: Arc<CachePadded<UserCounts>>,
     tid: i32,
@@ -1032,6 +1051,19 @@ impl Watch {
                 faults.saturating_sub(user(&self.counts.faults_at_start))
             }),
         }
+    }
+
+    /// How long each hop has taken so far. Nobody is held up by it.
+    pub fn latency(&self) -> Latency {
+        let mut latency = Latency::default();
+        let first: NonNull<CpuLatency> = self.latencies.start().cast();
+        for cpu in 0..self.nr_cpus as usize {
+            // SAFETY: within the mapped array of `nr_cpus` elements.
+            let at = unsafe { first.add(cpu) };
+            // SAFETY: mapped and aligned; all its fields are atomics.
+            latency.add(unsafe { at.as_ref() });
+        }
+        latency
     }
 
     /// Whether each CPU is idle, and what it runs, or ran last.

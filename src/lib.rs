@@ -55,7 +55,7 @@
 //! | [`shared`] | all the shared memory as one thing, and who must be woken |
 //! | [`idle`] | which idle CPU takes a task |
 //! | [`wait`](mod@wait) | what the thread does when nothing is to do |
-//! | [`stats`] | what both sides count, and whether it balances |
+//! | [`stats`], [`latency`] | what both sides count, and whether it balances; how long each hop takes |
 //! | [`memory`], [`topology`], [`preflight`] | locked and counted memory; the CPUs of the machine; what must hold before the start (feature `kernel`) |
 //! | `sim` | a simulated kernel over the same memory (feature `sim`) |
 //!
@@ -74,6 +74,7 @@
 //! - [`place`](policy::Policy::place) is where: by default on an idle CPU, else on the first that becomes available; or on a
 //!   certain one, or there at once (`examples/priority.rs`), or not yet;
 //! - [`order`](policy::Policy::order) is the task's standing order, asked after each record about it; by default none;
+//! - [`newborn`](policy::Policy::newborn) is the one that new tasks start with; by default none;
 //! - [`events`](policy::Policy::events) says which records to be told of besides the questions, by
 //!   [`event`](policy::Policy::event): here the end of a task, because its id will be another's;
 //! - [`adopt`](policy::Policy::adopt) is the deadline of a task that waited when this policy took over from another
@@ -174,6 +175,7 @@
 
 pub mod abi;
 pub mod idle;
+pub mod latency;
 pub mod mailbox;
 #[cfg(all(loom, test))]
 mod models;

@@ -30,6 +30,7 @@
 use core::ptr::NonNull;
 
 use crate::abi::{MailboxHead, Slot};
+use crate::latency::Stamps;
 use crate::sync::{Guard, Ordering, order};
 
 /// What the kernel side shall do with one enqueue of one task.
@@ -110,6 +111,17 @@ impl Mailbox {
         );
         self.tail += 1;
         Ok(())
+    }
+
+    /// Stamps the decision that is pushed next, which must be one whose [`latency`](crate::latency) is measured: of others the
+    /// kernel side does not look at the stamps.
+    pub(crate) fn stamp(&mut self, stamps: Stamps) {
+        let slot = self.slot();
+        // ORDERING: acquire, as in push(), which finds the same or finds it free meanwhile, with stamps of long ago.
+        if slot.seq.load(order(Guard::MailboxReuse, Ordering::Acquire)) == 0 {
+            slot.seen_at.store(stamps.seen_at, Ordering::Relaxed);
+            slot.decided_at.store(stamps.decided_at, Ordering::Relaxed);
+        }
     }
 
     /// How many decisions wait in it. May be outdated at once, and is at most the number of slots.

@@ -155,6 +155,12 @@ pub trait Policy {
         None
     }
 
+    /// The standing order that a new task starts with, until the policy is asked for one of its own. A task whose parent's order
+    /// says so ([`Order::inherit`]) starts with that instead. Asked once, when the policy begins.
+    fn newborn(&self) -> Option<Order> {
+        None
+    }
+
     /// Something has happened to a task, of a [`kind`](QueuedTask::kind) that [`events`](Self::events) asks for. The records of
     /// one task come in order; one may be missing, if the ring was full.
     fn event(&mut self, _task: &QueuedTask) {}

@@ -34,6 +34,7 @@ use crate::abi::{
     MAX_RINGS, MachineState, MailboxHead, SHARED_MAILBOX_SLOTS, Slot,
 };
 use crate::idle::{CpuMap, CpuPlace, CpuSet};
+use crate::latency::{Clock, Sampler, is_sampled};
 use crate::mailbox::{Decision, Full, Mailbox};
 use crate::orders::{Order, Orders};
 use crate::policy::Running;
@@ -101,6 +102,7 @@ pub struct Shared {
     /// Of these, the ones that have not been found promised or with mail in this turn.
     open: CpuSet,
     heartbeat: u64,
+    sampler: Sampler,
 }
 
 // SAFETY: the pointers are to shared memory that any thread may access, and `&mut self` keeps users one at a time.
@@ -150,7 +152,14 @@ impl Shared {
             workers,
             open: workers,
             heartbeat: 0,
+            sampler: Sampler::default(),
         }
+    }
+
+    /// Has the hops of some tasks measured by this clock, which must be that of the kernel side; see
+    /// [`latency`](crate::latency).
+    pub fn set_clock(&mut self, clock: Clock) {
+        self.sampler.set_clock(clock);
     }
 
     /// Says where the CPUs are, in the order of their numbers. Until then all count as alike.
@@ -186,14 +195,22 @@ impl Shared {
         limit: usize,
         mut each: impl FnMut(&QueuedTask, &mut Orders),
     ) -> usize {
-        let Self { rings, orders, .. } = self;
+        let Self {
+            rings,
+            orders,
+            sampler,
+            ..
+        } = self;
         let mut taken = 0;
         for _ in 0..rings.len() {
             if taken == limit {
                 break;
             }
             if let Some(ring) = rings.get_mut(self.next_ring) {
-                taken += ring.drain(limit - taken, |task| each(task, orders));
+                taken += ring.drain(limit - taken, |task| {
+                    sampler.see(task);
+                    each(task, orders);
+                });
             }
             self.next_ring += 1;
             if self.next_ring >= rings.len() {
@@ -241,6 +258,9 @@ impl Shared {
             }
         }
         decision.flags = DECISION_ANY_CPU;
+        if is_sampled(decision.id, decision.generation) {
+            self.sampler.stamp(&mut self.shared_mailbox, &decision);
+        }
         self.shared_mailbox.push(decision)?;
         self.shared_mailed += 1;
         Ok(())
@@ -250,6 +270,9 @@ impl Shared {
         let Some(entry) = self.cpus.get_mut(cpu as usize) else {
             return false;
         };
+        if is_sampled(decision.id, decision.generation) {
+            self.sampler.stamp(&mut entry.mailbox, &decision);
+        }
         if entry.mailbox.push(decision).is_err() {
             return false;
         }

@@ -12,7 +12,7 @@ pub const RL_CPU_ANY: u64 = DECISION_ANY_CPU;
 pub const RL_PREEMPT: u64 = DECISION_PREEMPT;
 
 /// What a record says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u16)]
 pub enum Kind {
     /// The task waits for a decision.

@@ -26,6 +26,8 @@ use libbpf_rs::query::MapInfoIter;
 
 #[path = "kernel/faults.rs"]
 mod faults;
+#[path = "kernel/life.rs"]
+mod life;
 
 const SCHED_EXT: &str = "/sys/kernel/sched_ext";
 
@@ -429,6 +431,63 @@ fn partial_mode_schedules_only_sched_ext_tasks() {
         ended.books()["queued"] > 100,
         "SCHED_EXT tasks were not scheduled by us: {}",
         ended.stderr
+    );
+}
+
+/// The table of the hops, by name: how many were measured, and p50, p99, p99.9 and max in µs.
+fn hops(stderr: &str) -> HashMap<String, Vec<f64>> {
+    let line = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        (words.len() == 8 && words[1] == "->").then(|| {
+            let figures = words[3..].iter().map(|word| word.parse().unwrap());
+            (format!("{} -> {}", words[0], words[2]), figures.collect())
+        })
+    };
+    stderr.lines().filter_map(line).collect()
+}
+
+#[test]
+fn all_hops_of_a_busy_machine_are_measured_and_add_up() {
+    let scheduler = Scheduler::start("scx_metronome", &["--stats", "1"]);
+    let n = 2 * cpus();
+    let load = &format!("stress-ng --cpu {n} --pipe 2 --switch 2 --fork 1 --yield 2 -t 5s");
+    Load::start(&[load]).assert_ends_well();
+    let ended = scheduler.stop(libc::SIGINT);
+    ended.assert_clean();
+    println!("{}", ended.stderr);
+    let hops = hops(&ended.stderr);
+    assert_eq!(hops.len(), 6, "{}", ended.stderr);
+    for (hop, figures) in &hops {
+        assert!(figures[0] > 20.0, "{hop}: {figures:?}");
+        assert!(figures[1..].is_sorted(), "{hop}: {figures:?}");
+    }
+    let of = |hop: &str, figure: usize| hops[hop][figure];
+    let way = [
+        "enqueued -> seen",
+        "seen -> decided",
+        "decided -> drained",
+        "drained -> running",
+    ];
+    let whole = "enqueued -> running";
+    // All are of the same tasks.
+    assert!(way.iter().all(|hop| of(hop, 0) == of(whole, 0)), "{hops:?}");
+    let sum: f64 = way.iter().map(|hop| of(hop, 1)).sum();
+    let ratio = sum / of(whole, 1);
+    assert!(
+        (0.25..4.0).contains(&ratio),
+        "medians add up to {sum}: {hops:?}"
+    );
+    // No hop is longer than the whole, give or take a bucket.
+    assert!(
+        way.iter().all(|hop| of(hop, 4) <= 1.13 * of(whole, 4)),
+        "{hops:?}"
+    );
+    // The line of each second has them, too.
+    assert!(
+        ended
+            .stdout
+            .lines()
+            .all(|line| line.contains("p50/p99 us: Seen "))
     );
 }
 

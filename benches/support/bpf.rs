@@ -132,8 +132,21 @@ impl BpfSide {
             agent_cpu: CPUS - 1,
         };
         // SAFETY: arrays of `CPUS` elements of a fresh object, mapped until the process ends.
-        unsafe { Shared::new(memory, [self.ring()]) }
+        let mut shared = unsafe { Shared::new(memory, [self.ring()]) };
+        shared.set_clock(now);
+        shared
     }
+}
+
+/// `CLOCK_MONOTONIC`, as the scheduler thread reads it.
+fn now() -> u64 {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `time` is live.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
 fn may_use_bpf() -> libbpf_rs::Result<()> {

@@ -129,6 +129,8 @@ fn each_structure_is_the_same_on_both_sides() {
                 slice_ns,
                 vtime,
                 flags,
+                seen_at,
+                decided_at,
                 pad
             })
         );
@@ -174,6 +176,11 @@ fn each_structure_is_the_same_on_both_sides() {
                 caught_up
             })
         );
+        assert_eq!(
+            layout_in(btf, "histogram"),
+            layout!(SharedHistogram { buckets })
+        );
+        assert_eq!(layout_in(btf, "cpu_latency"), layout!(CpuLatency { hops }));
         assert_eq!(
             layout_in(btf, "pick_args"),
             layout!(PickArgs {
@@ -231,6 +238,10 @@ fn the_maps_have_the_sizes_that_are_mapped_and_numbered_here() {
         assert_eq!(maps.orders.value_size() as usize, size_of::<AtomicU64>());
         assert_eq!(maps.control.value_size() as usize, size_of::<Control>());
         assert_eq!(maps.cpus.value_size() as usize, size_of::<CpuState>());
+        assert_eq!(
+            maps.latencies.value_size() as usize,
+            size_of::<CpuLatency>()
+        );
         assert_eq!(
             maps.exit_record.value_size() as usize,
             size_of::<ExitRecord>()
@@ -314,6 +325,26 @@ fn kinds_of_running_tasks_have_the_same_numbers() {
     });
 }
 
+#[test]
+fn hops_have_the_same_names_and_numbers() {
+    use crate::latency::Hop;
+    let mut here = Hop::ALL
+        .map(|hop| {
+            let name = format!("HOP_{}", constant_case(&format!("{hop:?}")));
+            (name, hop as i64)
+        })
+        .to_vec();
+    here.push(("NR_HOPS".into(), NR_HOPS as i64));
+    with_object(|_, btf| {
+        let there: Enum<'_> = btf.type_by_name("hop").unwrap();
+        let there = there.iter().map(|member| {
+            let name = member.name.unwrap().to_str().unwrap();
+            (name.to_owned(), member.value)
+        });
+        assert_eq!(there.collect::<Vec<_>>(), here);
+    });
+}
+
 /// "RingFull" as "RING_FULL".
 fn constant_case(name: &str) -> String {
     let spaced = name.char_indices().flat_map(|(at, letter)| {
@@ -354,6 +385,9 @@ fn each_macro_of_the_header_has_the_same_value_here() {
             format!("(1ULL << {})", DECISION_PREEMPT.ilog2()),
         ),
         ("KICK_PREEMPT", format!("(1U << {})", KICK_PREEMPT.ilog2())),
+        ("SAMPLE_FACTOR", format!("{SAMPLE_FACTOR:#x}U")),
+        ("SAMPLE_SHIFT", format!("{SAMPLE_SHIFT}")),
+        ("LATENCY_BUCKETS", format!("{LATENCY_BUCKETS}")),
     ];
     assert!(DECISION_ANY_CPU.is_power_of_two() && DECISION_PREEMPT.is_power_of_two());
     assert!(KICK_PREEMPT.is_power_of_two() && BIRTHS.is_power_of_two());

@@ -69,6 +69,9 @@ fn attach(
         drop(stop);
         info
     });
+    if options.stats.is_some() {
+        log::info!("{}", scheduler.watch().latency());
+    }
     log::info!("{}", scheduler.books());
     if let Ok(info) = &info {
         log::info!("EXIT: {info}");

@@ -72,7 +72,7 @@ impl Helper {
     }
 
     fn tick(&self, stopped: &Receiver<()>) {
-        let mut earlier = self.metrics();
+        let (mut earlier, mut earlier_hops) = (self.metrics(), self.watch.latency());
         let mut printed = Instant::now();
         let mut looked = Instant::now();
         let left = |since: Instant, interval: Duration| interval.saturating_sub(since.elapsed());
@@ -90,10 +90,15 @@ impl Helper {
                 && left(printed, interval).is_zero()
             {
                 printed = Instant::now();
-                let now = self.metrics();
+                let (now, hops) = (self.metrics(), self.watch.latency());
+                let counts = now.since(&earlier).line(self.json);
                 // Who closes our output does not want to read it: no reason to stop scheduling.
-                output::line(now.since(&earlier).line(self.json));
-                earlier = now;
+                if self.json {
+                    output::line(counts);
+                } else {
+                    output::line(format!("{counts} {}", hops.since(&earlier_hops).line()));
+                }
+                (earlier, earlier_hops) = (now, hops);
             }
         }
     }

@@ -124,6 +124,7 @@ struct sched_ext_ops {
 	void (*runnable)(struct task_struct *p, u64 enq_flags);
 	void (*running)(struct task_struct *p);
 	void (*stopping)(struct task_struct *p, bool runnable);
+	void (*quiescent)(struct task_struct *p, u64 deq_flags);
 	void (*update_idle)(s32 cpu, bool idle);
 	void (*cpu_release)(s32 cpu, struct scx_cpu_release_args *args);
 	void (*set_weight)(struct task_struct *p, u32 weight);
@@ -154,6 +155,8 @@ struct sched_ext_ops {
 
 #define SCX_ENQ_WAKEUP 1ULL
 #define SCX_ENQ_PREEMPT (1ULL << 32)
+
+#define SCX_DEQ_SLEEP 1ULL
 
 #define SCX_WAKE_SYNC 16ULL
 

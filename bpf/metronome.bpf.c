@@ -578,7 +578,15 @@ void BPF_PROG(metronome_stopping, struct task_struct *p, bool runnable)
 	advance_vtime_now(p->scx.dsq_vtime + ran);
 	/* Whoever has run goes behind those who have not, should user space not say otherwise in time. */
 	set_vtime(p, p->scx.dsq_vtime + virtual_time(p, ran));
-	if (runnable)
+}
+
+/* stopping() also comes when something about a running task is changed; this tells whether it goes to sleep. */
+SEC("struct_ops/quiescent")
+void BPF_PROG(metronome_quiescent, struct task_struct *p, u64 deq_flags)
+{
+	struct task_ctx *tctx = task_ctx(p);
+
+	if (!tctx || is_agent(p) || !(deq_flags & SCX_DEQ_SLEEP))
 		return;
 	tell(p, tctx, RECORD_BLOCKED, 0);
 	tctx->is_ordered = false;
@@ -760,6 +768,7 @@ struct sched_ext_ops metronome = {
 	.runnable = (void *)metronome_runnable,
 	.running = (void *)metronome_running,
 	.stopping = (void *)metronome_stopping,
+	.quiescent = (void *)metronome_quiescent,
 	.update_idle = (void *)metronome_update_idle,
 	.cpu_release = (void *)metronome_cpu_release,
 	.set_weight = (void *)metronome_set_weight,

@@ -28,6 +28,8 @@ use libbpf_rs::query::MapInfoIter;
 mod faults;
 #[path = "kernel/life.rs"]
 mod life;
+#[path = "kernel/place.rs"]
+mod place;
 
 const SCHED_EXT: &str = "/sys/kernel/sched_ext";
 
@@ -750,7 +752,7 @@ fn without_sched_ext(command: &mut Command) -> &mut Command {
 
 #[test]
 fn each_example_schedules_a_load_and_its_books_balance() {
-    for example in ["vruntime", "priority"] {
+    for example in ["vruntime", "priority", "llc"] {
         let scheduler = Scheduler::start(example, &[]);
         let n = 2 * cpus();
         let load = &format!("stress-ng --cpu {n} --fork 2 --pipe 2 --affinity 1 -t 3s");

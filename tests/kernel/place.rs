@@ -1,0 +1,166 @@
+//! Machines and places that are not plain: several caches, isolated CPUs, a cpuset, a pid namespace. `vm/test` runs these on
+//! a machine with two caches and an isolated CPU as well as with the others; what is expected follows from the machine.
+
+use std::collections::HashSet;
+use std::fs;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use super::{Load, Scheduler, cpus, numbers, read, state, wait_for};
+
+/// CPU numbers of a list as in sysfs: "0-2,5".
+fn list(text: &str) -> Vec<usize> {
+    let ranges = text.split(',').filter(|range| !range.is_empty());
+    let ends = ranges.map(|range| range.split_once('-').unwrap_or((range, range)));
+    ends.flat_map(|(first, last)| first.parse().unwrap()..=last.parse().unwrap())
+        .collect()
+}
+
+/// The groups of CPUs that share a last-level cache.
+fn caches() -> HashSet<String> {
+    let shared = |cpu| format!("/sys/devices/system/cpu/cpu{cpu}/cache/index3/shared_cpu_list");
+    list(&read("/sys/devices/system/cpu/online"))
+        .into_iter()
+        .map(|cpu| read(&shared(cpu)))
+        .collect()
+}
+
+#[test]
+fn the_llc_example_keeps_most_tasks_under_their_cache() {
+    let scheduler = Scheduler::start("llc", &[]);
+    let load = &format!("stress-ng --cpu {} --pipe 2 -t 4s", 2 * cpus());
+    Load::start(&[load]).assert_ends_well();
+    assert_eq!(state(), "enabled");
+    let ended = scheduler.stop(libc::SIGINT);
+    ended.assert_clean();
+    let counts = numbers(
+        ended
+            .stderr
+            .lines()
+            .find(|line| line.starts_with("kept"))
+            .unwrap(),
+    );
+    println!("{} caches: {counts:?}", caches().len());
+    assert!(counts["kept"] > 2 * counts["left"], "{counts:?}");
+    assert!(counts["kept"] > 200, "{counts:?}");
+}
+
+#[test]
+fn the_scheduler_thread_takes_an_isolated_cpu_if_there_is_one_and_says_so() {
+    let isolated = list(&read("/sys/devices/system/cpu/isolated"));
+    let expected = match isolated.last() {
+        Some(cpu) => format!("CPU {cpu} (an isolated CPU)"),
+        None => format!("CPU {} (the last CPU)", cpus() - 1),
+    };
+    let scheduler = Scheduler::start("scx_metronome", &[]);
+    let load = &format!("stress-ng --cpu {} --pipe 2 --fork 1 -t 3s", 2 * cpus());
+    Load::start(&[load]).assert_ends_well();
+    assert_eq!(state(), "enabled");
+    let ended = scheduler.stop(libc::SIGINT);
+    ended.assert_clean();
+    println!(
+        "{}nohz_full {}",
+        ended.stderr,
+        read("/sys/devices/system/cpu/nohz_full")
+    );
+    assert!(
+        ended.stderr.contains(&expected),
+        "{expected}: {}",
+        ended.stderr
+    );
+    assert!(ended.books()["dispatched"] > 50, "{}", ended.stderr);
+}
+
+/// A group of processes that may use some CPUs only. Removed when dropped.
+struct Cpuset(String);
+
+impl Cpuset {
+    fn new(name: &str, cpus: &str) -> Self {
+        let root = "/sys/fs/cgroup";
+        fs::write(format!("{root}/cgroup.subtree_control"), "+cpuset").unwrap();
+        let path = format!("{root}/{name}");
+        fs::create_dir(&path).unwrap();
+        fs::write(format!("{path}/cpuset.cpus"), cpus).unwrap();
+        Self(path)
+    }
+
+    /// A command line that joins the group and goes on as `command`.
+    fn shell(&self, command: &str) -> String {
+        format!("echo $$ >{}/cgroup.procs && exec {command}", self.0)
+    }
+}
+
+impl Drop for Cpuset {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+fn sh(line: &str) -> Child {
+    Command::new("sh")
+        .args(["-c", line])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+#[test]
+fn a_scheduler_in_a_cpuset_keeps_to_it_and_schedules_who_is_in_another_and_who_is_in_none() {
+    let own = Cpuset::new("scheduler", "1-2");
+    let others = Cpuset::new("others", "0-1");
+    let shell = own.shell("scx_metronome --stats 0.5");
+    let scheduler = Scheduler::start("sh", &["-c", &shell]);
+    let n = 2 * cpus();
+    let mut bound = sh(&others.shell(&format!("stress-ng --cpu {n} --pipe 1 --fork 1 -t 4s")));
+    let mut free = sh(&format!("exec stress-ng --cpu {n} --pipe 1 -t 4s"));
+    assert!(bound.wait().unwrap().success() && free.wait().unwrap().success());
+    assert_eq!(state(), "enabled");
+    let ended = scheduler.stop(libc::SIGINT);
+    ended.assert_clean();
+    println!("{}", ended.stderr);
+    let place = "CPU 2 (the last CPU that this process may use)";
+    assert!(ended.stderr.contains(place), "{}", ended.stderr);
+    assert!(ended.books()["dispatched"] > 100, "{}", ended.stderr);
+}
+
+#[test]
+fn a_scheduler_in_a_pid_namespace_of_its_own_schedules_everybody() {
+    let namespace = [
+        "--pid",
+        "--fork",
+        "--mount-proc",
+        "scx_metronome",
+        "--stats",
+        "0.5",
+    ];
+    let scheduler = Scheduler::start("unshare", &namespace);
+    let unshare = scheduler.pid();
+    let children = read(&format!("/proc/{unshare}/task/{unshare}/children"));
+    let inner: i32 = children.parse().expect("one child");
+    let status = read(&format!("/proc/{inner}/status"));
+    assert!(
+        status
+            .lines()
+            .any(|line| line.starts_with("NSpid") && line.ends_with("\t1")),
+        "in a namespace of its own: {status}"
+    );
+    let load = &format!("stress-ng --cpu {} --pipe 2 --fork 1 -t 4s", 2 * cpus());
+    Load::start(&[load]).assert_ends_well();
+    assert_eq!(state(), "enabled");
+    assert_eq!(unsafe { libc::kill(inner, libc::SIGINT) }, 0);
+    let ended = scheduler.wait();
+    ended.assert_clean();
+    println!("{}", ended.stderr);
+    assert!(ended.books()["dispatched"] > 100, "{}", ended.stderr);
+    let last = numbers(ended.stdout.lines().last().unwrap());
+    assert_eq!(
+        (last["faults"], last["takeover"]),
+        (0, 0),
+        "{}",
+        ended.stdout
+    );
+    wait_for("nothing is left", Duration::from_secs(5), || {
+        fs::metadata(format!("/proc/{inner}")).is_err()
+    });
+}

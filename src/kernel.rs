@@ -101,7 +101,8 @@ impl Builder {
         self
     }
 
-    /// The CPU of the scheduler thread. Without: an isolated one, else an efficiency core, else the last.
+    /// The CPU of the scheduler thread. Without: an isolated one, else one without a tick, else an
+    /// efficiency core, else the last.
     pub fn cpu(mut self, cpu: u32) -> Self {
         self.cpu = Some(cpu);
         self
@@ -687,10 +688,13 @@ impl<'a> BpfScheduler<'a> {
             .context("cannot tell the kernel side who its scheduler is")?;
         scheduler.settle_memory()?;
         let attach = || scheduler.skel.maps.metronome.attach_struct_ops();
-        let link = with_libbpf(
-            "cannot attach the scheduler (has another been loaded this moment?)",
-            attach,
-        )?;
+        let step = if scheduler.topology.isolated.is_empty() {
+            "cannot attach the scheduler (has another been loaded this moment?)"
+        } else {
+            "cannot attach the scheduler: no kernel takes one that was booted with isolcpus=CPUS (boot with nohz_full=CPUS, or \
+             isolcpus=nohz,CPUS: the scheduler thread then takes the last of them)"
+        };
+        let link = with_libbpf(step, attach)?;
         scheduler.link = Some(link);
         scheduler.start_counting_faults()?;
         Ok(scheduler)

@@ -44,6 +44,8 @@ pub struct Topology {
     pub online: Vec<u32>,
     /// Those that the boot command line keeps free of ordinary tasks.
     pub isolated: Vec<u32>,
+    /// Those that the boot command line spares the tick (`nohz_full=`).
+    pub tickless: Vec<u32>,
     /// Those built for efficiency rather than speed; empty where all are alike.
     pub efficient: Vec<u32>,
     /// Those that the user prefers; empty if all are alike to him.
@@ -108,8 +110,8 @@ impl Topology {
         Ok(())
     }
 
-    /// The CPU for the scheduler thread: the one asked for; else, of those in reach, an isolated one; else an efficient one;
-    /// else the last.
+    /// The CPU for the scheduler thread: the one asked for; else, of those in reach, an isolated one; else one without a
+    /// tick; else an efficient one; else the last.
     ///
     /// # Errors
     /// When the one asked for does not run or is out of reach, or when there is no second CPU for everybody else.
@@ -135,6 +137,7 @@ impl Topology {
             Why::LastInReach
         };
         last_of(&self.isolated, Why::Isolated)
+            .or_else(|| last_of(&self.tickless, Why::Tickless))
             .or_else(|| last_of(&self.efficient, Why::Efficient))
             .or_else(|| last_of(&self.online, last))
             .context("no CPU that is online is one that this process may use")
@@ -192,6 +195,8 @@ pub enum Why {
     AskedFor,
     /// It is kept free of ordinary tasks.
     Isolated,
+    /// No tick interrupts it.
+    Tickless,
     /// It is no loss to tasks that are in a hurry.
     Efficient,
     /// Interrupts and old habits are on the first.
@@ -205,6 +210,7 @@ impl fmt::Display for AgentCpu {
         let why = match self.why {
             Why::AskedFor => "as asked",
             Why::Isolated => "an isolated CPU",
+            Why::Tickless => "a CPU without a tick",
             Why::Efficient => "an efficiency core",
             Why::Last => "the last CPU",
             Why::LastInReach => "the last CPU that this process may use",
@@ -272,6 +278,7 @@ impl Sysfs<'_> {
             cpus,
             online,
             isolated,
+            tickless: self.tickless(),
             efficient,
             preferred: Vec::new(),
             warning: None,
@@ -297,12 +304,18 @@ impl Sysfs<'_> {
                 .collect(),
             online: online.unwrap_or_else(|| (0..nr_cpus).collect()),
             isolated,
+            tickless: self.tickless(),
             efficient: Vec::new(),
             preferred: Vec::new(),
             warning: Some(format!(
                 "treating all CPUs alike: /sys/devices does not describe them ({fault})"
             )),
         }
+    }
+
+    /// Nothing depends on it, and where there are none some kernels write "(null)".
+    fn tickless(&self) -> Vec<u32> {
+        self.list_if_any("system/cpu/nohz_full").unwrap_or_default()
     }
 
     /// The CPUs of a core.

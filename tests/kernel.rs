@@ -30,6 +30,8 @@ mod faults;
 mod life;
 #[path = "kernel/place.rs"]
 mod place;
+#[path = "kernel/wait.rs"]
+mod wait;
 
 const SCHED_EXT: &str = "/sys/kernel/sched_ext";
 

@@ -321,6 +321,19 @@ fn more_cpus_than_this_build_supports_are_refused() {
 }
 
 #[test]
+fn the_scheduler_thread_takes_a_cpu_without_a_tick_unless_one_is_isolated() {
+    let laptop = Tree::of("laptop").with("system/cpu/nohz_full", "1-2");
+    assert_eq!(agent(&laptop.read()), "CPU 2 (a CPU without a tick)");
+    let both = laptop.clone().with("system/cpu/isolated", "5");
+    assert_eq!(agent(&both.read()), "CPU 5 (an isolated CPU)");
+    let none = laptop.with("system/cpu/nohz_full", "(null)").read();
+    assert_eq!(
+        (agent(&none), none.warning),
+        (agent(&Tree::of("laptop").read()), None)
+    );
+}
+
+#[test]
 fn the_scheduler_thread_takes_an_isolated_cpu_though_the_affinity_leaves_it_out() {
     let laptop = Tree::of("laptop").with("system/cpu/isolated", "6-7");
     let topology = laptop.read();

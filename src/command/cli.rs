@@ -38,7 +38,8 @@ pub(crate) struct Options {
     #[arg(long, value_name = "MODE")]
     wait: Option<Wait>,
 
-    /// CPU of the scheduler thread [default: an isolated CPU, else an efficiency core, else the last]
+    /// CPU of the scheduler thread [default: an isolated CPU, else one without a tick, else an efficiency core,
+    /// else the last]
     #[arg(long, value_name = "CPU")]
     cpu: Option<u32>,
 
@@ -53,6 +54,10 @@ pub(crate) struct Options {
     /// Decide about every wake-up, also when a CPU is idle
     #[arg(long)]
     no_builtin_idle: bool,
+
+    /// Give no standing orders: ask about every wake-up while all CPUs are busy
+    #[arg(long)]
+    pub(crate) no_orders: bool,
 
     /// Rings that carry tasks to user space: 1, 2, 4, 8 or 16 [default: one for each 16 CPUs]
     #[arg(long, value_name = "RINGS")]

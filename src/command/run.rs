@@ -21,6 +21,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     privileges::give_up_others()?;
     let parameters = Arc::new(Shared::new(options.request(), power::profile));
     let mut policy = memory::zeroed::<Deadline>();
+    policy.set_orders(!options.no_orders);
     loop {
         let info = attach(options, &parameters, &mut policy)?;
         if !info.should_restart() {

@@ -52,6 +52,7 @@ pub struct Deadline<const TASKS: usize = MAX_TASKS> {
     then: u64,
     slice_ns: u64,
     slice_min_ns: u64,
+    without_orders: bool,
 }
 
 /// Real time passes at most this much faster than virtual time.
@@ -75,7 +76,13 @@ impl<const TASKS: usize> Deadline<TASKS> {
             then: 0,
             slice_ns,
             slice_min_ns,
+            without_orders: false,
         }
+    }
+
+    /// Whether tasks get standing orders; otherwise each wake-up is a question. At the start they do.
+    pub fn set_orders(&mut self, orders: bool) {
+        self.without_orders = !orders;
     }
 
     /// A quarter of the longest slice.
@@ -192,7 +199,7 @@ impl<const TASKS: usize> Policy for Deadline<TASKS> {
     fn order(&mut self, task: &QueuedTask) -> Option<Order> {
         let account = self.accounts.get(task.id as usize)?;
         let burst = u64::from(account.burst);
-        account.is_urgent().then(|| Order {
+        (account.is_urgent() && !self.without_orders).then(|| Order {
             latency_ns: burst.clamp(*LATENCY.start(), *LATENCY.end()),
             slice_ns: self.slice_min_ns.max(2 * burst),
             budget_ns: self.slice_min_ns.max(4 * burst),

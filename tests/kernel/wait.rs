@@ -1,0 +1,94 @@
+//! What each wait mode costs: the table in `src/wait.rs`.
+
+use std::thread;
+use std::time::Duration;
+
+use super::{Scheduler, cpu_ticks, cpus, hops, with_threads};
+
+/// In ticks of 10 ms, and µs.
+struct Cost {
+    wait: &'static str,
+    /// Of the scheduler process on an idle machine in [`WINDOW`].
+    idle: u64,
+    /// From the enqueue until the scheduler thread took the record, p50 and p99: four threads that sleep a ms.
+    seen: (f64, f64),
+    /// Of two hogs for each CPU, and of the scheduler, in [`WINDOW`].
+    hogs: u64,
+    busy: u64,
+}
+
+const WINDOW: Duration = Duration::from_secs(4);
+
+fn self_ticks() -> u64 {
+    cpu_ticks(std::process::id() as i32)
+}
+
+fn cost(wait: &'static str) -> Cost {
+    let scheduler = Scheduler::start("scx_metronome", &["--wait", wait]);
+    thread::sleep(Duration::from_secs(1));
+    let before = cpu_ticks(scheduler.pid());
+    thread::sleep(WINDOW);
+    let idle = cpu_ticks(scheduler.pid()) - before;
+    let hog = || {};
+    let (hogs, busy) = with_threads(2 * cpus(), hog, || {
+        thread::sleep(Duration::from_millis(500));
+        let (ours, its) = (self_ticks(), cpu_ticks(scheduler.pid()));
+        thread::sleep(WINDOW);
+        (self_ticks() - ours, cpu_ticks(scheduler.pid()) - its)
+    });
+    scheduler.stop(libc::SIGINT).assert_clean();
+
+    // Each wake-up is a question, and CPUs are idle.
+    let options = [
+        "--wait",
+        wait,
+        "--no-builtin-idle",
+        "--no-orders",
+        "--stats",
+        "60",
+    ];
+    let scheduler = Scheduler::start("scx_metronome", &options);
+    let sleeper = || thread::sleep(Duration::from_millis(1));
+    with_threads(4, sleeper, || thread::sleep(3 * WINDOW));
+    let ended = scheduler.stop(libc::SIGINT);
+    ended.assert_clean();
+    let seen = &hops(&ended.stderr)["enqueued -> seen"];
+    assert!(seen[0] > 50.0, "{}", ended.stderr);
+    Cost {
+        wait,
+        idle,
+        seen: (seen[1], seen[2]),
+        hogs,
+        busy,
+    }
+}
+
+#[test]
+fn what_each_wait_mode_costs() {
+    let costs = ["adaptive", "park", "spin"].map(cost);
+    let ticks = WINDOW.as_millis() as u64 / 10;
+    println!("{} CPUs, ticks of 10 ms in {WINDOW:?}", cpus());
+    println!(
+        "mode      idle: scheduler  p50 us  p99 us  busy: hogs (of {})  scheduler",
+        ticks * cpus() as u64
+    );
+    for Cost {
+        wait,
+        idle,
+        seen: (p50, p99),
+        hogs,
+        busy,
+    } in &costs
+    {
+        println!("{wait:<9} {idle:>15} {p50:>7.1} {p99:>7.1} {hogs:>19} {busy:>10}");
+    }
+    let [adaptive, park, spin] = costs;
+    // 1 %.
+    assert!(adaptive.idle <= ticks / 100 && park.idle <= ticks / 100);
+    assert!(spin.idle > ticks * 3 / 4, "it spins");
+    assert!(spin.seen.0 < park.seen.0, "who sleeps must be woken");
+    assert!(
+        park.hogs > spin.hogs,
+        "whoever sleeps leaves its CPU to others"
+    );
+}

@@ -99,11 +99,11 @@ impl Machine {
         shared.set_places(&places);
         let machine = Self { memory, shared };
         for cpu in idle {
-            // SAFETY: within the mask.
+            // SAFETY: within the mask, which comes first.
             let word = unsafe {
                 machine
                     .memory
-                    .idle
+                    .machine
                     .cast::<AtomicU64>()
                     .add(cpu as usize / 64)
             };

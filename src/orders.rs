@@ -26,6 +26,28 @@
 //! One word is read and written at once, so there are no torn orders, and nothing to lock. Any 64 bits are an order that the
 //! kernel side can carry out: what is out of range is ignored, and counted.
 //!
+//! # What they are worth
+//! The game of `vm/demo` (a frame, an audio and an input thread, six hogs, a pair that passes messages) on a real kernel with
+//! 4 CPUs, in guest time, 5 s each, two runs; `--no-orders` is `scx_metronome` without:
+//!
+//! |                          | default scheduler | `--no-orders` | with orders   |
+//! |--------------------------|-------------------|---------------|---------------|
+//! | frame completion p99, ms | 28.1, 28.1        | 20.3, 18.1    | 10.2, 9.9     |
+//! | frames missed, %         | 40.3, 26.3        | 4.3, 3.7      | 0, 0          |
+//! | audio wake-up p50, ms    | 0.34, 0.32        | 2.68, 2.61    | 0.05, 0.40    |
+//! | audio wake-up p99, ms    | 4.28, 4.86        | 7.77, 7.71    | 1.32, 1.68    |
+//! | input wake-up p50, ms    | 0.15, 0.12        | 2.33, 2.29    | 0.23, 0.18    |
+//! | input wake-up p99, ms    | 2.20, 2.08        | 7.70, 7.03    | 2.01, 1.51    |
+//! | hogs' work, units/s      | 7683, 7621        | 7513, 7612    | 8116, 8315    |
+//! | ping-pong, round trips/s | 5321, 5719        | 215, 227      | 1738, 660     |
+//!
+//! Ping-pong with orders is not steady: it stays at some 690 round trips/s for seconds, or at up to 13,900, while the pair is
+//! handed one CPU. The command is
+//!
+//! ```text
+//! vm/run --time icount --timeout 900 --add vm/orders-guest -- sh /bin/orders-guest 5
+//! ```
+//!
 //! # Limits
 //! Times are up to 65.5 ms in steps of 16 µs. What the policy does not know cannot be in an order: it is the policy's
 //! task to look at the records and to write the order anew.

@@ -438,11 +438,11 @@ fn partial_mode_schedules_only_sched_ext_tasks() {
     );
 }
 
-/// The table of the hops, by name: how many were measured, and p50, p99, p99.9 and max in µs.
+/// The table of the hops, by name: how many were measured, and mean, p50, p99, p99.9 and max in µs.
 fn hops(stderr: &str) -> HashMap<String, Vec<f64>> {
     let line = |line: &str| {
         let words: Vec<&str> = line.split_whitespace().collect();
-        (words.len() == 8 && words[1] == "->").then(|| {
+        (words.len() == 9 && words[1] == "->").then(|| {
             let figures = words[3..].iter().map(|word| word.parse().unwrap());
             (format!("{} -> {}", words[0], words[2]), figures.collect())
         })
@@ -463,7 +463,7 @@ fn all_hops_of_a_busy_machine_are_measured_and_add_up() {
     assert_eq!(hops.len(), 6, "{}", ended.stderr);
     for (hop, figures) in &hops {
         assert!(figures[0] > 20.0, "{hop}: {figures:?}");
-        assert!(figures[1..].is_sorted(), "{hop}: {figures:?}");
+        assert!(figures[2..].is_sorted(), "{hop}: {figures:?}");
     }
     let of = |hop: &str, figure: usize| hops[hop][figure];
     let way = [
@@ -476,14 +476,15 @@ fn all_hops_of_a_busy_machine_are_measured_and_add_up() {
     // All are of the same tasks.
     assert!(way.iter().all(|hop| of(hop, 0) == of(whole, 0)), "{hops:?}");
     let sum: f64 = way.iter().map(|hop| of(hop, 1)).sum();
+    // A figure is up to an eighth too large.
     let ratio = sum / of(whole, 1);
     assert!(
-        (0.25..4.0).contains(&ratio),
-        "medians add up to {sum}: {hops:?}"
+        (0.87..1.14).contains(&ratio),
+        "means add up to {sum}: {hops:?}"
     );
     // No hop is longer than the whole, give or take a bucket.
     assert!(
-        way.iter().all(|hop| of(hop, 4) <= 1.13 * of(whole, 4)),
+        way.iter().all(|hop| of(hop, 5) <= 1.13 * of(whole, 5)),
         "{hops:?}"
     );
     // The line of each second has them, too.

@@ -57,7 +57,7 @@ fn cost(wait: &'static str) -> Cost {
     Cost {
         wait,
         idle,
-        seen: (seen[1], seen[2]),
+        seen: (seen[2], seen[3]),
         hogs,
         busy,
     }

@@ -190,13 +190,20 @@ static void enqueue_guest(struct task_struct *p, u64 enq_flags)
 	count(COUNT_KERNEL_SIDE);
 }
 
-/* User space is late. Nobody is more than a slice behind the first who waits: while it is away, nobody else sees to that. */
-static void enqueue_alone(struct task_struct *p, u64 enq_flags)
+/*
+ * User space is late, and nobody else sees to fairness. Who has slept or is new goes behind the first who waits; nobody goes further
+ * than a slice behind that.
+ */
+static void enqueue_alone(struct task_struct *p, struct task_ctx *tctx, u64 enq_flags)
 {
-	u64 vtime = p->scx.dsq_vtime, first;
+	bool is_fresh = enq_flags & SCX_ENQ_WAKEUP || !tctx->start_ts;
+	u64 vtime = p->scx.dsq_vtime, first, latest;
 
-	if (first_vtime(SHARED_DSQ, bpf_get_smp_processor_id(), &first) && time_before(first + slice_ns, vtime))
-		vtime = first + slice_ns;
+	if (first_vtime(SHARED_DSQ, bpf_get_smp_processor_id(), &first)) {
+		latest = is_fresh ? first : first + slice_ns / UNDECIDED_SLICE;
+		if (time_before(latest, vtime))
+			vtime = latest;
+	}
 	enqueue_shared(p, vtime, enq_flags, COUNT_ALONE);
 }
 
@@ -280,7 +287,7 @@ void BPF_PROG(metronome_enqueue, struct task_struct *p, u64 enq_flags)
 	else if (enqueue_ordered(p, tctx, enq_flags))
 		return;
 	else if (is_alone())
-		enqueue_alone(p, enq_flags);
+		enqueue_alone(p, tctx, enq_flags);
 	else if (!enqueue_pending(p, tctx, slot->generation, enq_flags))
 		enqueue_shared(p, p->scx.dsq_vtime, enq_flags, COUNT_RING_FULL);
 }

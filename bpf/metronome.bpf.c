@@ -485,6 +485,7 @@ static void publish_running(struct task_struct *p, struct task_ctx *tctx)
 	running->slice = p->scx.slice;
 	running->kind = !is_ours ? RUNS_OTHER : tctx->is_ordered ? RUNS_ORDERED : RUNS_DECIDED;
 
+	cctx->begun_at = tctx->start_ts - tctx->exec_runtime;
 	if (running->kind == RUNS_DECIDED)
 		cctx->decided_since = running->since;
 	if (!tctx->is_handed_off)

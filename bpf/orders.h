@@ -35,7 +35,7 @@
 /* A running task with an order gives way only to a deadline that is earlier by this. */
 #define PREEMPT_MARGIN_NS 500000
 /*
- * A task without an order that has just begun gives way only after that: most go back to sleep sooner, and those who pass
+ * A task without an order that has woken gives way only after so much CPU time: most go back to sleep sooner, and those who pass
  * messages around would otherwise displace each other all the time.
  */
 #define BEGUN_NS 500000
@@ -160,7 +160,7 @@ static enum running_kind may_displace(const struct cpumask *allowed, s32 cpu, u6
 		return RUNS_OTHER;
 	kind = state->running.kind;
 	*displaced = state->running.deadline;
-	if (kind == RUNS_DECIDED && time_before(now, state->running.since + BEGUN_NS))
+	if (kind == RUNS_DECIDED && time_before(now, cctx->begun_at + BEGUN_NS))
 		return RUNS_OTHER;
 	if (kind == RUNS_ORDERED && !time_before(deadline + PREEMPT_MARGIN_NS, *displaced))
 		return RUNS_OTHER;

@@ -203,7 +203,8 @@ struct cpu_ctx {
 	u64 chain_since;	/* since when it is handed from task to task */
 	u64 decided_since;	/* when it began to run a task without an order last */
 	u64 protected_until;	/* until then what runs there is not displaced */
-	u64 pad[5];
+	u64 begun_at;		/* when what runs there would have woken, had it run ever since */
+	u64 pad[4];
 };
 
 struct {

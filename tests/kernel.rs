@@ -452,9 +452,11 @@ fn hops(stderr: &str) -> HashMap<String, Vec<f64>> {
 
 #[test]
 fn all_hops_of_a_busy_machine_are_measured_and_add_up() {
-    let scheduler = Scheduler::start("scx_metronome", &["--stats", "1"]);
+    // Short slices, for many questions: one of 256 is measured.
+    let args = ["--stats", "1", "--slice-us", "500", "--slice-us-min", "500"];
+    let scheduler = Scheduler::start("scx_metronome", &args);
     let n = 2 * cpus();
-    let load = &format!("stress-ng --cpu {n} --pipe 2 --switch 2 --fork 1 --yield 2 -t 5s");
+    let load = &format!("stress-ng --cpu {n} --pipe 2 --switch 2 --fork 1 --yield 2 -t 8s");
     Load::start(&[load]).assert_ends_well();
     let ended = scheduler.stop(libc::SIGINT);
     ended.assert_clean();

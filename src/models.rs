@@ -103,7 +103,9 @@ impl Boxed {
                 slice_ns: OwnedU64::new(0),
                 vtime: OwnedU64::new(0),
                 flags: OwnedU64::new(0),
-                pad: [0; 3],
+                seen_at: OwnedU64::new(0),
+                decided_at: OwnedU64::new(0),
+                pad: 0,
             }),
         }
     }

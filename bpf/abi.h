@@ -152,7 +152,8 @@ struct running_task {
 	__u64 deadline;		/* of the decision; of a task with an order, ns on the clock of scx_bpf_now() */
 	__u64 slice;		/* what it had of its slice then, ns */
 	enum running_kind kind;
-	__u32 pad[7];
+	__u32 waiting;		/* tasks on the CPU's own DSQ then */
+	__u64 pad[3];
 };
 
 /* One per possible CPU in the map `cpus`. All of it is written by K. */
@@ -171,7 +172,9 @@ struct machine_state {
 	__u64 idle[MAX_CPUS / 64];
 	/* Odd while the kernel side decides alone because user space is late; grows with each change. */
 	__u64 takeover;
-	__u64 pad[7];
+	/* By how much CLOCK_MONOTONIC is ahead of the clock of scx_bpf_now(), ns, as of the last tick. */
+	__u64 clock_ahead;
+	__u64 pad[6];
 };
 
 /* One page, map `control`. All of it is written by U. */
@@ -185,6 +188,7 @@ struct control {
 	__u32 events;		/* 1 << RECORD_*: what user space wants to hear of */
 	__u32 tell_us;		/* of the wake-ups of one task about which it is not asked it hears at most so often */
 	__u64 caught_up;	/* the takeover during which the rings were found empty last */
+	__u64 policies;		/* how many policies there have been: what a task was born with under an earlier one is void */
 };
 
 /* Argument of the program pick_idle_cpu(). */
@@ -245,7 +249,7 @@ _Static_assert(__builtin_offsetof(struct cpu_state, counters) == 2 * CACHE_LINE,
 _Static_assert(sizeof(struct cpu_state) == 320, "as in abi.rs");
 _Static_assert(__builtin_offsetof(struct machine_state, takeover) == 128, "a line of its own");
 _Static_assert(sizeof(struct machine_state) == 192, "as in abi.rs");
-_Static_assert(sizeof(struct control) == 4136, "as in abi.rs");
+_Static_assert(sizeof(struct control) == 4144, "as in abi.rs");
 _Static_assert(__builtin_offsetof(struct control, parked) == 4108, "as in abi.rs");
 _Static_assert(sizeof(struct cpu_latency) == 12288, "as in abi.rs");
 _Static_assert(sizeof(struct exit_record) == 1168, "as in abi.rs");

@@ -74,6 +74,7 @@ s32 BPF_PROG(metronome_init_task, struct task_struct *p, struct scx_init_task_ar
 		inherit_order(tctx);
 	if (p->flags & PF_KTHREAD) {
 		tctx->born_with = ORDER_OF_KTHREADS;
+		tctx->born_under = EVERY_POLICY;
 		__builtin_memcpy(comm, p->comm, sizeof(comm));
 		tctx->house_keeping = has_prefix(comm, kswapd, 6) || has_prefix(comm, khugepaged, 10) ||
 				      has_prefix(comm, kcompactd, 9);
@@ -128,8 +129,12 @@ void BPF_PROG(metronome_runnable, struct task_struct *p, u64 enq_flags)
 {
 	struct task_ctx *tctx = task_ctx(p);
 
-	if (tctx && enq_flags & SCX_ENQ_WAKEUP)
-		tctx->exec_runtime = 0;
+	if (!tctx || !(enq_flags & SCX_ENQ_WAKEUP))
+		return;
+	tctx->exec_runtime = 0;
+	/* The kernel does not ask select_cpu() about those that have no choice. */
+	if (p->nr_cpus_allowed == 1 || is_migration_disabled(p))
+		tctx->waker = bpf_get_current_task_btf()->pid;
 }
 
 /* An idle CPU takes the task at once: where there is no choice to make, nobody is asked. */
@@ -483,6 +488,7 @@ static void publish_running(struct task_struct *p, struct task_ctx *tctx)
 	running->since = tctx->start_ts;
 	running->deadline = tctx->is_ordered ? tctx->deadline : vtime;
 	running->slice = p->scx.slice;
+	running->waiting = scx_bpf_dsq_nr_queued(cpu);
 	running->kind = !is_ours ? RUNS_OTHER : tctx->is_ordered ? RUNS_ORDERED : RUNS_DECIDED;
 
 	cctx->begun_at = tctx->start_ts - tctx->exec_runtime;
@@ -551,6 +557,17 @@ static bool is_in_the_way(struct task_ctx *tctx, s32 cpu)
 	return !tctx->is_ordered || time_before(first + PREEMPT_MARGIN_NS, tctx->deadline);
 }
 
+/* User space cannot read the clock of scx_bpf_now(), in which it is told what runs since when. */
+static void publish_clock(void)
+{
+	struct machine_state *machine = machine_state();
+	u64 ahead = bpf_ktime_get_ns() - scx_bpf_now();
+
+	/* Both clocks are read at each tick of each CPU, and seldom say anything new. */
+	if (machine && ahead - machine->clock_ahead + CLOCK_TOLERANCE_NS > 2 * CLOCK_TOLERANCE_NS)
+		machine->clock_ahead = ahead;
+}
+
 /*
  * The task with the earliest deadline runs, give or take a tick. And as a backstop, nothing that finds its way to the
  * scheduler thread's CPU waits there for longer than that.
@@ -562,6 +579,7 @@ void BPF_PROG(metronome_tick, struct task_struct *p)
 	s32 cpu = scx_bpf_task_cpu(p);
 	bool give_way;
 
+	publish_clock();
 	if (cpu == agent_cpu)
 		give_way = scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL_ON | agent_cpu) > 0;
 	else
@@ -695,6 +713,7 @@ s32 BPF_PROG(metronome_init)
 {
 	s32 err, cpu;
 
+	publish_clock();
 	err = fill_free_ids();
 	if (!err)
 		err = set_workers();

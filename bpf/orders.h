@@ -46,6 +46,15 @@
 /* CPUs looked at for one that can be preempted. */
 #define PREEMPT_SEARCH 64
 
+static u64 birth_order(struct task_ctx *tctx)
+{
+	struct control *ctl = controls();
+
+	if (tctx->born_under != EVERY_POLICY && ctl && tctx->born_under != *(volatile u64 *)&ctl->policies)
+		return 0;
+	return tctx->born_with;
+}
+
 /* What user space has said about this life of the id counts; before it has, what the task was born with. */
 static u64 order_of(struct task_ctx *tctx)
 {
@@ -58,21 +67,20 @@ static u64 order_of(struct task_ctx *tctx)
 		return 0;
 	order = *(volatile u64 *)written;
 	if (ORDER_BIRTH(order) != slot->generation >> BIRTH_SHIFT)
-		order = tctx->born_with;
+		order = birth_order(tctx);
 	return order & ORDER_VALID ? order : 0;
 }
 
 static void inherit_order(struct task_ctx *child)
 {
 	struct task_ctx *parent = task_ctx(bpf_get_current_task_btf());
-	u32 zero = 0;
-	struct control *ctl = bpf_map_lookup_elem(&control, &zero);
+	struct control *ctl = controls();
 	u64 order = parent ? order_of(parent) : 0;
 
-	if (order & ORDER_INHERIT)
-		child->born_with = order;
-	else if (ctl)
-		child->born_with = ctl->newborn;
+	if (!ctl)
+		return;
+	child->born_under = ctl->policies;
+	child->born_with = order & ORDER_INHERIT ? order : ctl->newborn;
 }
 
 /*

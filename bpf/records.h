@@ -37,8 +37,9 @@ static void fill_record(struct queued_task *rec, struct task_struct *p, struct t
 }
 
 /*
- * What of a ring must stay free: events leave room for questions, and questions about tasks without an order for those about
- * tasks whose order is used up. User space reads an eighth of the ring before it says so.
+ * What of a ring must stay free: events leave room for questions, and these for questions about tasks whose order is used up. That
+ * a task is gone counts as a question: who keeps a table of tasks needs to know. User space reads an eighth of the ring before
+ * it says so.
  */
 #define FREE_FOR_QUESTIONS (RING_BYTES / 2)
 #define FREE_FOR_ORDERED (RING_BYTES / 4)
@@ -88,7 +89,7 @@ static void tell(struct task_struct *p, struct task_ctx *tctx, enum record_kind 
 	slot = bpf_map_lookup_elem(&id_slots, &id);
 	if (!slot || !tctx)
 		return;
-	rec = reserve_record(id, FREE_FOR_QUESTIONS);
+	rec = reserve_record(id, kind == RECORD_GONE ? FREE_FOR_ORDERED : FREE_FOR_QUESTIONS);
 	if (!rec) {
 		count(COUNT_EVENTS_LOST);
 		return;

@@ -41,6 +41,9 @@ s32 agent_tgid;
 /* One dispatch() in so many looks for tasks whose decision does not come, even if there is other work. */
 #define PATIENCE_TURNS 16
 
+/* How exactly user space is told the clock of scx_bpf_now(). */
+#define CLOCK_TOLERANCE_NS 10000
+
 /* What a task pinned to the scheduler thread's CPU may run there, and how long the thread then has to itself. */
 #define GUEST_SLICE_NS 1000000
 #define AGENT_SLICE_NS 4000000
@@ -175,6 +178,7 @@ struct task_ctx {
 	s32 waker;
 	u64 wake_flags;
 	u64 born_with;		/* the order it has until user space has spoken about it */
+	u64 born_under;		/* of control.policies; EVERY_POLICY: the order holds whoever decides */
 	u64 deadline;		/* while is_ordered: when it should have run, ns on the clock of scx_bpf_now() */
 	u64 vtime;		/* while has_vtime: what p->scx.dsq_vtime was before the deadline took its place on URGENT_DSQ */
 	u64 told_at;
@@ -197,6 +201,8 @@ struct {
 	__type(key, int);
 	__type(value, struct task_ctx);
 } task_ctxs SEC(".maps");
+
+#define EVERY_POLICY (~0ULL)
 
 /* What a CPU keeps for itself. */
 struct cpu_ctx {

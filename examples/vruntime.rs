@@ -6,49 +6,58 @@ use anyhow::Result;
 use scx_metronome::BpfScheduler;
 use scx_metronome::abi::MAX_TASKS;
 use scx_metronome::policy::Policy;
-use scx_metronome::task::{Kind, QueuedTask};
+use scx_metronome::task::QueuedTask;
 
 /// What may be caught up on after a sleep, ns.
 const LAG: u64 = 10_000_000;
 
+/// What is kept of a task.
+#[derive(Clone, Copy, Default)]
+struct Account {
+    /// Tells it from others that had its id before.
+    birth: u32,
+    /// CPU time that has been charged already, ns.
+    charged: u64,
+    vruntime: u64,
+}
+
 struct Vruntime {
-    /// By task id: CPU time already charged, and virtual runtime.
-    tasks: Vec<(u64, u64)>,
+    /// By task id.
+    accounts: Vec<Account>,
     /// The virtual runtime of the task that got a CPU last.
     now: u64,
 }
 
 impl Policy for Vruntime {
     fn deadline(&mut self, task: &QueuedTask) -> u64 {
-        let (charged, vruntime) = &mut self.tasks[task.id as usize];
-        *vruntime += task.sum_exec_runtime.saturating_sub(*charged) * 100 / task.weight;
-        *charged = task.sum_exec_runtime;
-        *vruntime = (*vruntime).max(self.now.saturating_sub(LAG));
-        *vruntime
+        let account = &mut self.accounts[task.id as usize];
+        if account.birth != task.birth() {
+            *account = Account {
+                birth: task.birth(),
+                charged: task.sum_exec_runtime,
+                vruntime: self.now,
+            };
+        }
+        account.vruntime +=
+            task.sum_exec_runtime.saturating_sub(account.charged) * 100 / task.weight;
+        account.charged = task.sum_exec_runtime;
+        account.vruntime = account.vruntime.max(self.now.saturating_sub(LAG));
+        account.vruntime
     }
 
     fn slice_ns(&mut self, id: u32, waiting: usize) -> u64 {
-        self.now = self.now.max(self.tasks[id as usize].1);
+        self.now = self.now.max(self.accounts[id as usize].vruntime);
         (20_000_000 / (waiting as u64 + 1)).max(1_000_000)
     }
 
     fn adopt(&mut self, id: u32, _nr: u64) -> u64 {
-        self.tasks[id as usize].1
-    }
-
-    fn event(&mut self, task: &QueuedTask) {
-        // The id will be another task's.
-        self.tasks[task.id as usize] = (0, 0);
-    }
-
-    fn events(&self) -> u32 {
-        Kind::Gone.bit()
+        self.accounts[id as usize].vruntime
     }
 }
 
 fn main() -> Result<()> {
     let mut policy = Vruntime {
-        tasks: vec![(0, 0); MAX_TASKS],
+        accounts: vec![Account::default(); MAX_TASKS],
         now: 0,
     };
     let mut object = MaybeUninit::uninit();

@@ -139,7 +139,9 @@ pub struct RunningTask {
     pub(crate) deadline: AtomicU64,
     pub(crate) slice: AtomicU64,
     pub(crate) kind: AtomicU32,
-    pub(crate) pad: [u32; 7],
+    /// Tasks on the CPU's own dispatch queue.
+    pub(crate) waiting: AtomicU32,
+    pub(crate) pad: [u64; 3],
 }
 
 /// What the kernel side publishes about the machine as a whole.
@@ -149,7 +151,9 @@ pub struct MachineState {
     pub(crate) idle: [AtomicU64; MAX_CPUS.div_ceil(64)],
     /// Odd while the kernel side decides alone because user space is late; grows with each change.
     pub(crate) takeover: AtomicU64,
-    pub(crate) pad: [u64; 7],
+    /// By how much `CLOCK_MONOTONIC` is ahead of the clock of `scx_bpf_now()`, ns.
+    pub(crate) clock_ahead: AtomicU64,
+    pub(crate) pad: [u64; 6],
 }
 
 /// What user space tells the kernel side as a whole.
@@ -170,6 +174,8 @@ pub struct Control {
     pub(crate) tell_us: AtomicU32,
     /// The takeover during which the rings were found empty last.
     pub(crate) caught_up: AtomicU64,
+    /// How many policies there have been: what a task was born with under an earlier one is void.
+    pub(crate) policies: AtomicU64,
 }
 
 /// How many tasks took how long; [`latency`](crate::latency) has the buckets.
@@ -225,7 +231,7 @@ const _: () = {
     assert!(offset_of!(CpuState, counters) == 128);
     assert!(offset_of!(MachineState, takeover) == 128);
     assert!(size_of::<MachineState>() == 192);
-    assert!(size_of::<Control>() == 4136);
+    assert!(size_of::<Control>() == 4144);
     assert!(offset_of!(Control, parked) == 4108);
     assert!(size_of::<CpuLatency>() == 12288);
     assert!(size_of::<PickArgs>() == 16);

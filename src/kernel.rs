@@ -29,7 +29,7 @@ use crate::idle::Unrestricted;
 use crate::latency::Latency;
 use crate::mailbox::Full;
 use crate::memory::{self, Mapping, page_size};
-use crate::policy::{Policy, Running};
+use crate::policy::{Machine, Policy, Running};
 use crate::preflight;
 use crate::ring::{Ring, RingMemory};
 use crate::shared::{Shared, SharedMemory};
@@ -663,6 +663,7 @@ impl<'a> BpfScheduler<'a> {
         let mappings = Mappings::new(&skel, topology.nr_cpus as usize, nr_rings)?;
         let mut shared = Box::new(mappings.shared(topology.nr_cpus, agent.cpu));
         shared.set_places(&topology.places());
+        shared.set_online(&topology.online);
         shared.set_clock(thread::now);
         let place = Place::take(agent.cpu)?;
         let mut scheduler = Self {
@@ -756,6 +757,47 @@ impl<'a> BpfScheduler<'a> {
             .map_err(|Full(_)| MailboxesFull)?;
         bump(&self.counts.sent, 1);
         Ok(())
+    }
+
+    /// Hands the tasks that wait to `each`, in place, at most `limit` of them; returns how many.
+    ///
+    /// # Errors
+    /// As [`dequeue_task`](Self::dequeue_task).
+    ///
+    /// # Cost
+    /// As [`dequeue_task`](Self::dequeue_task) without the copies, and with one store for each eighth of the ring.
+    pub fn drain(
+        &mut self,
+        limit: usize,
+        mut each: impl FnMut(&QueuedTask),
+    ) -> Result<usize, BadRing> {
+        let Self {
+            shared,
+            unrestricted,
+            ..
+        } = self;
+        let nr_cpus = shared.nr_cpus();
+        let taken = shared.drain(limit, |task| {
+            unrestricted.note(task, nr_cpus);
+            each(task);
+        });
+        bump(&self.counts.taken, taken as u64);
+        if taken == 0 && self.ring_is_bad() {
+            return Err(BadRing);
+        }
+        Ok(taken)
+    }
+
+    /// As [`dispatch_task`](Self::dispatch_task) for each of them in turn, until there is no room. Returns how many were dispatched: those
+    /// behind them still wait.
+    ///
+    /// # Cost
+    /// As that of each.
+    pub fn dispatch_batch(&mut self, tasks: &[DispatchedTask]) -> usize {
+        let fits = |task: &&DispatchedTask| self.shared.dispatch(task).is_ok();
+        let dispatched = tasks.iter().take_while(fits).count();
+        bump(&self.counts.sent, dispatched as u64);
+        dispatched
     }
 
     /// Claims an idle CPU for a task, `prev_cpu` if possible, else the nearest; see [`idle`](crate::idle). `flags` are
@@ -879,6 +921,7 @@ impl<'a> BpfScheduler<'a> {
         };
         self.shared.clear_orders();
         self.shared.set_newborn(policy.newborn());
+        policy.begin(&Machine(&self.shared));
         turn.adopt(policy);
         self.shared.listen(policy.events(), TELL_US);
         let seal = memory::seal();

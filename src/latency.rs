@@ -350,6 +350,10 @@ impl Sampler {
         self.clock = Some(clock);
     }
 
+    pub(crate) fn now(&self) -> Option<u64> {
+        self.clock.map(|clock| clock())
+    }
+
     /// A record has been taken.
     #[inline(always)]
     pub(crate) fn see(&mut self, task: &QueuedTask) {

@@ -44,7 +44,7 @@ pub struct Decision {
     pub slice_ns: u64,
     /// Position in the DSQ.
     pub vtime: u64,
-    /// `DECISION_ANY_CPU` or 0.
+    /// `DECISION_ANY_CPU`, `DECISION_PREEMPT` or 0.
     pub flags: u64,
 }
 

@@ -18,7 +18,8 @@ pub enum Place {
     /// fewer decisions than there are CPUs, and fewer than 128, lie ahead of it.
     #[default]
     First,
-    /// On this CPU, after what runs there. On another one if it may not run there.
+    /// On this CPU, after what runs there and what waits there with an earlier deadline. On the first that becomes available if it may
+    /// not run there, or 256 decisions lie ahead.
     On(u32),
     /// On this CPU, at once: what runs there gives way. After it, if this is a guess that has been overtaken.
     Preempt(u32),
@@ -103,6 +104,11 @@ impl Machine<'_> {
         self.0.agent_cpu()
     }
 
+    /// Whether the CPU takes tasks: it is online, and not that of the scheduler thread.
+    pub fn is_worker(&self, cpu: u32) -> bool {
+        self.0.is_worker(cpu)
+    }
+
     /// Whether the CPU is idle.
     pub fn is_idle(&self, cpu: u32) -> bool {
         self.0.is_idle(cpu)
@@ -116,7 +122,23 @@ impl Machine<'_> {
         self.0.running(cpu)
     }
 
-    /// How many decisions for the CPU alone it has not taken yet.
+    /// What is left of the slice of what runs on the CPU, ns; 0 if it is used up, or there is no such CPU. [`u64::MAX`] is no limit.
+    ///
+    /// # Cost
+    /// As [`running`](Self::running), and reading a clock.
+    pub fn slice_left(&self, cpu: u32) -> u64 {
+        let Some((running, now)) = self.running(cpu).zip(self.0.now()) else {
+            return 0;
+        };
+        let used = now.saturating_sub(running.since);
+        match running.slice {
+            u64::MAX => u64::MAX,
+            slice => slice.saturating_sub(used),
+        }
+    }
+
+    /// How many tasks wait for the CPU alone, by decisions that name it. A guess: what has been taken from its mailbox is counted when it
+    /// gets a task.
     pub fn backlog(&self, cpu: u32) -> u64 {
         self.0.backlog_of(cpu)
     }
@@ -131,6 +153,10 @@ impl Machine<'_> {
 ///
 /// All calls come from the scheduler thread. None may allocate, block, or call the system.
 pub trait Policy {
+    /// From now on this policy decides: at the start, after another policy, and after CPUs have come or gone, for which the scheduler
+    /// restarts.
+    fn begin(&mut self, _machine: &Machine<'_>) {}
+
     /// A task waits. Returns its deadline, in ns of a clock of the policy's own choosing; the smallest runs first, equal
     /// ones in the order of their arrival. Deadlines are compared by wrapping difference, so those in use at the same time
     /// must lie within 2^63 of each other.
@@ -144,6 +170,9 @@ pub trait Policy {
         Place::First
     }
 
+    /// There was no room for the decision in any mailbox: 16,384 lie ahead. The task still waits, and is due again in the next turn.
+    fn refused(&mut self, _task: &Due) {}
+
     /// Another policy is at the end, and this one takes over its waiting tasks, one after the other in the order of their
     /// deadlines. Returns the deadline of the `nr`th, in this policy's clock.
     fn adopt(&mut self, _id: u32, nr: u64) -> u64 {
@@ -156,13 +185,15 @@ pub trait Policy {
     }
 
     /// The standing order that a new task starts with, until the policy is asked for one of its own. A task whose parent's order
-    /// says so ([`Order::inherit`]) starts with that instead. Asked once, when the policy begins.
+    /// says so ([`Order::inherit`]) starts with that instead. Asked once, when the policy begins. Kernel threads are the exception: they
+    /// start with one that answers within 1 ms for up to 4 ms of work, because others wait for them, the policy itself not excepted.
     fn newborn(&self) -> Option<Order> {
         None
     }
 
     /// Something has happened to a task, of a [`kind`](QueuedTask::kind) that [`events`](Self::events) asks for. The records of
-    /// one task come in order; one may be missing, if the ring was full.
+    /// one task come in order; one may be missing, if the ring was full. So what is kept by id is another task's as soon as
+    /// [`birth`](QueuedTask::birth) is another.
     fn event(&mut self, _task: &QueuedTask) {}
 
     /// The kinds of records to be told of besides the questions, as a set of [`Kind::bit`](crate::task::Kind::bit).

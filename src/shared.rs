@@ -168,6 +168,21 @@ impl Shared {
         self.map.set(places.get(..nr).unwrap_or(places));
     }
 
+    /// Says which CPUs are online. Until then all count as such.
+    pub fn set_online(&mut self, online: &[u32]) {
+        self.workers = CpuSet::default();
+        let is_worker = |cpu: &&u32| **cpu != self.memory.agent_cpu && **cpu < self.memory.nr_cpus;
+        for cpu in online.iter().filter(is_worker) {
+            self.workers.insert(*cpu);
+        }
+        self.open = self.workers;
+    }
+
+    /// Whether the CPU takes tasks: it is online, and not that of the scheduler thread.
+    pub fn is_worker(&self, cpu: u32) -> bool {
+        self.workers.contains(cpu)
+    }
+
     /// What the rings have seen besides tasks.
     pub fn ring_counts(&self) -> RingCounts {
         let sum = |sum: RingCounts, ring: &Ring| sum.plus(ring.counts());
@@ -288,15 +303,13 @@ impl Shared {
         self.kicks.push(cpu as u32).is_ok()
     }
 
-    /// Gives a task a standing order, or takes it away; see [`Orders::set`].
-    pub fn set_order(&mut self, task: &QueuedTask, order: Option<Order>) {
-        self.orders.set(task, order);
-    }
-
-    /// No task has a standing order, nor is any born with one.
+    /// No task has a standing order, nor is any born with one; what tasks were born with is void, those of kernel threads aside.
     pub fn clear_orders(&mut self) {
         self.orders.clear();
         self.set_newborn(None);
+        // ORDERING: relaxed: a task that wakes meanwhile still goes by its old order. The partner is birth_order() in bpf/orders.h.
+        let policies = &self.control().policies;
+        policies.store(policies.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     }
 
     /// Which kinds of records the kernel side shall send besides questions, as a set of [`Kind::bit`](crate::task::Kind::bit),
@@ -372,10 +385,20 @@ impl Shared {
         Some(Running::read(&self.state(cpu)?.running))
     }
 
-    /// How many decisions for this CPU alone it has not taken yet.
+    /// How many tasks wait for this CPU alone: decisions that it has not taken yet, and what of those it has taken waited when it
+    /// got its last task.
     pub fn backlog_of(&self, cpu: u32) -> u64 {
         let entry = self.cpus.get(cpu as usize);
-        entry.map_or(0, |entry| entry.mailbox.len())
+        let taken = self
+            .state(cpu)
+            .map_or(0, |state| state.running.waiting.load(Ordering::Relaxed));
+        entry.map_or(0, |entry| entry.mailbox.len() + u64::from(taken))
+    }
+
+    /// The clock of `scx_bpf_now()`, to some 10 µs; `None` if no clock was set.
+    pub fn now(&self) -> Option<u64> {
+        let ahead = self.machine().clock_ahead.load(Ordering::Relaxed);
+        Some(self.sampler.now()?.wrapping_sub(ahead))
     }
 
     /// Whether any CPU is idle, promised or not.
@@ -420,14 +443,6 @@ impl Shared {
 
     fn rings_are_empty(&self) -> bool {
         self.rings.iter().all(|ring| ring.backlog_bytes() == 0)
-    }
-
-    /// Whether the kernel side decides alone because we were late. It asks again once we have read the rings empty.
-    ///
-    /// # Cost
-    /// A load of a line that is written only when that changes.
-    pub fn is_taken_over(&self) -> bool {
-        self.takeover() & 1 == 1
     }
 
     fn takeover(&self) -> u64 {

@@ -105,14 +105,15 @@ impl fmt::Display for Snapshot {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             out,
-            "direct {} ordered {} handed-off {} preempted {} used-up {} queued {} dispatched {} waiting {} stale {} gone {} \
-             rescued {} bounced {} ring-full {} late {} alone {} takeover {} kernel {} events {} events-lost {} syscalls {} faults {} \
+            "direct {} ordered {} handed-off {} preempted {} used-up {} bad-orders {} queued {} dispatched {} waiting {} stale {} gone {} \
+             rescued {} bounced {} ring-full {} late {} alone {} takeover {} no-id {} kernel {} events {} events-lost {} syscalls {} faults {} \
              allocations {}",
             self.direct,
             self.ordered,
             self.handed_off,
             self.preempted,
             self.used_up,
+            self.bad_orders,
             self.queued,
             self.dispatched,
             self.waiting,
@@ -124,6 +125,7 @@ impl fmt::Display for Snapshot {
             self.late,
             self.alone,
             self.takeover,
+            self.no_id,
             self.kernel_side,
             self.events,
             self.events_lost,

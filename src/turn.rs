@@ -64,13 +64,17 @@ impl<const TASKS: usize> Turn<TASKS> {
     /// allocation, no system call.
     pub fn turn(&mut self, shared: &mut Shared, policy: &mut impl Policy) -> Turned {
         let mut turned = Turned::default();
+        let events = policy.events();
         shared.drain_with_orders(BATCH, |task, orders| {
             if task.kind() == Kind::Queued {
                 turned.taken += 1;
                 turned.superseded += usize::from(self.admit(task, policy));
             } else {
                 turned.events += 1;
-                policy.event(task);
+                // What another policy asked for may still be in the ring.
+                if events & task.kind().bit() != 0 {
+                    policy.event(task);
+                }
             }
             // An order given to a task that is gone would be void, but stay in the table.
             let order = policy.order(task).filter(|_| task.kind() != Kind::Gone);
@@ -137,6 +141,7 @@ impl<const TASKS: usize> Turn<TASKS> {
                 pinned: due.nr_cpus_allowed == 1,
             };
             if shared.dispatch(&decision).is_err() {
+                policy.refused(&due);
                 break;
             }
             self.queue.pop();

@@ -848,6 +848,11 @@ fn a_task_with_a_standing_order_is_sooner_there_than_under_the_default_scheduler
 
 /// Overwrites a map of the scheduler that is loaded with random bytes for as long as `run` takes.
 fn with_scribbles<T>(map: &str, run: impl FnOnce() -> T) -> T {
+    with_words_in(map, |random| random, run)
+}
+
+/// Puts what `word` makes of a random number over each word of a map, again and again.
+fn with_words_in<T>(map: &str, word: fn(u64) -> u64, run: impl FnOnce() -> T) -> T {
     let found = MapInfoIter::default()
         .find(|info| info.name.to_str() == Some(map))
         .unwrap();
@@ -870,11 +875,11 @@ fn with_scribbles<T>(map: &str, run: impl FnOnce() -> T) -> T {
         scope.spawn(|| {
             let mut random = 0x9e37_79b9_7f4a_7c15_u64;
             while !over.load(Ordering::Relaxed) {
-                for word in words {
+                for at in words {
                     random ^= random << 13;
                     random ^= random >> 7;
                     random ^= random << 17;
-                    word.store(random, Ordering::Relaxed);
+                    at.store(word(random), Ordering::Relaxed);
                 }
                 thread::sleep(Duration::from_millis(1));
             }
@@ -887,16 +892,21 @@ fn with_scribbles<T>(map: &str, run: impl FnOnce() -> T) -> T {
 
 #[test]
 fn any_bytes_in_the_standing_orders_are_harmless() {
+    // That they are orders, and for which life of the id.
+    const VALID: u64 = 1 << 58;
+    const BIRTH: u64 = 0xfff;
+    let any_order = |random: u64| random & !BIRTH | VALID | (random >> 32 & 3);
     let scheduler = Scheduler::start("scx_metronome", &["--stats", "1"]);
     let n = 2 * cpus();
-    with_scribbles("orders", || {
-        let load = &format!("stress-ng --cpu {n} --fork 2 --pipe 2 --affinity 1 -t 4s");
-        Load::start(&[load]).assert_ends_well();
-    });
+    let load = &format!("stress-ng --cpu {n} --fork 2 --pipe 2 --affinity 1 -t 2s");
+    for word in [|random| random, any_order] {
+        with_words_in("orders", word, || Load::start(&[load]).assert_ends_well());
+    }
     assert_eq!(state(), "enabled");
     let ended = scheduler.stop(libc::SIGINT);
     ended.assert_clean();
     assert!(total(&ended.stdout, "ordered") > 0, "{}", ended.stdout);
+    assert!(total(&ended.stdout, "bad-orders") > 0, "{}", ended.stdout);
 }
 
 /// CPU time that a process has used, in ticks of 10 ms.

@@ -152,6 +152,7 @@ fn each_structure_is_the_same_on_both_sides() {
                 deadline,
                 slice,
                 kind,
+                waiting,
                 pad
             })
         );
@@ -160,6 +161,7 @@ fn each_structure_is_the_same_on_both_sides() {
             layout!(MachineState {
                 idle,
                 takeover,
+                clock_ahead,
                 pad
             })
         );
@@ -173,7 +175,8 @@ fn each_structure_is_the_same_on_both_sides() {
                 newborn,
                 events,
                 tell_us,
-                caught_up
+                caught_up,
+                policies
             })
         );
         assert_eq!(

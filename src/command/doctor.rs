@@ -256,12 +256,24 @@ fn cpus(machine: &Machine) -> Finding {
 }
 
 fn isolated_cpu(machine: &Machine) -> Finding {
-    match machine.read("sys/devices/system/cpu/isolated").as_deref() {
-        None | Some("") => Finding::advice(
-            "none: the scheduler thread shares its CPU with kernel threads and interrupts",
-            "for the last microseconds boot with isolcpus=managed_irq,domain,N nohz_full=N rcu_nocbs=N",
+    let list = |name| {
+        let list = machine.read(format!("sys/devices/system/cpu/{name}"));
+        // "(null)" is how the kernel prints that there are none.
+        list.filter(|list| !list.is_empty() && list != "(null)")
+    };
+    const BOOT: &str = "boot with nohz_full=N isolcpus=nohz,managed_irq,N rcu_nocbs=N";
+    match (list("isolated"), list("nohz_full")) {
+        (Some(cpus), _) => Finding::fatal(
+            format!(
+                "{cpus}, from all tasks: no kernel loads a sched_ext scheduler beside isolcpus={cpus}"
+            ),
+            BOOT,
         ),
-        Some(list) => Finding::ok(list),
+        (None, Some(cpus)) => Finding::ok(format!("{cpus} without a tick")),
+        (None, None) => Finding::advice(
+            "none: the scheduler thread shares its CPU with kernel threads and interrupts",
+            format!("for the last microseconds {BOOT}"),
+        ),
     }
 }
 

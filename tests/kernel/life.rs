@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use scx_metronome::BpfScheduler;
 use scx_metronome::orders::Order;
 use scx_metronome::policy::fifo::Fifo;
-use scx_metronome::policy::{Due, Machine, Place, Policy};
+use scx_metronome::policy::{Due, Machine, Place, Policy, Running, RunningKind};
 use scx_metronome::stats::Snapshot;
-use scx_metronome::task::{Kind, QueuedTask};
+use scx_metronome::task::{DispatchedTask, Kind, QueuedTask, RL_CPU_ANY};
 
-use super::{Load, cpus, state};
+use super::{Load, Scheduler, cpu_ticks, cpus, read, state, wait_for};
 
 /// Keeps every record, and otherwise serves first come, first served.
 struct Recorder {
@@ -22,6 +22,17 @@ struct Recorder {
     order: fn(&QueuedTask) -> Option<Order>,
     place: fn(&Due) -> Place,
     events: u32,
+    /// What the CPUs looked like with each decision, and which of them took tasks when the policy began.
+    seen: Vec<Seen>,
+    workers: Vec<Vec<u32>>,
+}
+
+/// A CPU as the policy saw it.
+struct Seen {
+    cpu: u32,
+    running: Running,
+    slice_left: u64,
+    backlog: u64,
 }
 
 impl Recorder {
@@ -33,6 +44,8 @@ impl Recorder {
             order: |_| None,
             place: |_| Place::First,
             events: !0,
+            seen: Vec::with_capacity(1 << 18),
+            workers: Vec::with_capacity(16),
         }
     }
 
@@ -64,7 +77,24 @@ impl Policy for Recorder {
         self.fifo.slice_ns(id, waiting)
     }
 
-    fn place(&mut self, due: &Due, _machine: &Machine<'_>) -> Place {
+    fn begin(&mut self, machine: &Machine<'_>) {
+        let workers = (0..machine.nr_cpus()).filter(|cpu| machine.is_worker(*cpu));
+        self.workers.push(workers.collect());
+    }
+
+    fn place(&mut self, due: &Due, machine: &Machine<'_>) -> Place {
+        for cpu in 0..machine.nr_cpus() {
+            if let Some(running) = machine.running(cpu)
+                && self.seen.len() < self.seen.capacity()
+            {
+                self.seen.push(Seen {
+                    cpu,
+                    running,
+                    slice_left: machine.slice_left(cpu),
+                    backlog: machine.backlog(cpu),
+                });
+            }
+        }
         (self.place)(due)
     }
 
@@ -348,8 +378,10 @@ fn a_policy_hears_of_a_life_in_order() {
 fn the_fates_that_a_policy_hears_of_are_those_that_are_counted() {
     let mut policy = Recorder::new();
     // Of those that may not run there, too.
-    policy.place = |due| match due.id % 2 {
+    policy.place = |due| match due.id % 3 {
         0 => Place::On(1),
+        // A guess, often wrong: that of the scheduler thread, and ones that are not there.
+        1 => Place::Preempt(due.id / 3 % (cpus() as u32 + 2)),
         _ => Place::First,
     };
     let _bound = [(); 4].map(|()| {
@@ -382,4 +414,269 @@ fn the_fates_that_a_policy_hears_of_are_those_that_are_counted() {
         );
     }
     assert!(counts.bounced > 10 && counts.dispatched > 1000, "{counts}");
+}
+
+/// A process whose child of another name works and naps, and was born while the scheduler was there.
+fn napper(work: Duration) -> Actor {
+    Actor::start(c"parent", move || {
+        if unsafe { libc::fork() } != 0 {
+            loop {
+                std::thread::sleep(Duration::from_secs(3600));
+            }
+        }
+        unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+        unsafe { libc::prctl(libc::PR_SET_NAME, c"napper".as_ptr()) };
+        loop {
+            burn(work);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    })
+}
+
+fn of_name<'a>(policy: &'a Recorder, name: &'a str) -> impl Iterator<Item = &'a QueuedTask> {
+    let has_name = move |task: &&QueuedTask| task.comm_str() == name;
+    policy.records.iter().filter(has_name)
+}
+
+#[test]
+fn a_policy_hears_what_it_asked_for_and_its_orders_end_with_it() {
+    let mut first = Recorder::new();
+    first.newborn = Some(ORDER);
+    first.order = |_| Some(ORDER);
+    let mut second = Recorder::new();
+    second.events = Kind::Ordered.bit();
+
+    let _napper = napper(Duration::from_micros(500));
+    let _load = Load::start(&[&format!("stress-ng --cpu {} --fork 1 -t 3600s", 2 * cpus())]);
+    let mut object = MaybeUninit::uninit();
+    let mut scheduler = BpfScheduler::init(&mut object, 0, false, false).unwrap();
+    for policy in [&mut first, &mut second] {
+        let end = Instant::now() + Duration::from_secs(2);
+        scheduler.run_until(policy, || Instant::now() >= end);
+    }
+    scheduler.shutdown_and_report().unwrap();
+    let count = |policy, kind| {
+        let is = |task: &&QueuedTask| task.kind() == kind;
+        of_name(policy, "napper").filter(is).count()
+    };
+    assert!(count(&first, Kind::Ordered) > 100);
+    assert!(count(&second, Kind::Queued) > 50);
+    // The first few may have been on their way.
+    assert!(count(&second, Kind::Ordered) < 5);
+    let asked_for = |task: &QueuedTask| matches!(task.kind(), Kind::Queued | Kind::Ordered);
+    assert!(second.records.iter().all(asked_for));
+}
+
+#[test]
+fn an_order_that_is_used_up_is_asked_about() {
+    let mut policy = Recorder::new();
+    policy.order = |task| (task.comm_str() == "napper").then_some(ORDER);
+    let _napper = napper(Duration::from_millis(80));
+    let counts = schedule(&mut policy, Duration::from_secs(3));
+    let asked = of_name(&policy, "napper").filter(|task| task.kind() == Kind::Queued);
+    let used: Vec<_> = asked.map(|task| task.exec_runtime).collect();
+    println!("{used:?} {counts}");
+    assert!(counts.used_up > 5 && used.len() > 5, "{counts}");
+    // The first question is older than the order.
+    let beyond = used.iter().filter(|used| **used >= ORDER.budget_ns).count();
+    assert!(10 * beyond > 8 * used.len(), "{used:?}");
+}
+
+/// Two processes that wake each other through pipes, both bound to these CPUs.
+fn ping_pong(on: &'static [usize]) -> Actor {
+    Actor::start(c"ping", || {
+        let mut there = [0; 2];
+        let mut back = [0; 2];
+        assert_eq!(unsafe { libc::pipe(there.as_mut_ptr()) }, 0);
+        assert_eq!(unsafe { libc::pipe(back.as_mut_ptr()) }, 0);
+        allow(on);
+        let (from, to) = if unsafe { libc::fork() } == 0 {
+            unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+            unsafe { libc::prctl(libc::PR_SET_NAME, c"pong".as_ptr()) };
+            (there[0], back[1])
+        } else {
+            unsafe { libc::write(there[1], c"x".as_ptr().cast(), 1) };
+            (back[0], there[1])
+        };
+        let mut byte = 0_u8;
+        while unsafe { libc::read(from, (&raw mut byte).cast(), 1) } == 1 {
+            burn(Duration::from_micros(20));
+            unsafe { libc::write(to, (&raw const byte).cast(), 1) };
+        }
+    })
+}
+
+#[test]
+fn a_chain_of_wake_ups_is_handed_its_wakers_cpu_and_those_that_wait_get_their_turn() {
+    let mut policy = Recorder::new();
+    policy.order = |task| {
+        matches!(task.comm_str(), "ping" | "pong" | "napper").then_some(Order {
+            hand_off: true,
+            ..ORDER
+        })
+    };
+    let _pairs = [(); 3].map(|()| ping_pong(&[0, 1, 2, 3]));
+    // Urgent, and all the time: two for each CPU.
+    let _nappers = [(); 6].map(|()| napper(Duration::from_millis(40)));
+    let hog = Actor::start(c"hog", || burn(Duration::from_secs(3600)));
+    let counts = schedule(&mut policy, Duration::from_secs(3));
+    let ticks = cpu_ticks(hog.0);
+    println!("hog: {ticks} ticks; {counts}");
+    assert!(counts.handed_off > 100, "{counts}");
+    assert!(counts.preempted > 10, "{counts}");
+    // One of 9 hogs on 3 CPUs, of which a 21st part is kept for those without an order.
+    assert!(ticks >= 1, "the hog ran {ticks} ticks");
+}
+
+#[test]
+fn each_wake_up_names_who_woke_it() {
+    for on in [&[0, 1, 2, 3][..], &[1][..]] {
+        let on: &'static [usize] = on.to_vec().leak();
+        let mut policy = Recorder::new();
+        let _pair = ping_pong(on);
+        schedule(&mut policy, Duration::from_secs(2));
+        let pid_of = |name| of_name(&policy, name).map(|task| task.pid).next().unwrap();
+        let (ping, pong) = (pid_of("ping"), pid_of("pong"));
+        for (wakee, waker) in [("ping", pong), ("pong", ping)] {
+            let wakeups: Vec<_> = of_name(&policy, wakee)
+                .filter(|task| task.kind() == Kind::Queued && task.is_wakeup())
+                .collect();
+            let named = wakeups.iter().filter(|task| task.waker == waker).count();
+            println!("{on:?}: {wakee}: {named} of {}", wakeups.len());
+            assert!(wakeups.len() > 20);
+            assert!(10 * named > 9 * wakeups.len());
+            // SCX_WAKE_SYNC. The kernel has no such flags for those that it gives no choice.
+            let sync = wakeups.iter().filter(|task| task.wake_flags() & 16 != 0);
+            let expected = if on.len() > 1 { wakeups.len() } else { 0 };
+            assert!(sync.count().abs_diff(expected) < wakeups.len() / 10 + 1);
+        }
+    }
+}
+
+#[test]
+fn what_runs_and_what_waits_on_each_cpu_is_told() {
+    let mut policy = Recorder::new();
+    policy.place = |_| Place::On(1);
+    schedule(&mut policy, Duration::from_secs(2));
+    let pids: HashSet<_> = policy.records.iter().map(|t| (t.id, t.pid)).collect();
+    // From the second half: they have all been told to run there.
+    let half = &policy.seen[policy.seen.len() / 2..];
+    let there: Vec<_> = half.iter().filter(|seen| seen.cpu == 1).collect();
+    let decided = |seen: &&&Seen| seen.running.kind == RunningKind::Decided;
+    let running: Vec<_> = there.iter().filter(decided).collect();
+    assert!(running.len() > 50, "{}", running.len());
+    let known = |seen: &&&&Seen| pids.contains(&(seen.running.id, seen.running.pid));
+    assert!(10 * running.iter().filter(known).count() > 9 * running.len());
+    let slice = |seen: &&&&Seen| seen.slice_left <= seen.running.slice;
+    assert!(running.iter().all(|seen| slice(&seen)));
+    let within = |seen: &&&&Seen| (1..3_000_000).contains(&seen.slice_left);
+    let partly = running.iter().filter(within).count();
+    let mut backlogs: Vec<_> = there.iter().map(|seen| seen.backlog).collect();
+    backlogs.sort_unstable();
+    let median = backlogs[backlogs.len() / 2];
+    println!(
+        "{} seen, {partly} in the middle of their slice, median backlog {median}",
+        running.len()
+    );
+    assert!(2 * partly > running.len(), "{partly}");
+    // Two hogs for each CPU, of which one runs and one may just have been asked about.
+    assert!(
+        (cpus() as u64..4 * cpus() as u64).contains(&median),
+        "{median}"
+    );
+}
+
+#[test]
+fn the_batch_verbs_schedule_a_load_and_no_cpu_is_claimed_that_is_forbidden() {
+    let bound = Actor::start(c"bound", || {
+        allow(&[0, 2]);
+        loop {
+            burn(Duration::from_micros(300));
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    });
+    let mut load = Load::start(&["stress-ng -q --cpu 5 --pipe 1 -t 3s"]);
+    let mut object = MaybeUninit::uninit();
+    let mut scheduler = BpfScheduler::init(&mut object, 0, false, false).unwrap();
+    let (mut batch, mut claims) = (Vec::with_capacity(256), Vec::new());
+    let end = Instant::now() + Duration::from_secs(4);
+    while Instant::now() < end && !scheduler.exited() {
+        let decide = |task: &QueuedTask| {
+            let mut decision = DispatchedTask::new(task);
+            decision.flags |= RL_CPU_ANY;
+            batch.push(decision);
+        };
+        scheduler.drain(256, decide).unwrap();
+        let claimed = scheduler.select_cpu(bound.0, 1, 0);
+        if claimed >= 0 {
+            claims.push(claimed);
+        }
+        let sent = scheduler.dispatch_batch(&batch);
+        batch.drain(..sent);
+        scheduler.notify_complete(batch.len() as u64);
+    }
+    load.assert_ends_well();
+    scheduler.shutdown_and_report().unwrap();
+    let books = scheduler.books();
+    println!("{books}; {} claims", claims.len());
+    assert!(books.balance() && books.counts.dispatched > 100, "{books}");
+    assert!(claims.len() > 10);
+    assert!(claims.iter().all(|cpu| [0, 2].contains(cpu)), "{claims:?}");
+}
+
+#[test]
+fn a_policy_is_told_which_cpus_there_are_whenever_that_changes() {
+    let mut policy = Recorder::new();
+    let set_online = |online: bool| {
+        std::fs::write(
+            "/sys/devices/system/cpu/cpu1/online",
+            u8::from(online).to_string(),
+        )
+        .unwrap();
+    };
+    for online in [false, true] {
+        let mut object = MaybeUninit::uninit();
+        let mut scheduler = BpfScheduler::init(&mut object, 0, false, false).unwrap();
+        let changer = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(300));
+            set_online(online);
+        });
+        let info = scheduler.run(&mut policy).unwrap();
+        changer.join().unwrap();
+        assert!(info.should_restart(), "{info}");
+    }
+    let mut object = MaybeUninit::uninit();
+    let mut scheduler = BpfScheduler::init(&mut object, 0, false, false).unwrap();
+    scheduler.run_until(&mut policy, || true);
+    let all: Vec<u32> = (0..cpus() as u32 - 1).collect();
+    let but_one: Vec<u32> = all.iter().copied().filter(|cpu| *cpu != 1).collect();
+    assert_eq!(policy.workers, [all.clone(), but_one, all]);
+}
+
+/// CPU time of hogs by nice value, in ticks.
+#[test]
+fn the_vruntime_example_gives_each_its_share() {
+    let scheduler = Scheduler::start("vruntime", &[]);
+    let hog = |nice| {
+        Actor::start(c"hog", move || {
+            unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) };
+            burn(Duration::from_secs(3600));
+        })
+    };
+    let hogs = [0, 5].map(|nice| [(); 6].map(|()| hog(nice)));
+    wait_for("it schedules", Duration::from_secs(5), || {
+        !read("/sys/kernel/sched_ext/root/ops").is_empty()
+    });
+    std::thread::sleep(Duration::from_secs(4));
+    let [normal, nicer] = hogs
+        .each_ref()
+        .map(|hogs| hogs.iter().map(|hog| cpu_ticks(hog.0)).sum::<u64>());
+    println!("nice 0: {normal} ticks, nice 5: {nicer}");
+    // Weights 100 and 33.
+    assert!(
+        (20 * nicer..40 * nicer).contains(&(10 * normal)),
+        "{normal} and {nicer}"
+    );
+    drop(hogs);
+    scheduler.stop(libc::SIGINT);
 }

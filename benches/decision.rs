@@ -30,7 +30,7 @@ use scx_metronome::shared::Shared;
 use scx_metronome::turn::Turn;
 
 mod support;
-use support::bpf::{BpfSide, CPUS};
+use support::bpf::{BpfSide, CPUS, now};
 use support::incumbent::{self, Waiting};
 
 #[global_allocator]
@@ -43,11 +43,13 @@ fn decision(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("decision");
     group.measurement_time(Duration::from_secs(2));
     group.warm_up_time(Duration::from_millis(500));
-    for backlog in [64, 4_096, 65_536] {
-        let Some(mut ours) = Ours::with(backlog) else {
+    let sampled = |backlog| ("metronome", backlog, true);
+    let unsampled = ("metronome_unsampled", 64, false);
+    for (name, backlog, is_sampled) in [sampled(64), unsampled, sampled(4_096), sampled(65_536)] {
+        let Some(mut ours) = Ours::with(backlog, is_sampled) else {
             return;
         };
-        group.bench_function(BenchmarkId::new("metronome", backlog), |bencher| {
+        group.bench_function(BenchmarkId::new(name, backlog), |bencher| {
             bencher.iter_custom(|decisions| ours.decide(decisions));
         });
     }
@@ -67,8 +69,11 @@ fn decision(criterion: &mut Criterion) {
 struct Ours([Machine; 2]);
 
 impl Ours {
-    fn with(tasks: usize) -> Option<Self> {
-        Some(Self([Machine::with(64)?, Machine::with(tasks)?]))
+    fn with(tasks: usize, is_sampled: bool) -> Option<Self> {
+        Some(Self([
+            Machine::with(64, is_sampled)?,
+            Machine::with(tasks, is_sampled)?,
+        ]))
     }
 
     fn decide(&mut self, decisions: u64) -> Duration {
@@ -96,8 +101,8 @@ struct Machine {
 }
 
 impl Machine {
-    /// With so many tasks, of which those wait that do not run.
-    fn with(tasks: usize) -> Option<Self> {
+    /// With so many tasks, of which those wait that do not run. `is_sampled`: the hops of one in 256 are measured, as in a scheduler.
+    fn with(tasks: usize, is_sampled: bool) -> Option<Self> {
         let side = BpfSide::load("decision")?;
         let mut machine = Self {
             shared: Box::new(side.shared()),
@@ -105,6 +110,9 @@ impl Machine {
             turn: memory::zeroed(),
             policy: memory::zeroed(),
         };
+        if is_sampled {
+            machine.shared.set_clock(now);
+        }
         machine.policy.set_slices(SLICE_NS, SLICE_NS / 20);
         machine.side.reset(tasks as u32);
         let mut woken = 0;

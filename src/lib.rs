@@ -76,7 +76,9 @@
 //! - [`order`](policy::Policy::order) is the task's standing order, asked after each record about it; by default none;
 //! - [`newborn`](policy::Policy::newborn) is the one that new tasks start with; by default none;
 //! - [`events`](policy::Policy::events) says which records to be told of besides the questions, by
-//!   [`event`](policy::Policy::event): here the end of a task, because its id will be another's;
+//!   [`event`](policy::Policy::event): its ends, sleeps and changes, and the fate of decisions;
+//! - [`begin`](policy::Policy::begin) comes first, and again whenever CPUs have come or gone; [`refused`](policy::Policy::refused) when a
+//!   decision found no room;
 //! - [`adopt`](policy::Policy::adopt) is the deadline of a task that waited when this policy took over from another
 //!   (`examples/swap.rs`).
 //!
@@ -126,6 +128,7 @@
 //! | `skel` | - | the BPF object is not public |
 //! | `RL_CPU_ANY`, in `flags` or in `cpu` | [`RL_CPU_ANY`] | a `u64`, in `flags` only |
 //! | - | [`RL_PREEMPT`] | what runs there gives way |
+//! | - | [`drain`](BpfScheduler::drain), [`dispatch_batch`](BpfScheduler::dispatch_batch) | many at once, records read in place |
 //!
 //! | `QueuedTask` there | Here | What differs |
 //! |---|---|---|

@@ -132,14 +132,12 @@ impl BpfSide {
             agent_cpu: CPUS - 1,
         };
         // SAFETY: arrays of `CPUS` elements of a fresh object, mapped until the process ends.
-        let mut shared = unsafe { Shared::new(memory, [self.ring()]) };
-        shared.set_clock(now);
-        shared
+        unsafe { Shared::new(memory, [self.ring()]) }
     }
 }
 
 /// `CLOCK_MONOTONIC`, as the scheduler thread reads it.
-fn now() -> u64 {
+pub fn now() -> u64 {
     let mut time = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,

@@ -130,9 +130,21 @@ fn interrupts_count_if_they_go_to_the_schedulers_cpu() {
     assert!(finding.found.ends_with(": 9 31"), "{finding:?}");
     tree.write(&format!("{CPU}/isolated"), "2");
     assert_eq!(verdict(&tree, interrupts), Verdict::Ok);
-    assert_eq!(verdict(&tree, isolated_cpu), Verdict::Ok);
-    tree.write(&format!("{CPU}/isolated"), "\n");
-    assert_eq!(verdict(&tree, isolated_cpu), Verdict::Advice);
+}
+
+#[test]
+fn a_cpu_without_a_tick_is_good_and_one_without_tasks_keeps_schedulers_out() {
+    let (tickless, isolated) = (&format!("{CPU}/nohz_full"), &format!("{CPU}/isolated"));
+    verdicts(
+        "isolated",
+        isolated_cpu,
+        &[
+            (isolated, "\n", Verdict::Advice),
+            (tickless, "(null)\n", Verdict::Advice),
+            (tickless, "3\n", Verdict::Ok),
+            (isolated, "3\n", Verdict::Fatal),
+        ],
+    );
 }
 
 #[test]

@@ -31,7 +31,7 @@ use crate::mailbox::Full;
 use crate::memory::{self, Mapping, page_size};
 use crate::policy::{Machine, Policy, Running};
 use crate::preflight;
-use crate::ring::{Ring, RingMemory};
+use crate::ring::{Ring, RingCounts, RingMemory};
 use crate::shared::{Shared, SharedMemory};
 use crate::stats::{Books, Snapshot};
 use crate::task::{DispatchedTask, Kind, QueuedTask};
@@ -610,13 +610,20 @@ impl fmt::Debug for BpfScheduler<'_> {
     }
 }
 
-/// The ring has a record that no kernel side of ours wrote. The scheduler is ending.
+/// A ring has a record that no kernel side of ours wrote, or a position that neither side did. The scheduler is ending.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BadRing;
+pub struct BadRing {
+    /// Of all rings together.
+    pub counts: RingCounts,
+}
 
 impl fmt::Display for BadRing {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str("the ring holds bytes that are no record")
+        write!(
+            out,
+            "the ring holds bytes that are no record or no position of ours: {}",
+            self.counts
+        )
     }
 }
 
@@ -738,8 +745,8 @@ impl<'a> BpfScheduler<'a> {
         if let Some(task) = &task {
             bump(&self.counts.taken, 1);
             self.unrestricted.note(task, self.shared.nr_cpus());
-        } else if self.ring_is_bad() {
-            return Err(BadRing);
+        } else if let Some(bad) = self.bad_ring() {
+            return Err(bad);
         }
         Ok(task)
     }
@@ -954,16 +961,16 @@ impl<'a> BpfScheduler<'a> {
     /// Whether the scheduler is to end or has ended: the kernel threw it out, or SIGINT or SIGTERM came.
     ///
     /// # Cost
-    /// Two loads.
+    /// Two loads, and one for each ring.
     pub fn exited(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
             || self.mappings.exit_record().kind.load(Ordering::Relaxed) != 0
-            || self.ring_is_bad()
+            || self.bad_ring().is_some()
     }
 
-    fn ring_is_bad(&self) -> bool {
+    fn bad_ring(&self) -> Option<BadRing> {
         let counts = self.shared.ring_counts();
-        counts.refused != 0 || counts.resyncs != 0
+        counts.are_bad().then_some(BadRing { counts })
     }
 
     /// Detaches, if that has not happened yet, and says why the scheduler ended.
@@ -990,10 +997,10 @@ impl<'a> BpfScheduler<'a> {
         if info.is_error() {
             return Err(info.into());
         }
-        if self.ring_is_bad() {
-            return Err(BadRing.into());
+        match self.bad_ring() {
+            Some(bad) => Err(bad.into()),
+            None => Ok(info),
         }
-        Ok(info)
     }
 
     /// The accounts of both sides. They say something only after [`shutdown_and_report`](Self::shutdown_and_report).

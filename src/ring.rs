@@ -33,10 +33,12 @@
 //!
 //! # Trust
 //! None (Invariant 5). A record with impossible contents is refused and counted. Positions or lengths that cannot be make
-//! the ring unreadable: the rest is skipped, and counted as a resynchronisation. The tasks behind either are still on a DSQ
+//! the ring unreadable: the rest is skipped, and counted as a resynchronisation. A consumer position that is not ours makes the
+//! ring full in the kernel's eyes, for as long as nobody puts it right: it shows in the counts. The tasks behind either are still on a DSQ
 //! of the kernel (Invariant 3), but nobody will decide about them: the caller should end the scheduler.
 #![deny(clippy::indexing_slicing)]
 
+use core::fmt;
 use core::mem::size_of;
 use core::ptr::NonNull;
 
@@ -91,6 +93,8 @@ pub struct RingCounts {
     pub last_refused: Option<BadRecord>,
     /// Times that the ring was unreadable and all in it was skipped.
     pub resyncs: u64,
+    /// Whether the consumer position, which is ours, is not where we left it; in a sum, of how many rings.
+    pub moved: u64,
 }
 
 impl RingCounts {
@@ -102,7 +106,27 @@ impl RingCounts {
             refused: self.refused + other.refused,
             last_refused: other.last_refused.or(self.last_refused),
             resyncs: self.resyncs + other.resyncs,
+            moved: self.moved + other.moved,
         }
+    }
+
+    /// Whether anything was seen that no kernel side of ours and no consumer of ours does.
+    pub fn are_bad(&self) -> bool {
+        self.refused != 0 || self.resyncs != 0 || self.moved != 0
+    }
+}
+
+impl fmt::Display for RingCounts {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{} refused", self.refused)?;
+        if let Some(bad) = self.last_refused {
+            write!(out, " ({bad:?})")?;
+        }
+        write!(
+            out,
+            ", {} unreadable, {} positions moved",
+            self.resyncs, self.moved
+        )
     }
 }
 
@@ -151,8 +175,18 @@ impl Ring {
     }
 
     /// What was seen besides tasks.
+    ///
+    /// # Cost
+    /// A load of the consumer position.
     pub fn counts(&self) -> RingCounts {
-        self.counts
+        // SAFETY: live and aligned by the contract of `new`.
+        let consumer = unsafe { self.memory.consumer.as_ref() };
+        // ORDERING: relaxed: we alone write it, and whoever else does keeps no order.
+        let is_moved = consumer.load(Ordering::Relaxed) != self.released;
+        RingCounts {
+            moved: u64::from(is_moved),
+            ..self.counts
+        }
     }
 
     /// Bytes between the read position and the producer's: 0 means empty. May be outdated at once.
@@ -448,6 +482,22 @@ mod tests {
                 ..RingCounts::default()
             }
         );
+    }
+
+    #[test]
+    fn a_consumer_position_that_somebody_else_wrote_shows_in_the_counts() {
+        let mut producer = Producer::at(0);
+        let mut ring = producer.ring();
+        producer.push(&task(0));
+        assert_eq!(ids(&mut ring), [0]);
+        assert!(!ring.counts().are_bad());
+        for garbage in [64, 128, u64::MAX] {
+            producer.consumer.store(garbage, Ordering::Relaxed);
+            assert_eq!(ring.counts().moved, 1, "{garbage}");
+            assert!(ring.counts().are_bad());
+        }
+        ring.release();
+        assert!(!ring.counts().are_bad());
     }
 
     #[test]

@@ -21,6 +21,7 @@ mod parameters;
 mod power;
 mod privileges;
 mod run;
+mod seccomp;
 mod serve;
 mod set;
 mod stats;

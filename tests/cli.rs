@@ -1,8 +1,12 @@
 //! What the command says where it cannot run: on this very machine.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::env::consts::ARCH;
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Output};
+
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
 
 fn metronome(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_scx_metronome"))
@@ -50,6 +54,7 @@ fn version_and_help_are_told() {
         "--stats",
         "--exit-dump-len",
         "--timeout-ms",
+        "--seccomp",
     ] {
         assert!(help.contains(option), "{option}: {help}");
     }
@@ -69,6 +74,45 @@ fn without_privilege_or_sched_ext_one_line_says_what_to_do() {
         stderr.contains("has no sched_ext") || stderr.contains("needs root"),
         "{stderr}"
     );
+}
+
+/// Runs the command with `--seccomp` where installing a filter ends with this error.
+fn confined_in_vain(errno: i32) -> Output {
+    let refuse = SeccompFilter::new(
+        BTreeMap::from([(libc::SYS_seccomp, Vec::new())]),
+        SeccompAction::Allow,
+        SeccompAction::Errno(errno.cast_unsigned()),
+        TargetArch::try_from(ARCH).unwrap(),
+    );
+    let refuse: BpfProgram = refuse.unwrap().try_into().unwrap();
+    let apply = move || apply_filter(&refuse).map_err(std::io::Error::other);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_scx_metronome"));
+    command.arg("--seccomp");
+    // SAFETY: two system calls between fork and exec.
+    unsafe { command.pre_exec(apply) }.output().unwrap()
+}
+
+#[test]
+fn where_no_filter_can_be_installed_one_line_says_what_to_do() {
+    for (errno, reason) in [
+        (libc::ENOSYS, "CONFIG_SECCOMP_FILTER=y"),
+        (libc::EPERM, "SystemCallFilter="),
+    ] {
+        let output = confined_in_vain(errno);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1));
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+        assert!(stderr.contains(reason), "{stderr}");
+    }
+}
+
+#[test]
+fn confined_it_says_the_same_as_free() {
+    if std::fs::exists("/sys/kernel/sched_ext").unwrap() {
+        // It would start. tests/kernel.rs has that.
+        return;
+    }
+    assert_eq!(metronome(&["--seccomp"]).stderr, metronome(&[]).stderr);
 }
 
 #[test]

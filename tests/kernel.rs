@@ -1200,6 +1200,53 @@ fn the_scheduler_keeps_three_capabilities_and_at_most_32_mib() {
     scheduler.stop(libc::SIGINT).assert_clean();
 }
 
+/// Each thread's system calls are filtered, and it answers through its socket.
+fn assert_it_is_confined_and_answers(scheduler: &Scheduler, slice_us: u64) {
+    wait_for_socket();
+    let (status, now, stderr) = metronome(&["set", &format!("slice-us={slice_us}")]);
+    assert_eq!(status, Some(0), "{stderr}");
+    assert!(now.contains(&format!("slice-us={slice_us} ")), "{now}");
+    assert_eq!(monitored("0.2")["slice_us"], slice_us);
+    let mut threads = 0;
+    for task in fs::read_dir(format!("/proc/{}/task", scheduler.pid())).unwrap() {
+        let status = format!("{}/status", task.unwrap().path().display());
+        // One that served a socket may have ended meanwhile.
+        if !read(&status).is_empty() {
+            assert_eq!(status_field(&status, "Seccomp:", 10), 2);
+            threads += 1;
+        }
+    }
+    println!("{threads} threads are confined");
+    assert!(threads >= 4);
+}
+
+/// The calls of its whole life: loading, a load, its socket, being loaded again, the end.
+#[test]
+fn a_scheduler_with_filtered_system_calls_lacks_none() {
+    let mut scheduler = Scheduler::start("scx_metronome", &["--seccomp", "--stats", "1"]);
+    let (n, seconds) = (2 * cpus(), seconds());
+    let mut load = Load::start(&[&format!(
+        "stress-ng --cpu {n} --fork 1 --pipe 1 -t {seconds}s"
+    )]);
+    assert_it_is_confined_and_answers(&scheduler, 2_000);
+    load.assert_ends_well();
+    assert_eq!(state(), "enabled");
+    for (online, slice_us) in [("0", 3_000), ("1", 4_000)] {
+        let seq = read(&format!("{SCHED_EXT}/enable_seq"));
+        fs::write("/sys/devices/system/cpu/cpu1/online", online).unwrap();
+        scheduler.wait_until_enabled("after hotplug", || {
+            read(&format!("{SCHED_EXT}/enable_seq")) != seq
+        });
+        assert_it_is_confined_and_answers(&scheduler, slice_us);
+    }
+    let ended = scheduler.stop(libc::SIGTERM);
+    ended.assert_clean();
+    println!("{}", ended.stderr);
+    assert!(ended.stdout.lines().count() > 0, "no statistics");
+    assert_eq!(ended.stderr.matches("restarting").count(), 2);
+    assert!(!fs::exists(SOCKET).unwrap());
+}
+
 /// Puts an empty directory over /sys/firmware, for one process.
 fn without_firmware(command: &mut Command) -> &mut Command {
     unsafe {

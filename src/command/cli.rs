@@ -75,6 +75,10 @@ pub(crate) struct Options {
     #[arg(long, value_name = "BYTES", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=16_777_216))]
     exit_dump_len: u32,
 
+    /// Have the kernel refuse this process all system calls but those that it needs
+    #[arg(long)]
+    pub(crate) seccomp: bool,
+
     /// Print a line of statistics every so many seconds
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub(crate) stats: Option<Duration>,

@@ -13,12 +13,15 @@ use scx_metronome::{BpfScheduler, Tuning, UserExitInfo};
 use super::cli::Options;
 use super::parameters::{News, Parameters, Shared};
 use super::serve::Helper;
-use super::{power, privileges, serve};
+use super::{power, privileges, seccomp, serve};
 
 /// Schedules until somebody asks for the end; through restarts, which the kernel asks for when a CPU comes or goes.
 pub(crate) fn run(options: &Options) -> Result<()> {
     serve::keep_small();
     privileges::give_up_others()?;
+    if options.seccomp {
+        seccomp::confine()?;
+    }
     let parameters = Arc::new(Shared::new(options.request(), power::profile));
     let mut policy = memory::zeroed::<Deadline>();
     policy.set_orders(!options.no_orders);

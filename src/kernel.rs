@@ -789,10 +789,10 @@ impl<'a> BpfScheduler<'a> {
             each(task);
         });
         bump(&self.counts.taken, taken as u64);
-        if taken == 0 && self.ring_is_bad() {
-            return Err(BadRing);
+        match self.bad_ring() {
+            Some(bad) if taken == 0 => Err(bad),
+            _ => Ok(taken),
         }
-        Ok(taken)
     }
 
     /// As [`dispatch_task`](Self::dispatch_task) for each of them in turn, until there is no room. Returns how many were dispatched: those

@@ -196,18 +196,22 @@ static void enqueue_guest(struct task_struct *p, u64 enq_flags)
 }
 
 /*
- * User space is late, and nobody else sees to fairness. Who has slept or is new goes behind the first who waits; nobody goes further
- * than a slice behind that.
+ * User space is late, and nobody else sees to fairness. Nobody goes before the first who waits, so that nobody who waits is passed by
+ * ever more that come from a long sleep; and nobody goes further than a slice behind it. Who has slept or is new goes nearer, but behind
+ * it, so that the first is another one each time.
  */
 static void enqueue_alone(struct task_struct *p, struct task_ctx *tctx, u64 enq_flags)
 {
 	bool is_fresh = enq_flags & SCX_ENQ_WAKEUP || !tctx->start_ts;
-	u64 vtime = p->scx.dsq_vtime, first, latest;
+	u64 vtime = p->scx.dsq_vtime, slice = slice_ns / UNDECIDED_SLICE, first;
 
-	if (first_vtime(SHARED_DSQ, bpf_get_smp_processor_id(), &first)) {
-		latest = is_fresh ? first : first + slice_ns / UNDECIDED_SLICE;
-		if (time_before(latest, vtime))
-			vtime = latest;
+	if (first_vtime(SHARED_DSQ, -1, &first)) {
+		if (is_fresh)
+			vtime = first + slice / 8;
+		else if (time_before(vtime, first))
+			vtime = first;
+		else if (time_before(first + slice, vtime))
+			vtime = first + slice;
 	}
 	enqueue_shared(p, vtime, enq_flags, COUNT_ALONE);
 }

@@ -330,7 +330,7 @@ static bool is_unrestricted(struct task_struct *p)
 	return p->nr_cpus_allowed > 1 && mask && bpf_cpumask_subset((const struct cpumask *)mask, p->cpus_ptr);
 }
 
-/* Sets *@vtime to the deadline of the first task on a DSQ, if there is one and @cpu may run it. */
+/* Sets *@vtime to the deadline of the first task on a DSQ, if there is one and @cpu may run it. A negative @cpu stands for any. */
 static bool first_vtime(u64 dsq_id, s32 cpu, u64 *vtime)
 {
 	struct bpf_iter_scx_dsq it;
@@ -339,7 +339,7 @@ static bool first_vtime(u64 dsq_id, s32 cpu, u64 *vtime)
 
 	if (!bpf_iter_scx_dsq_new(&it, dsq_id, 0)) {
 		p = bpf_iter_scx_dsq_next(&it);
-		if (p && bpf_cpumask_test_cpu(cpu, p->cpus_ptr)) {
+		if (p && (cpu < 0 || bpf_cpumask_test_cpu(cpu, p->cpus_ptr))) {
 			*vtime = p->scx.dsq_vtime;
 			found = true;
 		}

@@ -138,12 +138,20 @@ fn assert_the_machine_goes_on(name: &str, fault: impl FnOnce(&Scheduler)) {
 #[test]
 fn a_scheduler_that_is_stopped_holds_nobody_up() {
     assert_the_machine_goes_on("SIGSTOP", |scheduler| {
-        for _ in 0..3 {
-            scheduler.signal(libc::SIGSTOP);
-            thread::sleep(Duration::from_millis(500));
-            scheduler.signal(libc::SIGCONT);
-            thread::sleep(Duration::from_millis(200));
-        }
+        // By their virtual time they come before all others.
+        let wake_from_long_sleep = || {
+            thread::sleep(Duration::from_millis(100));
+            let start = Instant::now();
+            while start.elapsed() < Duration::from_millis(3) {}
+        };
+        with_threads(4, wake_from_long_sleep, || {
+            for _ in 0..3 {
+                scheduler.signal(libc::SIGSTOP);
+                thread::sleep(Duration::from_millis(500));
+                scheduler.signal(libc::SIGCONT);
+                thread::sleep(Duration::from_millis(200));
+            }
+        });
     });
 }
 

@@ -1,4 +1,5 @@
-//! Compiles `bpf/`, and the benchmarks' `benches/bpf/`, into `OUT_DIR`, with Rust skeletons. Writes nothing into the tree.
+//! Compiles `bpf/`, the benchmarks' `benches/bpf/` and the tests' `tests/bpf/` into `OUT_DIR`, with Rust skeletons. Writes
+//! nothing into the tree.
 
 #[cfg(not(feature = "kernel"))]
 fn main() {}
@@ -7,6 +8,7 @@ fn main() {}
 fn main() {
     println!("cargo::rerun-if-changed=bpf");
     println!("cargo::rerun-if-changed=benches/bpf");
+    println!("cargo::rerun-if-changed=tests/bpf");
     println!("cargo::rerun-if-env-changed=CLANG");
     if let Err(message) = skeleton::build() {
         eprintln!("{message}");
@@ -39,7 +41,8 @@ mod skeleton {
             &clang,
             "benches/bpf/bench.bpf.c",
             &out.join("bench.skel.rs"),
-        )
+        )?;
+        compile(&clang, "tests/bpf/spoil.bpf.c", &out.join("spoil.skel.rs"))
     }
 
     fn compile(clang: &str, source: &str, skeleton: &Path) -> Result<(), String> {

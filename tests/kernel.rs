@@ -15,7 +15,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -24,10 +24,16 @@ use std::time::{Duration, Instant};
 use libbpf_rs::MapHandle;
 use libbpf_rs::query::MapInfoIter;
 
+#[path = "kernel/corrupt.rs"]
+mod corrupt;
 #[path = "kernel/faults.rs"]
 mod faults;
+#[path = "kernel/inject.rs"]
+mod inject;
 #[path = "kernel/life.rs"]
 mod life;
+#[path = "kernel/moves.rs"]
+mod moves;
 #[path = "kernel/place.rs"]
 mod place;
 #[path = "kernel/wait.rs"]
@@ -335,47 +341,6 @@ fn any_end_leaves_the_default_scheduler_and_a_running_load() {
         );
     }
     load.assert_running();
-}
-
-/// Takes CPUs away while the scheduler runs on one of them, and gives them back.
-#[test]
-fn cpu_hotplug_restarts_the_scheduler_under_load() {
-    let mut scheduler = Scheduler::start("scx_metronome", &[]);
-    let pid = scheduler.pid();
-    let mut load = Load::start(&[&format!("stress-ng --cpu {} --pipe 2 -t 3600s", 2 * cpus())]);
-    // Until 6.19 (no server for the class) the kernel deadlocks if a CPU hog for each CPU is forked while it unloads a
-    // scheduler: they run in the fair class, above the RCU thread that the unloading waits for.
-    thread::sleep(Duration::from_secs(2));
-    let last = cpus() - 1;
-    for (cpu, online) in [(1, 0), (1, 1), (last, 0), (last, 1)] {
-        let seq = read(&format!("{SCHED_EXT}/enable_seq"));
-        fs::write(
-            format!("/sys/devices/system/cpu/cpu{cpu}/online"),
-            format!("{online}"),
-        )
-        .unwrap();
-        scheduler.wait_until_enabled(&format!("CPU {cpu} went to {online}"), || {
-            read(&format!("{SCHED_EXT}/enable_seq")) != seq
-        });
-        thread::sleep(Duration::from_millis(500));
-    }
-    assert_eq!(scheduler.pid(), pid);
-    load.assert_running();
-    // The signal handling survived four restarts.
-    let ended = scheduler.stop(libc::SIGTERM);
-    ended.assert_clean();
-    assert_eq!(
-        ended.stderr.matches("restarting").count(),
-        4,
-        "{}",
-        ended.stderr
-    );
-    assert_eq!(
-        ended.stderr.matches("books balance").count(),
-        5,
-        "{}",
-        ended.stderr
-    );
 }
 
 fn policy_of(pid: i32) -> i32 {
@@ -846,50 +811,6 @@ fn a_task_with_a_standing_order_is_sooner_there_than_under_the_default_scheduler
     assert!(ours.1 < default.1, "{ours:?} {default:?}");
 }
 
-/// Overwrites a map of the scheduler that is loaded with random bytes for as long as `run` takes.
-fn with_scribbles<T>(map: &str, run: impl FnOnce() -> T) -> T {
-    with_words_in(map, |random| random, run)
-}
-
-/// Puts what `word` makes of a random number over each word of a map, again and again.
-fn with_words_in<T>(map: &str, word: fn(u64) -> u64, run: impl FnOnce() -> T) -> T {
-    let found = MapInfoIter::default()
-        .find(|info| info.name.to_str() == Some(map))
-        .unwrap();
-    let size = found.max_entries as usize * found.value_size as usize;
-    let handle = MapHandle::from_map_id(found.id).unwrap();
-    let memory = unsafe {
-        libc::mmap(
-            std::ptr::null_mut(),
-            size,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_SHARED,
-            handle.as_fd().as_raw_fd(),
-            0,
-        )
-    };
-    assert_ne!(memory, libc::MAP_FAILED);
-    let words = unsafe { std::slice::from_raw_parts(memory.cast::<AtomicU64>(), size / 8) };
-    let over = AtomicBool::new(false);
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            let mut random = 0x9e37_79b9_7f4a_7c15_u64;
-            while !over.load(Ordering::Relaxed) {
-                for at in words {
-                    random ^= random << 13;
-                    random ^= random >> 7;
-                    random ^= random << 17;
-                    at.store(word(random), Ordering::Relaxed);
-                }
-                thread::sleep(Duration::from_millis(1));
-            }
-        });
-        let result = run();
-        over.store(true, Ordering::Relaxed);
-        result
-    })
-}
-
 #[test]
 fn any_bytes_in_the_standing_orders_are_harmless() {
     // That they are orders, and for which life of the id.
@@ -900,7 +821,7 @@ fn any_bytes_in_the_standing_orders_are_harmless() {
     let n = 2 * cpus();
     let load = &format!("stress-ng --cpu {n} --fork 2 --pipe 2 --affinity 1 -t 2s");
     for word in [|random| random, any_order] {
-        with_words_in("orders", word, || Load::start(&[load]).assert_ends_well());
+        inject::with_words_in("orders", word, || Load::start(&[load]).assert_ends_well());
     }
     assert_eq!(state(), "enabled");
     let ended = scheduler.stop(libc::SIGINT);
@@ -1188,12 +1109,8 @@ fn the_scheduler_keeps_three_capabilities_and_at_most_32_mib() {
         .map(|_| std::os::unix::net::UnixStream::connect(SOCKET).unwrap())
         .collect();
     assert_it_may_little_and_takes_little(&scheduler);
-    for online in ["0", "1"] {
-        let seq = read(&format!("{SCHED_EXT}/enable_seq"));
-        fs::write("/sys/devices/system/cpu/cpu1/online", online).unwrap();
-        scheduler.wait_until_enabled("after hotplug", || {
-            read(&format!("{SCHED_EXT}/enable_seq")) != seq
-        });
+    for online in [false, true] {
+        inject::set_online(&mut scheduler, 1, online);
     }
     wait_for_socket();
     assert_it_may_little_and_takes_little(&scheduler);

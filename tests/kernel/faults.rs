@@ -2,99 +2,8 @@
 
 use std::sync::atomic::AtomicU32;
 
+use super::inject::{self, BUDGET, MARGIN, Pauses, hold_cpu, saturate, with_scribbles};
 use super::*;
-
-/// How late the scheduler thread may be, by default.
-const BUDGET: Duration = Duration::from_millis(10);
-
-/// By so much more than the budget nobody pauses while the scheduler thread does not answer.
-const MARGIN: Duration = Duration::from_millis(50);
-
-/// Whatever its weight and the load, a runnable task that nothing is known of runs within this.
-const STARVED: Duration = Duration::from_millis(100);
-
-/// The longest times between two beats of threads that sleep a millisecond between them.
-#[derive(Clone, Copy)]
-struct Pauses {
-    /// Of one that has beaten for a while, so that it is known to be urgent.
-    heartbeat: Duration,
-    /// Of ones that are gone after 20 beats.
-    strangers: Duration,
-}
-
-impl Pauses {
-    fn during(run: impl FnOnce()) -> Self {
-        Self::measure(true, run)
-    }
-
-    /// Without strangers: none is born.
-    fn of_heartbeat(run: impl FnOnce()) -> Self {
-        Self::measure(false, run)
-    }
-
-    fn measure(with_strangers: bool, run: impl FnOnce()) -> Self {
-        let longest = [const { AtomicU64::new(0) }; 2];
-        let over = AtomicBool::new(false);
-        let beat = |longest: &AtomicU64, times: u32| {
-            let mut last = Instant::now();
-            for _ in 0..times {
-                thread::sleep(Duration::from_millis(1));
-                longest.fetch_max(last.elapsed().as_nanos() as u64, Ordering::Relaxed);
-                last = Instant::now();
-            }
-        };
-        thread::scope(|scope| {
-            scope.spawn(|| {
-                while !over.load(Ordering::Relaxed) {
-                    beat(&longest[0], 10);
-                }
-            });
-            scope.spawn(|| {
-                while with_strangers && !over.load(Ordering::Relaxed) {
-                    let _ = thread::scope(|inner| inner.spawn(|| beat(&longest[1], 20)).join());
-                }
-            });
-            thread::sleep(Duration::from_millis(300));
-            longest
-                .iter()
-                .for_each(|longest| longest.store(0, Ordering::Relaxed));
-            let _stop = Stop(&over);
-            run();
-        });
-        let [heartbeat, strangers] =
-            longest.map(|longest| Duration::from_nanos(longest.into_inner()));
-        Self {
-            heartbeat,
-            strangers,
-        }
-    }
-
-    fn assert_short(self, name: &str) {
-        assert!(self.heartbeat <= BUDGET + MARGIN, "{name}: {self}");
-        assert!(self.strangers <= BUDGET + STARVED, "{name}: {self}");
-    }
-}
-
-impl std::fmt::Display for Pauses {
-    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let ms = |pause: Duration| pause.as_secs_f64() * 1e3;
-        let (heartbeat, strangers) = (ms(self.heartbeat), ms(self.strangers));
-        write!(
-            out,
-            "longest pause of a heartbeat {heartbeat:.1} ms, of strangers {strangers:.1} ms"
-        )
-    }
-}
-
-/// A load that saturates the machine, as long as it is there.
-fn saturate() -> Load {
-    let load = Load::start(&[&format!(
-        "stress-ng -q --cpu {} --pipe 2 -t 3600s",
-        2 * cpus()
-    )]);
-    thread::sleep(Duration::from_millis(500));
-    load
-}
 
 /// What the same does to another scheduler, by the name of its program: `SCHEDULER=scx_rustland`. Nothing is asserted of it.
 fn measure_peer(name: &str, peer: &str, fault: impl FnOnce(&Scheduler)) {
@@ -146,9 +55,7 @@ fn a_scheduler_that_is_stopped_holds_nobody_up() {
         };
         with_threads(4, wake_from_long_sleep, || {
             for _ in 0..3 {
-                scheduler.signal(libc::SIGSTOP);
-                thread::sleep(Duration::from_millis(500));
-                scheduler.signal(libc::SIGCONT);
+                inject::stop(scheduler, Duration::from_millis(500));
                 thread::sleep(Duration::from_millis(200));
             }
         });
@@ -157,33 +64,18 @@ fn a_scheduler_that_is_stopped_holds_nobody_up() {
 
 #[test]
 fn a_scheduler_that_is_frozen_holds_nobody_up() {
-    let group = Cgroup::new("frozen", &[]);
     assert_the_machine_goes_on("cgroup freezer", |scheduler| {
-        group.write("cgroup.procs", &scheduler.pid().to_string());
-        group.write("cgroup.freeze", "1");
-        thread::sleep(Duration::from_millis(1000));
-        group.write("cgroup.freeze", "0");
+        inject::freeze(scheduler, Duration::from_secs(1));
         thread::sleep(Duration::from_millis(200));
     });
 }
 
-/// Spins in the class SCHED_FIFO on one CPU.
-fn hold_cpu(cpu: usize, time: Duration) {
-    let hog = thread::spawn(move || {
-        unsafe {
-            let mut set: libc::cpu_set_t = std::mem::zeroed();
-            libc::CPU_SET(cpu, &mut set);
-            assert_eq!(libc::sched_setaffinity(0, size_of_val(&set), &set), 0);
-            let parameters = libc::sched_param { sched_priority: 50 };
-            assert_eq!(
-                libc::sched_setscheduler(0, libc::SCHED_FIFO, &parameters),
-                0
-            );
-        }
-        let start = Instant::now();
-        while start.elapsed() < time {}
+#[test]
+fn a_scheduler_that_is_traced_holds_nobody_up() {
+    assert_the_machine_goes_on("ptrace", |scheduler| {
+        inject::trace(scheduler, Duration::from_millis(500));
+        thread::sleep(Duration::from_millis(200));
     });
-    hog.join().unwrap();
 }
 
 #[test]
@@ -205,26 +97,66 @@ fn a_cpu_that_is_held_by_a_real_time_task_costs_no_more_than_that_cpu() {
     scheduler.stop(libc::SIGINT).assert_clean();
 }
 
-#[test]
-fn a_scheduler_that_is_killed_leaves_the_default_one_and_nothing_else() {
+/// What the kernel has been told: a scheduler leaves it as it was.
+fn sysctls() -> Vec<(String, String)> {
+    let of = |directory: &str, prefix: &str| {
+        let entries = fs::read_dir(directory).unwrap().flatten();
+        let paths = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix));
+        let path = |entry: fs::DirEntry| entry.path().to_str().unwrap().to_owned();
+        paths
+            .map(path)
+            .map(|path| (path.clone(), read(&path)))
+            .collect::<Vec<_>>()
+    };
+    let mut all = of("/proc/sys/vm", "");
+    all.extend(of("/proc/sys/kernel", "sched"));
+    assert!(all.len() > 20, "{all:?}");
+    all
+}
+
+/// Whatever kills a scheduler, the default one takes over, nothing is left behind, and the next scheduler starts.
+fn assert_it_dies_cleanly(name: &str, kill: impl FnOnce(&Scheduler)) {
+    let before = sysctls();
     let mut load = saturate();
     let scheduler = Scheduler::start("scx_metronome", &[]);
+    wait_for_socket();
     // Until 6.19 the kernel may not get on with unloading a scheduler while threads are born on a busy machine.
     let pause = Pauses::of_heartbeat(|| {
         let start = Instant::now();
-        scheduler.signal(libc::SIGKILL);
+        kill(&scheduler);
         wait_for(
             "the default scheduler is back",
             Duration::from_secs(30),
             || state() == "disabled",
         );
-        println!("SIGKILL: gone after {:?}", start.elapsed());
+        println!("{name}: gone after {:?}", start.elapsed());
     });
-    println!("SIGKILL: {pause}");
-    assert!(!scheduler.wait().status.success());
-    pause.assert_short("SIGKILL");
+    println!("{name}: {pause}");
+    assert!(scheduler.wait().status.signal().is_some(), "{name}");
+    pause.assert_heartbeat_short(name);
     assert_eq!(leftovers(), "");
+    assert_eq!(sysctls(), before);
     load.assert_running();
+    drop(load);
+    let next = Scheduler::start("scx_metronome", &[]);
+    wait_for_socket();
+    next.stop(libc::SIGINT).assert_clean();
+    assert!(!fs::exists(SOCKET).unwrap());
+}
+
+#[test]
+fn a_scheduler_that_is_killed_leaves_the_default_one_and_nothing_else() {
+    assert_it_dies_cleanly("SIGKILL", |scheduler| scheduler.signal(libc::SIGKILL));
+}
+
+#[test]
+fn a_scheduler_that_aborts_leaves_the_default_one_and_nothing_else() {
+    assert_it_dies_cleanly("SIGABRT", |scheduler| scheduler.signal(libc::SIGABRT));
+}
+
+#[test]
+fn a_scheduler_that_the_kernel_kills_for_want_of_memory_leaves_the_default_one_and_nothing_else() {
+    assert_it_dies_cleanly("out of memory", inject::starve_of_memory);
 }
 
 #[test]
@@ -249,24 +181,10 @@ fn any_bytes_in_the_mailboxes_and_the_control_page_are_harmless() {
     }
 }
 
-/// Processes that fork and exit without end, as many as the group allows.
 #[test]
 fn a_fork_bomb_is_over_when_it_is_over() {
     let scheduler = Scheduler::start("scx_metronome", &["--stats", "0.2"]);
-    let group = Cgroup::new("bomb", &["pids"]);
-    group.write("pids.max", "400");
-    let during = Pauses::during(|| {
-        let mut bomb = Command::new("sh");
-        let procs = format!("{}/cgroup.procs", group.0);
-        let script = format!("echo $$ > {procs}; b() {{ b & b & b & while :; do :; done; }}; b");
-        bomb.args(["-c", &script])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        let mut bomb = bomb.spawn().unwrap();
-        thread::sleep(Duration::from_secs(3));
-        group.write("cgroup.kill", "1");
-        bomb.wait().unwrap();
-    });
+    let during = Pauses::during(|| inject::fork_bomb(400, Duration::from_secs(3)));
     let after = Pauses::during(|| thread::sleep(Duration::from_millis(500)));
     println!("fork bomb: {during}, afterwards {after}");
     assert_eq!(state(), "enabled");
@@ -344,38 +262,4 @@ fn fifty_thousand_runnable_tasks_are_all_served_and_nobody_urgent_waits_for_them
     assert!(most > CROWD / 3, "a crowd: {most}");
     // Of strangers there are as many as of everybody: they wait for their turn.
     assert!(pause.heartbeat <= BUDGET + MARGIN, "{pause}");
-}
-
-/// A control group of its own, removed when dropped.
-struct Cgroup(String);
-
-impl Cgroup {
-    fn new(name: &str, controllers: &[&str]) -> Self {
-        for controller in controllers {
-            fs::write(
-                "/sys/fs/cgroup/cgroup.subtree_control",
-                format!("+{controller}"),
-            )
-            .unwrap();
-        }
-        let path = format!("/sys/fs/cgroup/{name}");
-        fs::create_dir(&path).unwrap();
-        Self(path)
-    }
-
-    fn write(&self, file: &str, text: &str) {
-        fs::write(format!("{}/{file}", self.0), text).unwrap();
-    }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        let _ = fs::write(format!("{}/cgroup.kill", self.0), "1");
-        for _ in 0..100 {
-            if fs::remove_dir(&self.0).is_ok() {
-                return;
-            }
-            thread::sleep(Duration::from_millis(20));
-        }
-    }
 }

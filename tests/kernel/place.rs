@@ -6,6 +6,7 @@ use std::fs;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use super::inject::Cgroup;
 use super::{Load, Scheduler, cpus, numbers, read, state, wait_for};
 
 /// CPU numbers of a list as in sysfs: "0-2,5".
@@ -67,29 +68,11 @@ fn the_scheduler_thread_takes_a_cpu_without_a_tick_if_there_is_one_and_says_so()
     assert!(ended.books()["dispatched"] > 50, "{}", ended.stderr);
 }
 
-/// A group of processes that may use some CPUs only. Removed when dropped.
-struct Cpuset(String);
-
-impl Cpuset {
-    fn new(name: &str, cpus: &str) -> Self {
-        let root = "/sys/fs/cgroup";
-        fs::write(format!("{root}/cgroup.subtree_control"), "+cpuset").unwrap();
-        let path = format!("{root}/{name}");
-        fs::create_dir(&path).unwrap();
-        fs::write(format!("{path}/cpuset.cpus"), cpus).unwrap();
-        Self(path)
-    }
-
-    /// A command line that joins the group and goes on as `command`.
-    fn shell(&self, command: &str) -> String {
-        format!("echo $$ >{}/cgroup.procs && exec {command}", self.0)
-    }
-}
-
-impl Drop for Cpuset {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir(&self.0);
-    }
+/// A group of processes that may use some CPUs only.
+fn cpuset(name: &str, cpus: &str) -> Cgroup {
+    let group = Cgroup::new(name, &["cpuset"]);
+    group.write("cpuset.cpus", cpus);
+    group
 }
 
 fn sh(line: &str) -> Child {
@@ -103,8 +86,8 @@ fn sh(line: &str) -> Child {
 
 #[test]
 fn a_scheduler_in_a_cpuset_keeps_to_it_and_schedules_who_is_in_another_and_who_is_in_none() {
-    let own = Cpuset::new("scheduler", "1-2");
-    let others = Cpuset::new("others", "0-1");
+    let own = cpuset("scheduler", "1-2");
+    let others = cpuset("others", "0-1");
     let shell = own.shell("scx_metronome --stats 0.5");
     let scheduler = Scheduler::start("sh", &["-c", &shell]);
     let n = 2 * cpus();

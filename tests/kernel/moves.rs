@@ -1,0 +1,101 @@
+//! Tasks and CPUs that move while the scheduler decides about them.
+
+use super::inject::{
+    Pauses, Random, Workers, change_classes, change_cpusets, move_threads, saturate, set_online,
+    write_online,
+};
+use super::*;
+
+const TIME: Duration = Duration::from_millis(1500);
+
+/// Workers are moved about on a busy machine: all reach the end, and no decision about them is lost.
+fn assert_all_arrive(name: &str, move_about: impl FnOnce(&[i32], &mut Random) -> u64) {
+    let mut load = saturate();
+    let scheduler = Scheduler::start("scx_metronome", &["--stats", "0.1"]);
+    let workers = Workers::start(4);
+    let mut moves = 0;
+    let pause = Pauses::during(|| moves = move_about(workers.tids(), &mut Random::new(1)));
+    let passed = workers.finish();
+    assert_eq!(state(), "enabled", "{name}");
+    load.assert_running();
+    let ended = scheduler.stop(libc::SIGINT);
+    ended.assert_clean();
+    let count = |counter| total(&ended.stdout, counter);
+    println!(
+        "{name}: {moves} moves, {passed} numbers passed: {pause}, bounced {}, stale {}, rescued {}",
+        count("bounced"),
+        count("stale"),
+        count("rescued")
+    );
+    assert!(moves > 20, "{name}: {moves} moves");
+    // Strangers have fewer CPUs meanwhile, or real-time tasks ahead of them: nothing is promised to them.
+    pause.assert_heartbeat_short(name);
+}
+
+#[test]
+fn tasks_whose_affinity_changes_all_the_time_all_arrive() {
+    assert_all_arrive("affinity", |tids, random| move_threads(tids, random, TIME));
+}
+
+#[test]
+fn tasks_that_go_to_other_scheduling_classes_and_come_back_all_arrive() {
+    assert_all_arrive("classes", |tids, random| change_classes(tids, random, TIME));
+}
+
+#[test]
+fn tasks_that_go_from_cpuset_to_cpuset_all_arrive() {
+    assert_all_arrive("cpusets", |_, random| change_cpusets(random, TIME));
+}
+
+#[test]
+fn tasks_that_are_born_run_another_program_and_exit_all_the_time_hold_nobody_up() {
+    assert_all_arrive("births", |_, _| {
+        let load = "stress-ng --exec 2 --fork 2 --vfork 2 -t 2s";
+        Load::start(&[load]).assert_ends_well();
+        let births = read("/proc/stat");
+        let births = births
+            .lines()
+            .find_map(|line| line.strip_prefix("processes "));
+        births.unwrap().parse().unwrap()
+    });
+}
+
+/// Takes CPUs away, that of the scheduler too, and gives them back. The scheduler is stopped when they go, so that what it decided
+/// last stays in their mailboxes.
+#[test]
+fn cpu_hotplug_restarts_the_scheduler_under_load_and_takes_no_task_along() {
+    let mut load = Load::start(&[&format!("stress-ng --cpu {} --pipe 1 -t 3600s", cpus())]);
+    let mut scheduler = Scheduler::start("scx_metronome", &[]);
+    let pid = scheduler.pid();
+    let workers = Workers::start(2);
+    // Until 6.19 (no server for the class) the kernel deadlocks if a CPU hog for each CPU is forked while it unloads a
+    // scheduler: they run in the fair class, above the RCU thread that the unloading waits for.
+    thread::sleep(Duration::from_secs(1));
+    let pause = Pauses::of_heartbeat(|| {
+        for cpu in [1, cpus() - 1] {
+            let seq = read(&format!("{SCHED_EXT}/enable_seq"));
+            scheduler.signal(libc::SIGSTOP);
+            write_online(cpu, false);
+            scheduler.signal(libc::SIGCONT);
+            scheduler.wait_until_enabled("a CPU went while it was stopped", || {
+                read(&format!("{SCHED_EXT}/enable_seq")) != seq
+            });
+            set_online(&mut scheduler, cpu, true);
+        }
+    });
+    assert_eq!(scheduler.pid(), pid);
+    let passed = workers.finish();
+    load.assert_running();
+    // The signal handling survived four restarts.
+    let ended = scheduler.stop(libc::SIGTERM);
+    ended.assert_clean();
+    println!(
+        "CPU hotplug: {passed} numbers passed: {pause}\n{}",
+        ended.stderr
+    );
+    for (what, times) in [("restarting", 4), ("books balance", 5)] {
+        let found = ended.stderr.matches(what).count();
+        assert_eq!(found, times, "{}", ended.stderr);
+    }
+    pause.assert_heartbeat_short("CPU hotplug");
+}

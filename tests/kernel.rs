@@ -36,6 +36,8 @@ mod life;
 mod moves;
 #[path = "kernel/place.rs"]
 mod place;
+#[path = "kernel/soak.rs"]
+mod soak;
 #[path = "kernel/wait.rs"]
 mod wait;
 

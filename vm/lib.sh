@@ -74,3 +74,9 @@ write_source() { # FILE SUITE
         if [ -n "$key" ]; then printf 'Signed-By: %s\n' "$key"; fi
     } >"$1"
 }
+
+# Builds tests/kernel.rs and prints the program's path; nothing if it does not build.
+kernel_tests() {
+    cargo test --quiet --release --test kernel --no-run --message-format=json |
+        sed -nE 's/.*"executable":"([^"]*\/kernel-[0-9a-f]+)".*/\1/p' | tail -n 1
+}

@@ -479,7 +479,7 @@ pub(super) fn with_words_in<T>(map: &str, word: fn(u64) -> u64, run: impl FnOnce
 pub(super) fn starve_of_memory(scheduler: &Scheduler) {
     fs::write(format!("/proc/{}/oom_score_adj", scheduler.pid()), "1000").unwrap();
     let group = Cgroup::new("poor", &["memory"]);
-    group.write("memory.max", "4M");
+    group.write("memory.max", "16M");
     group.enter(scheduler.pid());
     let glutton = group.shell("tail /dev/zero");
     let mut glutton = Command::new("sh").args(["-c", &glutton]).spawn().unwrap();

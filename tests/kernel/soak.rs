@@ -1,0 +1,126 @@
+//! Random faults under random loads, one period after the other: `make soak HOURS=2`. `SOAK_SECONDS` says for how long (default
+//! 1, which is one period), `SOAK_SEED` replays a run that has printed that seed.
+
+use super::inject::{self, Pauses, Random, Workers, set_online, with_scribbles};
+use super::*;
+
+/// Besides a CPU hog for each CPU.
+const LOADS: [&str; 6] = [
+    "--pipe 2",
+    "--fork 2 --pipe 1",
+    "--switch 2 --yield 2",
+    "--cpu 4 --affinity 1",
+    "--exec 1 --vfork 1",
+    "--sem 2 --switch 1",
+];
+
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    Stopped,
+    Frozen,
+    Traced,
+    ItsCpuHeld,
+    CpuHeld,
+    ForkBomb,
+    Affinity,
+    Classes,
+    Cpusets,
+    RandomOrders,
+    Hotplug,
+}
+
+const FAULTS: [Fault; 11] = [
+    Fault::Stopped,
+    Fault::Frozen,
+    Fault::Traced,
+    Fault::ItsCpuHeld,
+    Fault::CpuHeld,
+    Fault::ForkBomb,
+    Fault::Affinity,
+    Fault::Classes,
+    Fault::Cpusets,
+    Fault::RandomOrders,
+    Fault::Hotplug,
+];
+
+impl Fault {
+    fn inject(self, scheduler: &mut Scheduler, tids: &[i32], random: &mut Random) {
+        let time = Duration::from_millis(200 + random.below(600) as u64);
+        let (worker, last) = (random.below(cpus() - 1), cpus() - 1);
+        match self {
+            Self::Stopped => inject::stop(scheduler, time),
+            Self::Frozen => inject::freeze(scheduler, time),
+            Self::Traced => inject::trace(scheduler, time),
+            Self::ItsCpuHeld => inject::hold_cpu(last, time),
+            Self::CpuHeld => inject::hold_cpu(worker, time),
+            Self::ForkBomb => inject::fork_bomb(100, time),
+            Self::Affinity => drop(inject::move_threads(tids, random, time)),
+            Self::Classes => drop(inject::change_classes(tids, random, time)),
+            Self::Cpusets => drop(inject::change_cpusets(random, time)),
+            Self::RandomOrders => with_scribbles("orders", || thread::sleep(time)),
+            Self::Hotplug => {
+                // CPU 0 stays.
+                let cpu = random.pick(&[1, last]);
+                set_online(scheduler, cpu, false);
+                set_online(scheduler, cpu, true);
+            }
+        }
+    }
+}
+
+/// One scheduler's life: a load, one to three faults, and an end; one time in four it is killed.
+fn live_through_a_period(random: &mut Random) -> String {
+    let load = random.pick(&LOADS);
+    let faults: Vec<_> = (0..1 + random.below(3))
+        .map(|_| random.pick(&FAULTS))
+        .collect();
+    let is_killed = random.below(4) == 0;
+    let name = format!("{load}, {faults:?}, killed {is_killed}");
+    println!("{name}");
+
+    let hogs = cpus();
+    let mut load = Load::start(&[&format!("stress-ng -q --cpu {hogs} {load} -t 3600s")]);
+    let mut scheduler = Scheduler::start("scx_metronome", &["--stats", "1"]);
+    let workers = Workers::start(3);
+    let pause = Pauses::of_heartbeat(|| {
+        for fault in faults {
+            fault.inject(&mut scheduler, workers.tids(), random);
+            thread::sleep(Duration::from_millis(200));
+        }
+    });
+    let passed = workers.finish();
+    load.assert_running();
+    drop(load);
+    assert_eq!(state(), "enabled", "{name}");
+    if is_killed {
+        scheduler.stop(libc::SIGKILL);
+        let limit = Duration::from_secs(10);
+        wait_for("the default scheduler is back", limit, || {
+            state() == "disabled"
+        });
+    } else {
+        let ended = scheduler.stop(libc::SIGINT);
+        ended.assert_clean();
+        assert!(!ended.stderr.contains("DO NOT BALANCE"), "{}", ended.stderr);
+    }
+    assert_eq!(leftovers(), "");
+    pause.assert_heartbeat_short(&name);
+    format!("{passed} numbers passed, {pause}")
+}
+
+#[test]
+fn random_faults_under_random_loads_are_lived_through() {
+    let number = |name, default| std::env::var(name).map_or(default, |text| text.parse().unwrap());
+    let (seconds, seed) = (number("SOAK_SECONDS", 1), number("SOAK_SEED", 1));
+    println!("SOAK_SECONDS={seconds} SOAK_SEED={seed}");
+    let (start, mut random) = (Instant::now(), Random::new(seed));
+    let mut periods = 0;
+    while start.elapsed() < Duration::from_secs(seconds) {
+        let result = live_through_a_period(&mut random);
+        periods += 1;
+        println!(
+            "period {periods}, {} s: {result}",
+            start.elapsed().as_secs()
+        );
+    }
+}

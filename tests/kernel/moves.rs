@@ -49,14 +49,18 @@ fn tasks_that_go_from_cpuset_to_cpuset_all_arrive() {
 
 #[test]
 fn tasks_that_are_born_run_another_program_and_exit_all_the_time_hold_nobody_up() {
-    assert_all_arrive("births", |_, _| {
-        let load = "stress-ng --exec 2 --fork 2 --vfork 2 -t 2s";
-        Load::start(&[load]).assert_ends_well();
-        let births = read("/proc/stat");
-        let births = births
+    let births = || {
+        let stat = read("/proc/stat");
+        let count = stat
             .lines()
             .find_map(|line| line.strip_prefix("processes "));
-        births.unwrap().parse().unwrap()
+        count.unwrap().parse::<u64>().unwrap()
+    };
+    assert_all_arrive("births", |_, _| {
+        let before = births();
+        let load = "stress-ng --exec 2 --fork 2 --vfork 2 -t 2s";
+        Load::start(&[load]).assert_ends_well();
+        births() - before
     });
 }
 

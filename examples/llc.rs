@@ -20,16 +20,15 @@ struct PerLlc {
 impl PerLlc {
     fn find(&self, due: &Due, machine: &Machine<'_>) -> Option<u32> {
         let home = self.llcs.get(due.cpu as usize);
-        let cpus = || (0..machine.nr_cpus()).filter(|cpu| *cpu != machine.agent_cpu());
-        let mut near =
-            cpus().filter(|cpu| self.llcs.get(*cpu as usize) == home && machine.backlog(*cpu) == 0);
+        let cpus = || (0..machine.nr_cpus()).filter(|cpu| machine.is_worker(*cpu));
+        let mut near = cpus().filter(|cpu| self.llcs.get(*cpu as usize) == home);
         if cpus().any(|cpu| machine.is_idle(cpu)) {
             return near.find(|cpu| machine.is_idle(*cpu));
         }
-        // All CPUs are busy: one that has its next task already would make it wait for two.
-        let first = near.next()?;
-        let last_cpu = near.find(|cpu| *cpu as i32 == due.cpu);
-        Some(last_cpu.unwrap_or(first))
+        // All CPUs are busy: the shortest queue, its last CPU among equals. Behind two others it would not wait.
+        let queue = |cpu: &u32| (machine.backlog(*cpu), *cpu as i32 != due.cpu);
+        near.min_by_key(queue)
+            .filter(|cpu| machine.backlog(*cpu) < 2)
     }
 }
 

@@ -16,7 +16,8 @@
 //! [faults](Event::is_fault) the kernel side need not take one over.
 //!
 //! # Limits
-//! One thread: orderings are the matter of the loom models. Latency is not modelled, nor are hotplug and other classes.
+//! One thread: orderings are the matter of the loom models. Latency is not modelled, nor are standing orders, hotplug and other
+//! classes. Slices and ticks end when the caller says so: see [`Sim::slice_ends_at`].
 
 use std::boxed::Box;
 use std::collections::BTreeSet;
@@ -28,8 +29,8 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::abi::{
-    Control, Counter, CpuState, DECISION_ANY_CPU, MAILBOX_SLOTS, MAX_CPUS, MAX_TASKS, MachineState,
-    MailboxHead, SHARED_MAILBOX_SLOTS, Slot,
+    BIRTH_SHIFT, BIRTHS, Control, Counter, CpuState, DECISION_ANY_CPU, MAILBOX_SLOTS, MAX_CPUS,
+    MAX_TASKS, MachineState, MailboxHead, SHARED_MAILBOX_SLOTS, Slot,
 };
 use crate::mailbox::Decision;
 use crate::policy::Policy;
@@ -46,6 +47,9 @@ const RECORD: u64 = 128;
 const BUSY: u64 = 1 << 31;
 const DISCARD: u64 = 1 << 30;
 const WAKEUP: u64 = 1;
+/// The default slice, ns, and the part of it that a task gets without a decision.
+const SLICE_NS: u64 = 20_000_000;
+const UNDECIDED_SLICE: u64 = 8;
 /// As many decisions as one look for work carries out at most.
 const DRAIN_BATCH: usize = 32;
 
@@ -87,6 +91,8 @@ pub enum Event {
     SliceEnds(u32),
     /// A CPU looks for work although nobody kicked it.
     Look(u32),
+    /// The tick of a CPU: what runs there gives way if a decided task that waits has an earlier deadline.
+    Tick(u32),
     /// A task that does not run exits.
     Exit(u32),
     /// A task may from then on use only the CPUs whose number, counted on from the first, has its bit set in the mask (which
@@ -169,6 +175,9 @@ struct Task {
     decided: u32,
     weight: u64,
     vtime: u64,
+    /// The last decision gave it a deadline.
+    has_deadline: bool,
+    slice: u64,
     enqueued_at: u64,
     started_at: u64,
     exec_runtime: u64,
@@ -327,6 +336,18 @@ impl<P: Policy> Sim<P> {
         self.kernel.running.iter().enumerate().filter_map(on)
     }
 
+    /// Virtual time, ns.
+    pub fn now(&self) -> u64 {
+        self.kernel.now
+    }
+
+    /// When the slice of the task that runs on a CPU ends, ns; `None` if none runs there.
+    pub fn slice_ends_at(&self, cpu: u32) -> Option<u64> {
+        let id = (*self.kernel.running.get(cpu as usize)?)?;
+        let task = &self.kernel.tasks[id as usize];
+        Some(task.started_at.saturating_add(task.slice))
+    }
+
     /// How many tasks are runnable and do not run.
     pub fn waiting(&self) -> usize {
         let on_dsq = |task: &&Task| matches!(task.place, Place::On(..));
@@ -417,6 +438,8 @@ impl Kernel {
             decided: 0,
             weight: 100,
             vtime: 0,
+            has_deadline: false,
+            slice: 0,
             enqueued_at: 0,
             started_at: 0,
             exec_runtime: 0,
@@ -494,6 +517,7 @@ impl Kernel {
             Event::Sleep(cpu) => self.stop(cpu % workers, false),
             Event::SliceEnds(cpu) => self.stop(cpu % workers, true),
             Event::Look(cpu) => self.look(cpu % workers),
+            Event::Tick(cpu) => self.tick(cpu % workers),
             Event::Exit(id) => self.exit(task(id)),
             Event::SetAffinity(id, mask) => self.set_affinity(task(id), mask),
             Event::SetWeight(id, weight) => {
@@ -518,8 +542,11 @@ impl Kernel {
         match task.place {
             Place::Asleep => {}
             Place::Gone => {
+                let birth = (task.generation >> BIRTH_SHIFT) % (BIRTHS - 1) + 1;
+                task.generation = birth << BIRTH_SHIFT;
                 task.pid = self.next_pid;
                 task.vtime = self.vtime_now;
+                task.has_deadline = false;
                 task.sum_exec_runtime = 0;
                 task.affinity = u16::MAX;
                 self.next_pid += 1;
@@ -531,6 +558,7 @@ impl Kernel {
         let idle = self.idle_cpu_for(id);
         match idle.filter(|_| self.config.builtin_idle) {
             Some(cpu) => {
+                self.tasks[id as usize].slice = SLICE_NS;
                 self.count(Counter::Direct);
                 self.run(cpu, id);
             }
@@ -637,8 +665,10 @@ impl Kernel {
 /// The ops, as in `bpf/metronome.bpf.c`.
 impl Kernel {
     fn enqueue(&mut self, id: u32, flags: u64) {
-        self.tasks[id as usize].generation += 1;
-        let vtime = self.tasks[id as usize].vtime;
+        let task = &mut self.tasks[id as usize];
+        task.generation += 1;
+        task.slice = SLICE_NS / UNDECIDED_SLICE;
+        let vtime = task.vtime;
         let Some((ring, at)) = self.reserve(id) else {
             self.insert(id, DsqId::Shared, vtime);
             self.count(Counter::RingFull);
@@ -718,6 +748,32 @@ impl Kernel {
         }
     }
 
+    fn tick(&mut self, cpu: u32) {
+        if let Some(id) = self.running[cpu as usize]
+            && self.is_overtaken(id, cpu)
+        {
+            self.stop(cpu, true);
+        }
+    }
+
+    fn is_overtaken(&self, id: u32, cpu: u32) -> bool {
+        let task = &self.tasks[id as usize];
+        let ran = self.now - task.started_at;
+        let deadline = task.vtime.wrapping_add(ran * 100 / task.weight);
+        let first_of = |dsq: &BTreeSet<(DsqKey, u32)>| {
+            let (_, id) = *dsq.first()?;
+            self.allows(id, cpu).then(|| self.tasks[id as usize].vtime)
+        };
+        let firsts = [
+            first_of(&self.own[cpu as usize]),
+            first_of(&self.shared),
+            first_mail_vtime(self.mailbox(cpu), MAILBOX_SLOTS),
+            first_mail_vtime(self.shared_mailbox.start(), SHARED_MAILBOX_SLOTS),
+        ];
+        let is_before = |first: &u64| (first.wrapping_sub(deadline) as i64) < 0;
+        task.has_deadline && firsts.iter().flatten().any(is_before)
+    }
+
     fn carry_out(&mut self, decision: Decision, cpu: Option<u32>) {
         let id = decision.id;
         let faults = self.faults;
@@ -732,6 +788,7 @@ impl Kernel {
         }
         let task = &mut self.tasks[id as usize];
         task.decided = decision.generation;
+        task.has_deadline = decision.vtime != 0;
         if !matches!(task.place, Place::On(DsqId::Pending, _)) {
             return self.count(Counter::Rescued);
         }
@@ -740,6 +797,10 @@ impl Kernel {
             vtime => vtime,
         };
         task.vtime = vtime;
+        task.slice = match decision.slice_ns {
+            0 => SLICE_NS,
+            slice => slice,
+        };
         let here = cpu.filter(|cpu| self.allows(id, *cpu));
         if cpu.is_some() && here.is_none() {
             self.count(Counter::Bounced);
@@ -1006,6 +1067,11 @@ fn front<'a>(mailbox: NonNull<u8>, slots: usize) -> (&'a MailboxHead, &'a Slot, 
 fn has_mail(mailbox: NonNull<u8>, slots: usize) -> bool {
     let (_, slot, position) = front(mailbox, slots);
     slot.seq.load(Ordering::Acquire) == position + 1
+}
+
+fn first_mail_vtime(mailbox: NonNull<u8>, slots: usize) -> Option<u64> {
+    let (_, slot, _) = front(mailbox, slots);
+    has_mail(mailbox, slots).then(|| slot.vtime.load(Ordering::Relaxed))
 }
 
 fn take(mailbox: NonNull<u8>, slots: usize) -> Option<Decision> {

@@ -149,3 +149,36 @@ fn turns_do_not_allocate() {
     }
     assert!(decided > 1_000, "{decided}");
 }
+
+#[test]
+fn at_a_tick_the_task_with_the_earliest_deadline_runs() {
+    let config = Config {
+        nr_cpus: 2,
+        builtin_idle: false,
+        ..Config::default()
+    };
+    let mut sim = machine(config);
+    let pass_ms = |sim: &mut Machine, ms: u16| sim.apply(Event::Pass(ms * 1000));
+    sim.apply(Event::Wake(1));
+    sim.apply(Event::Turn);
+    assert_eq!(sim.running().collect::<Vec<_>>(), [(0, 1)]);
+    assert_eq!(sim.slice_ends_at(1), None);
+    let left = sim.slice_ends_at(0).unwrap() - sim.now();
+    assert_eq!(left, 20_000_000, "nobody else waits");
+    pass_ms(&mut sim, 1);
+    // A deadline of 0 is none: the next one is at its 1 ms of CPU time and 1 ms of burst.
+    sim.apply(Event::SliceEnds(0));
+    sim.apply(Event::Turn);
+    sim.apply(Event::Wake(2));
+    sim.apply(Event::Turn);
+    sim.apply(Event::Tick(0));
+    let running = |sim: &Machine| sim.running().collect::<Vec<_>>();
+    assert_eq!(running(&sim), [(0, 2)], "it comes in at virtual time");
+    sim.apply(Event::Turn);
+    sim.apply(Event::Tick(0));
+    assert_eq!(running(&sim), [(0, 2)]);
+    pass_ms(&mut sim, 3);
+    sim.apply(Event::Tick(0));
+    assert_eq!(running(&sim), [(0, 1)]);
+    sim.settle().unwrap();
+}

@@ -2,14 +2,17 @@
 //!
 //! Each task has a virtual runtime: the CPU time it used, scaled by 100 / weight. Virtual time is the largest that has got
 //! a CPU. A task that slept comes back at most a lag behind it, so that sleep cannot be saved up. Its deadline is its
-//! virtual runtime plus the CPU time it used since it last slept, scaled likewise and at most a lag: of two tasks with the
-//! same share, the one that runs in short bursts is served before the one that would keep the CPU.
+//! virtual runtime plus the CPU time it used since it last slept, at most a lag of it, scaled likewise: of two tasks with the
+//! same share, the one that runs in short bursts is served before the one that would keep the CPU. One that has not slept
+//! may be behind by as much as that puts its deadline off: a light one is due late, and must not lose its share by it.
 //!
 //! # Nobody starves
-//! A waiting task is overtaken only by tasks with earlier deadlines, and those are at most two lags behind. But virtual time
-//! slows down with the number of tasks, and hundreds that sleep and wake all the time could make two lags last for many
-//! seconds. So virtual time never runs slower than a sixteenth of real time: under that much load the order comes ever
-//! closer to first come, first served, and a task is overtaken for 32 lags at most.
+//! A waiting task is overtaken only by tasks with earlier deadlines, and those are at most two lags behind (at weight 100: one
+//! of the two is scaled by its own). But virtual time slows down with the number of tasks, and hundreds that sleep and wake all the
+//! time could make two lags last for many seconds. So virtual time never runs slower than a sixteenth of real time: under that
+//! much load the order comes ever closer to first come, first served, and a task is overtaken for 32 lags at most.
+//!
+//! `docs/POLICY.md` has the whole of it, with plots.
 
 use crate::abi::MAX_TASKS;
 use crate::orders::Order;
@@ -128,15 +131,15 @@ impl Account {
         }
     }
 
-    /// Takes in what a record says.
-    fn update(&mut self, task: &QueuedTask) {
+    /// Takes in what a record says. Returns whether the task has slept since the one before.
+    fn update(&mut self, task: &QueuedTask) -> bool {
         let used = task.sum_exec_runtime.saturating_sub(self.charged);
         self.charged = task.sum_exec_runtime;
         self.vruntime = self.vruntime.wrapping_add(scale(used, task.weight));
 
         let slept = task.nvcsw.wrapping_sub(self.sleeps);
         if slept == 0 || slept > u64::from(u32::MAX) {
-            return;
+            return false;
         }
         let ran = self.charged.saturating_sub(self.slept_at);
         let burst = (ran / slept).min(u64::from(u32::MAX)) as u32;
@@ -148,6 +151,7 @@ impl Account {
         self.seen = self.seen.saturating_add(slept.min(64) as u32).min(NEWBORN);
         self.slept_at = self.charged;
         self.sleeps = task.nvcsw;
+        true
     }
 
     fn is_urgent(&self) -> bool {
@@ -164,13 +168,17 @@ impl<const TASKS: usize> Deadline<TASKS> {
     /// Brings the account of a task up to date.
     fn account(&mut self, task: &QueuedTask) -> Option<&mut Account> {
         self.look_at_clock(task.enqueued_at);
-        let now = self.now;
-        let earliest = now.wrapping_sub(self.lag());
+        let (now, lag) = (self.now, self.lag());
         let account = self.accounts.get_mut(task.id as usize)?;
         if account.birth != task.birth() {
             *account = Account::open(task, now);
         }
-        account.update(task);
+        // Whoever sleeps saves nothing up. Who waits all the time falls behind by as much as its bursts put its deadline off.
+        let may_be_behind = match account.update(task) {
+            true => lag,
+            false => lag.max(scale(lag, task.weight)),
+        };
+        let earliest = now.wrapping_sub(may_be_behind);
         if before(account.vruntime, earliest) {
             account.vruntime = earliest;
         }
@@ -269,6 +277,23 @@ mod tests {
             policy.deadline(&task(1, 100, 0, 0)),
             900_000_000 - 5_000_000
         );
+    }
+
+    #[test]
+    fn a_light_task_that_has_not_slept_keeps_what_its_late_deadline_made_it_wait_for() {
+        let mut policy = policy();
+        let light = |nvcsw, used| QueuedTask {
+            nvcsw,
+            ..task(1, 10, used, used)
+        };
+        let behind = |policy: &mut Deadline<8>, task: QueuedTask| {
+            policy.event(&task);
+            policy.now.wrapping_sub(policy.accounts[1].vruntime)
+        };
+        policy.event(&light(0, 0));
+        policy.now = 60_000_000;
+        assert_eq!(behind(&mut policy, light(0, 1_000_000)), 50_000_000);
+        assert_eq!(behind(&mut policy, light(1, 1_000_000)), 5_000_000);
     }
 
     #[test]

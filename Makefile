@@ -1,6 +1,6 @@
 # The table of contents: `make` lists what there is.
 
-.PHONY: help setup demo compare compare-check peers results bench test lint unit loom kernel-test soak sanitize fuzz corpus install deb deb-test clean
+.PHONY: help setup demo compare compare-check peers results bench test lint unit loom kernel-test matrix soak sanitize fuzz corpus install deb deb-test clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -61,6 +61,10 @@ loom: setup ## models of the handshakes with the kernel side: each interleaving,
 kernel-test: setup ## tests on booted kernels
 	cargo build --release --workspace --bins --examples
 	vm/test
+
+matrix: setup ## all tests on every series of kernels, from the oldest to the newest: two hours
+	cargo build --release --workspace --bins --examples
+	vm/test matrix
 
 soak: setup ## random faults under random loads on the newest kernel, HOURS=1 of guest time; SEED=n replays a run
 	cargo build --release --workspace --bins --examples

@@ -26,6 +26,8 @@ use libbpf_rs::query::MapInfoIter;
 
 #[path = "kernel/corrupt.rs"]
 mod corrupt;
+#[path = "kernel/fair.rs"]
+mod fair;
 #[path = "kernel/faults.rs"]
 mod faults;
 #[path = "kernel/inject.rs"]
@@ -99,6 +101,9 @@ impl Scheduler {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap_or_else(|error| panic!("{command}: {error}"));
+        // What it prints is read when it has ended.
+        let stdout = child.stdout.as_ref().unwrap().as_raw_fd();
+        assert!(unsafe { libc::fcntl(stdout, libc::F_SETPIPE_SZ, 1 << 20) } > 0);
         let mut scheduler = Self { child };
         scheduler.wait_until_enabled("started", || true);
         scheduler
@@ -134,7 +139,6 @@ impl Scheduler {
     }
 
     fn wait(mut self) -> Ended {
-        // What it prints fits into a pipe.
         wait_for("the scheduler ends", Duration::from_secs(60), || {
             self.child.try_wait().unwrap().is_some()
         });
@@ -1069,12 +1073,12 @@ fn doctor_finds_nothing_fatal_where_the_scheduler_runs() {
     scheduler.stop(libc::SIGINT).assert_clean();
 }
 
-/// A number in a file like /proc/PID/status.
-fn status_field(path: &str, name: &str, radix: u32) -> u64 {
-    let text = read(path);
+/// A number in a text like that of /proc/PID/status.
+fn field(text: &str, name: &str, radix: u32) -> u64 {
     let line = text.lines().find_map(|line| line.strip_prefix(name));
     let word = line.and_then(|line| line.split_whitespace().next());
-    u64::from_str_radix(word.unwrap(), radix).unwrap()
+    let word = word.unwrap_or_else(|| panic!("no {name} in {text}"));
+    u64::from_str_radix(word, radix).unwrap()
 }
 
 /// CAP_IPC_LOCK, CAP_PERFMON, CAP_BPF.
@@ -1086,17 +1090,19 @@ fn assert_it_may_little_and_takes_little(scheduler: &Scheduler) {
     let mut threads = 0;
     for task in tasks {
         let status = format!("{}/status", task.unwrap().path().display());
-        if read(&status).is_empty() {
+        let status = read(&status);
+        if status.is_empty() {
             // Of the server before, it has ended meanwhile.
             continue;
         }
         for set in ["CapPrm:", "CapEff:", "CapBnd:"] {
-            assert_eq!(status_field(&status, set, 16), CAPABILITIES, "{set}");
+            assert_eq!(field(&status, set, 16), CAPABILITIES, "{set}");
         }
-        assert_eq!(status_field(&status, "NoNewPrivs:", 10), 1);
+        assert_eq!(field(&status, "NoNewPrivs:", 10), 1);
         threads += 1;
     }
-    let kib = |name| status_field(&format!("/proc/{pid}/status"), name, 10);
+    let status = read(&format!("/proc/{pid}/status"));
+    let kib = |name| field(&status, name, 10);
     let (resident, locked) = (kib("VmHWM:"), kib("VmLck:"));
     println!("{threads} threads, resident at most {resident} KiB, locked {locked} KiB");
     assert!(resident <= 32 * 1024 && locked <= 32 * 1024);
@@ -1130,8 +1136,9 @@ fn assert_it_is_confined_and_answers(scheduler: &Scheduler, slice_us: u64) {
     for task in fs::read_dir(format!("/proc/{}/task", scheduler.pid())).unwrap() {
         let status = format!("{}/status", task.unwrap().path().display());
         // One that served a socket may have ended meanwhile.
-        if !read(&status).is_empty() {
-            assert_eq!(status_field(&status, "Seccomp:", 10), 2);
+        let status = read(&status);
+        if !status.is_empty() {
+            assert_eq!(field(&status, "Seccomp:", 10), 2);
             threads += 1;
         }
     }

@@ -484,7 +484,7 @@ pub(super) fn starve_of_memory(scheduler: &Scheduler) {
     let glutton = group.shell("tail /dev/zero");
     let mut glutton = Command::new("sh").args(["-c", &glutton]).spawn().unwrap();
     wait_for("somebody is killed", Duration::from_secs(30), || {
-        status_field(&format!("{}/memory.events", group.0), "oom_kill", 10) > 0
+        field(&read(&format!("{}/memory.events", group.0)), "oom_kill", 10) > 0
     });
     glutton.kill().unwrap();
     glutton.wait().unwrap();

@@ -91,7 +91,9 @@ fn live_through_a_period(random: &mut Random) -> String {
     let passed = workers.finish();
     load.assert_running();
     drop(load);
-    assert_eq!(state(), "enabled", "{name}");
+    if state() != "enabled" {
+        panic!("{name}: {}", scheduler.wait().stderr);
+    }
     if is_killed {
         scheduler.stop(libc::SIGKILL);
         let limit = Duration::from_secs(10);

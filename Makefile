@@ -1,6 +1,6 @@
 # The table of contents: `make` lists what there is.
 
-.PHONY: help setup demo compare compare-check peers results bench test lint unit loom kernel-test matrix soak sanitize fuzz corpus install deb deb-test clean
+.PHONY: help setup demo compare compare-check peers results bench test lint unit loom kernel-test matrix vm-selftest soak sanitize fuzz corpus install deb deb-test clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -14,7 +14,7 @@ demo: setup ## a game under load on a real kernel: first under the default sched
 	vm/demo
 
 bench: setup ## the benchmarks, four minutes: their figures, and which of the promised ones hold (root, for those that need BPF)
-	rm -rf target/criterion target/bench
+	rm -rf $(or $(CARGO_TARGET_DIR),target)/criterion $(or $(CARGO_TARGET_DIR),target)/bench
 	cargo bench
 
 # QUICK=1, KERNEL=7.2, CPUS=8, ROUNDS=9, JOBS=1 (guests at a time), ONLY=eevdf,scx_metronome, HOST=1 (this machine's own kernel)
@@ -65,6 +65,9 @@ kernel-test: setup ## tests on booted kernels
 matrix: setup ## all tests on every series of kernels, from the oldest to the newest: two hours
 	cargo build --release --workspace --bins --examples
 	vm/test matrix
+
+vm-selftest: setup ## that vm/run does what vm/README.md says: six minutes
+	vm/selftest
 
 soak: setup ## random faults under random loads on the newest kernel, HOURS=1 of guest time; SEED=n replays a run
 	cargo build --release --workspace --bins --examples

@@ -24,7 +24,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use scx_metronome::memory::{self, CountingAllocator};
+use scx_metronome::memory;
 use scx_metronome::policy::deadline::Deadline;
 use scx_metronome::shared::Shared;
 use scx_metronome::turn::Turn;
@@ -32,9 +32,6 @@ use scx_metronome::turn::Turn;
 mod support;
 use support::bpf::{BpfSide, CPUS, now};
 use support::incumbent::{self, Waiting};
-
-#[global_allocator]
-static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 const SLICE_NS: u64 = 20_000_000;
 
@@ -129,13 +126,12 @@ impl Machine {
     }
 
     fn take_turn(&mut self) -> Duration {
-        let seal = memory::seal();
-        let start = Instant::now();
-        let turned = self.turn.turn(&mut self.shared, &mut *self.policy);
-        let kicks = self.shared.flush();
-        let elapsed = start.elapsed();
-        drop(seal);
-        assert_eq!(memory::sealed_allocations(), 0);
+        let (turned, kicks, elapsed) = support::without_allocation(|| {
+            let start = Instant::now();
+            let turned = self.turn.turn(&mut self.shared, &mut *self.policy);
+            let kicks = self.shared.flush();
+            (turned, kicks, start.elapsed())
+        });
         assert_eq!((turned.handed_out, turned.superseded), (CPUS as usize, 0));
         assert_eq!(kicks, 0);
         elapsed

@@ -39,6 +39,8 @@ impl Random {
 /// What each structure can do.
 trait Queue {
     const NAME: &str;
+    /// Whether it allocates while in use.
+    const ALLOCATES: bool;
     fn empty() -> Self;
     fn push(&mut self, id: u32, deadline: u64);
     fn pop(&mut self) -> (u32, u64);
@@ -52,6 +54,7 @@ trait Indexed: Queue {
 
 impl Queue for Box<DeadlineQueue<65_536>> {
     const NAME: &str = "metronome";
+    const ALLOCATES: bool = false;
 
     fn empty() -> Self {
         Self::default()
@@ -79,6 +82,7 @@ impl Indexed for Box<DeadlineQueue<65_536>> {
 
 impl Queue for BinaryHeap<Reverse<(u64, u32)>> {
     const NAME: &str = "binary_heap";
+    const ALLOCATES: bool = false;
 
     fn empty() -> Self {
         Self::with_capacity(65_536)
@@ -99,6 +103,7 @@ struct Set(BTreeSet<(u64, u32)>, Vec<u64>);
 
 impl Queue for Set {
     const NAME: &str = "btree_set";
+    const ALLOCATES: bool = true;
 
     fn empty() -> Self {
         Self(BTreeSet::new(), vec![0; 65_536])
@@ -194,10 +199,26 @@ impl<Q: Queue> Load<Q> {
         let mut left = operations;
         while left > 0 {
             let nr = left.min(batch);
-            timed += step(self, nr);
+            timed += self.watched(|load| step(load, nr));
             left -= nr;
         }
         timed
+    }
+
+    /// Time of so many operations in a row.
+    fn in_a_row(&mut self, operations: u64, mut operation: impl FnMut(&mut Self)) -> Duration {
+        self.watched(|load| {
+            let start = Instant::now();
+            (0..operations).for_each(|_| operation(load));
+            start.elapsed()
+        })
+    }
+
+    fn watched(&mut self, run: impl FnOnce(&mut Self) -> Duration) -> Duration {
+        if Q::ALLOCATES {
+            return run(self);
+        }
+        support::without_allocation(|| run(self))
     }
 
     fn bench_ends(&mut self, group: &mut Group<'_>) {
@@ -224,7 +245,7 @@ impl<Q: Queue> Load<Q> {
             });
         });
         group.bench_function(id("push_pop", self.size), |bencher| {
-            bencher.iter(|| self.push_pop());
+            bencher.iter_custom(|operations| self.in_a_row(operations, Self::push_pop));
         });
     }
 
@@ -252,9 +273,11 @@ impl<Q: Queue> Load<Q> {
             });
         });
         group.bench_function(id("update", self.size), |bencher| {
-            bencher.iter(|| {
-                let id = self.any();
-                self.queue.update(id, self.random.after(self.now));
+            bencher.iter_custom(|operations| {
+                self.in_a_row(operations, |load| {
+                    let id = load.any();
+                    load.queue.update(id, load.random.after(load.now));
+                })
             });
         });
     }

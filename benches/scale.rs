@@ -74,9 +74,11 @@ impl Machine {
 
     /// Takes a turn; how many tasks it decided about, and how long it took.
     fn turn(&mut self) -> (u64, Duration) {
-        let start = Instant::now();
-        let turned = self.sim.turn();
-        let elapsed = start.elapsed();
+        let (turned, elapsed) = support::without_allocation(|| {
+            let start = Instant::now();
+            let turned = self.sim.turn();
+            (turned, start.elapsed())
+        });
         self.sim.answer_kicks();
         (turned.handed_out as u64, elapsed)
     }

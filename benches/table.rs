@@ -14,7 +14,8 @@ mod support;
 /// A comparison of two figures, and what their ratio must be.
 struct Bar {
     what: &'static str,
-    ours: &'static str,
+    /// The dearest of these.
+    ours: &'static [&'static str],
     against: &'static str,
     bound: Bound,
 }
@@ -31,15 +32,16 @@ use Bound::{AtLeast, AtMost};
 
 #[rustfmt::skip]
 const BARS: &[Bar] = &[
-    Bar { what: "a record, taken one by one", ours: "ring/metronome_drain", against: "ring/libbpf_consume_one", bound: AtLeast(5.0) },
-    Bar { what: "a record, taken in a row", ours: "ring/metronome_drain", against: "ring/libbpf_consume_all", bound: AtLeast(1.4) },
-    Bar { what: "a decision, 64 waiting", ours: "decision/metronome/64", against: "decision/incumbent/64", bound: AtLeast(30.0) },
-    Bar { what: "a decision, against one record", ours: "decision/metronome/64", against: "ring/libbpf_consume_one", bound: AtMost(3.0) },
-    Bar { what: "a decision, 65,536 waiting", ours: "decision/metronome/65536", against: "decision/metronome/64", bound: AtMost(2.0) },
-    Bar { what: "a decision, 1,024 CPUs", ours: "scale/cpus/1024", against: "scale/cpus/16", bound: AtMost(1.2) },
-    Bar { what: "a decision, with hops measured", ours: "decision/metronome/64", against: "decision/metronome_unsampled/64", bound: AtMost(1.02) },
-    Bar { what: "an idle CPU, claimed", ours: "select_cpu/metronome_nearest/1024", against: "select_cpu/bpf_prog_run", bound: AtLeast(10.0) },
-    Bar { what: "a record, from CPU to CPU", ours: "hop/ring_latency", against: "hop/cache_line", bound: AtMost(3.0) },
+    Bar { what: "a record, taken one by one", ours: &["ring/metronome_drain"], against: "ring/libbpf_consume_one", bound: AtLeast(5.0) },
+    Bar { what: "a record, taken in a row", ours: &["ring/metronome_drain"], against: "ring/libbpf_consume_all", bound: AtLeast(1.4) },
+    Bar { what: "a decision, 64 waiting", ours: &["decision/metronome/64"], against: "decision/incumbent/64", bound: AtLeast(30.0) },
+    Bar { what: "a decision, 4,096 waiting", ours: &["decision/metronome/4096"], against: "decision/incumbent/4096", bound: AtLeast(30.0) },
+    Bar { what: "a decision, against one record", ours: &["decision/metronome/64"], against: "ring/libbpf_consume_raw_n_1", bound: AtMost(3.0) },
+    Bar { what: "a decision, 65,536 waiting", ours: &["decision/metronome/65536"], against: "decision/metronome/64", bound: AtMost(2.0) },
+    Bar { what: "a decision, up to 1,024 CPUs", ours: &["scale/cpus/64", "scale/cpus/256", "scale/cpus/1024"], against: "scale/cpus/16", bound: AtMost(1.2) },
+    Bar { what: "a decision, with hops measured", ours: &["decision/metronome/64"], against: "decision/metronome_unsampled/64", bound: AtMost(1.02) },
+    Bar { what: "an idle CPU, claimed", ours: &["select_cpu/metronome_nearest/1024"], against: "select_cpu/bpf_prog_run", bound: AtLeast(10.0) },
+    Bar { what: "a record, from CPU to CPU", ours: &["hop/ring_latency"], against: "hop/cache_line", bound: AtMost(3.0) },
 ];
 
 /// Figures without a bar.
@@ -47,8 +49,6 @@ const OTHERS: &[&str] = &[
     "ring/metronome_dequeue",
     "dispatch/metronome_mailbox",
     "dispatch/libbpf_user_ringbuf",
-    "decision/metronome/4096",
-    "decision/incumbent/4096",
     "queue/metronome_push_pop/64",
     "queue/metronome_push_pop/65536",
     "select_cpu/metronome_previous/16",
@@ -60,9 +60,15 @@ const OTHERS: &[&str] = &[
     "contention/one_producer",
     "contention/two_on_one_ring",
     "contention/two_on_two_rings",
+    "hop/ring_latency/p99",
+    "hop/ring_latency/p999",
+    "hop/cache_line/p99",
+    "hop/cache_line/p999",
+    "hop/ghost",
     "scale/cpus/1",
     "scale/cpus/64",
     "scale/cpus/256",
+    "scale/cpus/1024",
     "scale/rings/1",
     "scale/rings/2",
     "scale/rings/4",
@@ -78,7 +84,7 @@ fn main() -> ExitCode {
     }
     let bars: Vec<_> = BARS.iter().map(judge).collect();
     print_bars(&bars);
-    let others: Vec<_> = OTHERS.iter().map(|name| (*name, median(name))).collect();
+    let others: Vec<_> = OTHERS.iter().map(|name| (*name, figure(name))).collect();
     for (name, ns) in &others {
         println!("{name:<30} {}", in_ns(*ns));
     }
@@ -100,15 +106,23 @@ fn main() -> ExitCode {
 /// A bar with its figures, where there are any.
 struct Judged {
     bar: &'static Bar,
+    /// The dearest of ours, by name.
+    name: &'static str,
     ours: Option<f64>,
     against: Option<f64>,
 }
 
 fn judge(bar: &'static Bar) -> Judged {
+    let figures = bar.ours.iter().map(|name| (*name, figure(name)));
+    // One that was not measured might have been the dearest.
+    let key = |ns: Option<f64>| ns.unwrap_or(f64::INFINITY);
+    let dearest = figures.max_by(|(_, a), (_, b)| key(*a).total_cmp(&key(*b)));
+    let (name, ours) = dearest.unwrap_or(("", None));
     Judged {
         bar,
-        ours: median(bar.ours),
-        against: median(bar.against),
+        name,
+        ours,
+        against: figure(bar.against),
     }
 }
 
@@ -144,7 +158,7 @@ impl Judged {
             AtMost(bound) => ("at most", bound),
         };
         json!({
-            "what": bar.what, "ours": bar.ours, "ours_ns": self.ours, "against": bar.against, "against_ns": self.against,
+            "what": bar.what, "ours": self.name, "ours_ns": self.ours, "against": bar.against, "against_ns": self.against,
             "ratio": self.ratio(), "must_be": side, "bound": bound, "verdict": self.verdict(),
         })
     }
@@ -152,7 +166,7 @@ impl Judged {
 
 fn print_bars(bars: &[Judged]) {
     println!(
-        "\n{:<30} {:>24} {:>10} {:>24} {:>10} {:>8}  bar",
+        "\n{:<30} {:>24} {:>10} {:>27} {:>10} {:>8}  bar",
         "", "ours", "", "against", "", "ratio"
     );
     for judged in bars {
@@ -163,9 +177,9 @@ fn print_bars(bars: &[Judged]) {
         };
         let ratio = judged.ratio();
         println!(
-            "{:<30} {:>24} {:>10} {:>24} {:>10} {:>8}  {bound}: {}",
+            "{:<30} {:>24} {:>10} {:>27} {:>10} {:>8}  {bound}: {}",
             bar.what,
-            bar.ours,
+            judged.name,
             in_ns(judged.ours),
             bar.against,
             in_ns(judged.against),
@@ -179,13 +193,15 @@ fn in_ns(ns: Option<f64>) -> String {
     ns.map_or("skipped".into(), |ns| format!("{ns:.1} ns"))
 }
 
-/// The median of a benchmark, in ns; `None` if it has not been run.
-fn median(name: &str) -> Option<f64> {
+/// The median of a benchmark, or another quantile if named, in ns; `None` if it has not been run.
+fn figure(name: &str) -> Option<f64> {
     let (group, rest) = name.split_once('/')?;
     let own = |file: &str, at: &str| read(&format!("bench/{file}"))?.pointer(at)?.as_f64();
-    match group {
-        "hop" => own("hop.json", &format!("/{rest}/p50_ns")),
-        "contention" => own("contention.json", &format!("/{rest}_ns")),
+    match (group, rest.split_once('/')) {
+        ("hop", Some((what, quantile))) => own("hop.json", &format!("/{what}/{quantile}_ns")),
+        ("hop", None) if rest == "ghost" => own("hop.json", "/ghost_ns"),
+        ("hop", None) => own("hop.json", &format!("/{rest}/p50_ns")),
+        ("contention", _) => own("contention.json", &format!("/{rest}_ns")),
         _ => read(&format!("criterion/{name}/new/estimates.json"))?
             .pointer("/median/point_estimate")?
             .as_f64(),

@@ -41,6 +41,7 @@ enum record_kind {
 	RECORD_STALE,		/* dropped: that enqueue is over */
 	RECORD_RESCUED,		/* dropped: the kernel side had run the task by itself, or lost it to another class */
 	RECORD_DIRECT,		/* it woke, and an idle CPU took it at once */
+	RECORD_TOO_LATE,	/* a decision was dropped: its task is gone; id and generation are the decision's, the rest says nothing */
 };
 
 /* A generation is the birth of the id's owner, never 0, in the upper 12 bits, and a number of its enqueue below. */
@@ -49,6 +50,9 @@ enum record_kind {
 
 /* In queued_task.flags: SCX_WAKE_* of the wake-up, in bits that SCX_ENQ_* leaves free. */
 #define WAKE_FLAGS_SHIFT 48
+
+/* Likewise: an idle CPU took the task as it woke, so that nobody waited for the CPU time that it got. */
+#define FOUND_IDLE (1ULL << 56)
 
 /* decision.flags: the task runs on the first CPU that becomes available; it displaces what runs on its CPU. */
 #define DECISION_ANY_CPU (1ULL << 20)
@@ -69,7 +73,7 @@ struct queued_task {
 	__s32 cpu;		/* the CPU it ran on last */
 	__u16 kind;		/* RECORD_* */
 	__u16 nr_cpus_allowed;	/* the number of possible CPUs for all that take tasks */
-	__u64 flags;		/* SCX_ENQ_*, and SCX_WAKE_* shifted by WAKE_FLAGS_SHIFT */
+	__u64 flags;		/* SCX_ENQ_*, SCX_WAKE_* shifted by WAKE_FLAGS_SHIFT, FOUND_IDLE */
 	__u64 weight;		/* 1..10000, nice 0 is 100 */
 	__u64 enqueued_at;	/* these four: ns, the clock of scx_bpf_now() */
 	__u64 start_ts;		/* when it last got a CPU */
@@ -253,5 +257,7 @@ _Static_assert(sizeof(struct control) == 4144, "as in abi.rs");
 _Static_assert(__builtin_offsetof(struct control, parked) == 4108, "as in abi.rs");
 _Static_assert(sizeof(struct cpu_latency) == 12288, "as in abi.rs");
 _Static_assert(sizeof(struct exit_record) == 1168, "as in abi.rs");
+_Static_assert(sizeof(struct pick_args) == 16, "as in abi.rs");
+_Static_assert(__builtin_offsetof(struct pick_args, wake_flags) == 8, "no hole");
 
 #endif /* METRONOME_ABI_H */

@@ -18,7 +18,7 @@ static enum record_kind move_pending(struct task_struct *p, struct task_ctx *tct
 				     struct id_slot *slot, s32 cpu)
 {
 	/* Those without a deadline keep the order in which they were decided. */
-	u64 vtime = decision->vtime ?: vtime_now;
+	u64 vtime = decision->vtime ?: vtime_now, first;
 	enum record_kind fate = RECORD_RESCUED;
 	struct bpf_iter_scx_dsq it;
 	bool here, displaces;
@@ -26,8 +26,8 @@ static enum record_kind move_pending(struct task_struct *p, struct task_ctx *tct
 	if (!bpf_iter_scx_dsq_new(&it, PENDING_DSQ, 0)) {
 		here = cpu >= 0 && bpf_cpumask_test_cpu(cpu, p->cpus_ptr);
 		displaces = here && decision->flags & DECISION_PREEMPT;
-		scx_bpf_dsq_move_set_slice(&it, decision->slice_ns ?: slice_ns);
-		scx_bpf_dsq_move_set_vtime(&it, displaces ? vtime_now - AHEAD_OF_ALL : vtime);
+		scx_bpf_dsq_move_set_slice(&it, clamp_slice(decision->slice_ns) ?: default_slice_ns());
+		scx_bpf_dsq_move_set_vtime(&it, displaces && first_vtime(cpu, -1, &first) ? first - 1 : vtime);
 		if (*(volatile u32 *)&slot->generation != decision->generation)
 			fate = RECORD_STALE;
 		else if (scx_bpf_dsq_move_vtime(&it, p, here ? cpu : SHARED_DSQ, 0))
@@ -42,15 +42,11 @@ static enum record_kind move_pending(struct task_struct *p, struct task_ctx *tct
 	return fate;
 }
 
-static enum record_kind carry_out_for(struct task_struct *p, const struct decision *decision, s32 cpu)
+static enum record_kind carry_out_for(struct task_struct *p, struct task_ctx *tctx, struct id_slot *slot,
+				      const struct decision *decision, s32 cpu)
 {
-	struct task_ctx *tctx = task_ctx(p);
-	u32 id = decision->id;
-	struct id_slot *slot = bpf_map_lookup_elem(&id_slots, &id);
 	enum record_kind fate;
 
-	if (!tctx || tctx->id != id || !slot)
-		return RECORD_STALE;
 	tctx->has_deadline = decision->vtime;
 	/* Before the move: once it has moved, another CPU may run it. */
 	sample_drained(tctx, decision);
@@ -67,6 +63,31 @@ static enum record_kind carry_out_for(struct task_struct *p, const struct decisi
 		kick_idle_cpu_for(p);
 	tell(p, tctx, fate, 0);
 	return fate;
+}
+
+/* The task of a decision is gone. There is nothing to tell but whose it was. */
+static void tell_too_late(const struct decision *decision)
+{
+	struct control *ctl = controls();
+	struct queued_task *rec;
+
+	count(COUNT_GONE);
+	if (!ctl || !(ctl->events & (1U << RECORD_TOO_LATE)))
+		return;
+	rec = reserve_record(decision->id, FREE_FOR_QUESTIONS);
+	if (!rec) {
+		count(COUNT_EVENTS_LOST);
+		return;
+	}
+	__builtin_memset(rec, 0, sizeof(*rec));
+	rec->kind = RECORD_TOO_LATE;
+	rec->id = decision->id;
+	rec->generation = decision->generation;
+	/* So that it passes as a record. */
+	rec->nr_cpus_allowed = 1;
+	rec->weight = 100;
+	bpf_ringbuf_submit(rec, BPF_RB_NO_WAKEUP);
+	count(COUNT_EVENTS);
 }
 
 static void count_fate(enum record_kind fate)
@@ -96,22 +117,33 @@ __noinline int carry_out(const struct decision *decision __arg_nonnull, s32 cpu)
 	u32 id = decision->id;
 	struct id_slot *slot = bpf_map_lookup_elem(&id_slots, &id);
 	struct task_struct *p = NULL;
+	struct task_ctx *tctx;
 
-	if (slot && slot->pid)
-		p = bpf_task_from_pid(slot->pid);
-	if (!p) {
+	if (!slot) {
+		/* No task of any time had this id. */
 		count(COUNT_GONE);
 		return 0;
 	}
-	count_fate(carry_out_for(p, decision, cpu));
+	if (slot->pid)
+		p = bpf_task_from_pid(slot->pid);
+	if (!p) {
+		tell_too_late(decision);
+		return 0;
+	}
+	tctx = task_ctx(p);
+	/* In this moment the id's owner has exited, and its pid is another's. */
+	if (!tctx || tctx->id != id)
+		tell_too_late(decision);
+	else
+		count_fate(carry_out_for(p, tctx, slot, decision, cpu));
 	bpf_task_release(p);
 	return 0;
 }
 
-/* Returns whether one of the decisions displaces what ran here. */
-static bool drain_own_mailbox(s32 cpu)
+/* Carries out what lies in the mailbox of @of, on @cpu, or anywhere if that is negative. Returns whether one of the decisions displaces. */
+static bool drain_mailbox(s32 of, s32 cpu)
 {
-	u32 key = cpu;
+	u32 key = of;
 	struct mailbox *box = bpf_map_lookup_elem(&mailboxes, &key);
 	struct decision decision;
 	bool displaces = false;
@@ -126,6 +158,15 @@ static bool drain_own_mailbox(s32 cpu)
 		displaces |= !!(decision.flags & DECISION_PREEMPT);
 	}
 	return displaces;
+}
+
+/*
+ * Returns whether one of the decisions displaces what ran here. User space sends none to agent_cpu, whose DSQ is first come, first
+ * served: the kernel throws out who inserts by deadline there.
+ */
+static bool drain_own_mailbox(s32 cpu)
+{
+	return drain_mailbox(cpu, cpu == agent_cpu ? -1 : cpu) && cpu != agent_cpu;
 }
 
 static void drain_shared_mailbox(void)

@@ -165,6 +165,7 @@ struct sched_ext_ops {
 
 #define ENOENT 2
 #define ENOMEM 12
+#define EINVAL 22
 
 /* Kfuncs */
 

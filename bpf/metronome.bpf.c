@@ -97,7 +97,7 @@ void BPF_PROG(metronome_exit_task, struct task_struct *p, struct scx_exit_task_a
 		return;
 	tell(p, tctx, RECORD_GONE, 0);
 	slot->pid = 0;
-	slot->generation++;
+	slot->generation = next_generation(slot->generation);
 	bpf_map_push_elem(&free_ids, &id, 0);
 }
 
@@ -117,6 +117,11 @@ void BPF_PROG(metronome_set_cpumask, struct task_struct *p, const struct cpumask
 SEC("struct_ops/enable")
 void BPF_PROG(metronome_enable, struct task_struct *p)
 {
+	struct task_ctx *tctx = task_ctx(p);
+
+	/* It may have left the class while it waited by an order. */
+	if (tctx)
+		tctx->has_vtime = false;
 	set_vtime(p, vtime_now);
 }
 
@@ -142,7 +147,7 @@ SEC("struct_ops/select_cpu")
 s32 BPF_PROG(metronome_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wake_flags)
 {
 	struct task_ctx *tctx = task_ctx(p);
-	u64 order, chain_ns = 0;
+	u64 order, chain_ns = 0, flags = SCX_ENQ_WAKEUP | FOUND_IDLE;
 	s32 cpu;
 
 	if (!tctx || is_agent(p))
@@ -158,6 +163,7 @@ s32 BPF_PROG(metronome_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wake
 		if (!may_be_handed_off(p, order, wake_flags, &chain_ns))
 			return prev_cpu;
 		cpu = bpf_get_smp_processor_id();
+		flags = SCX_ENQ_WAKEUP;
 		tctx->is_handed_off = true;
 		count(COUNT_HANDED_OFF);
 	}
@@ -165,23 +171,24 @@ s32 BPF_PROG(metronome_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wake
 	if (order) {
 		begin_order(tctx, order, true, chain_ns);
 		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, order_slice_ns(order), 0);
-		tell_of_wakeup(p, tctx, RECORD_ORDERED, SCX_ENQ_WAKEUP);
+		tell_of_wakeup(p, tctx, RECORD_ORDERED, flags);
 		count(COUNT_ORDERED);
 	} else {
 		tctx->is_ordered = false;
-		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, slice_ns, 0);
-		tell_of_wakeup(p, tctx, RECORD_DIRECT, SCX_ENQ_WAKEUP);
+		tctx->found_idle = true;
+		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, default_slice_ns(), 0);
+		tell_of_wakeup(p, tctx, RECORD_DIRECT, flags);
 		count(COUNT_DIRECT);
 	}
 	return cpu;
 }
 
-/* Any CPU may run @p next, in deadline order, without user space. */
-static void enqueue_shared(struct task_struct *p, u64 vtime, u64 enq_flags, enum counter counter)
+/* Any CPU may run @p next, without user space. */
+static void enqueue_first(struct task_struct *p, u64 enq_flags)
 {
-	dsq_insert_vtime(p, SHARED_DSQ, slice_ns / UNDECIDED_SLICE, vtime, enq_flags);
+	scx_bpf_dsq_insert(p, KERNEL_SIDE_DSQ, undecided_slice_ns(), enq_flags);
 	kick_idle_cpu_for(p);
-	count(counter);
+	count(COUNT_KERNEL_SIDE);
 }
 
 /* @p can run only where the scheduler thread lives: the two take turns. Several of its kind run first come, first served. */
@@ -196,24 +203,24 @@ static void enqueue_guest(struct task_struct *p, u64 enq_flags)
 }
 
 /*
- * User space is late, and nobody else sees to fairness. Nobody goes before the first who waits, so that nobody who waits is passed by
- * ever more that come from a long sleep; and nobody goes further than a slice behind it. Who has slept or is new goes nearer, but behind
- * it, so that the first is another one each time.
+ * User space cannot be asked: it is late, its ring is full, or @p has no id. What it has said of earlier enqueues is no guide: its
+ * deadlines move on only as it decides. So these tasks take equal turns, first come, first served, which starves none of them.
  */
-static void enqueue_alone(struct task_struct *p, struct task_ctx *tctx, u64 enq_flags)
+static void enqueue_fallback(struct task_struct *p, struct task_ctx *tctx, u64 enq_flags, enum counter counter)
 {
-	bool is_fresh = enq_flags & SCX_ENQ_WAKEUP || !tctx->start_ts;
-	u64 vtime = p->scx.dsq_vtime, slice = slice_ns / UNDECIDED_SLICE, first;
+	s32 cpu = scx_bpf_task_cpu(p);
 
-	if (first_vtime(SHARED_DSQ, -1, &first)) {
-		if (is_fresh)
-			vtime = first + slice / 8;
-		else if (time_before(vtime, first))
-			vtime = first;
-		else if (time_before(first + slice, vtime))
-			vtime = first + slice;
+	if (tctx)
+		tctx->has_deadline = false;
+	if (p->nr_cpus_allowed == 1 && cpu != agent_cpu) {
+		/* On FALLBACK_DSQ all other CPUs would walk past it, each time that they look there. */
+		dsq_insert_vtime(p, cpu, undecided_slice_ns(), vtime_now, enq_flags);
+		scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE);
+	} else {
+		scx_bpf_dsq_insert(p, FALLBACK_DSQ, undecided_slice_ns(), enq_flags);
+		kick_idle_cpu_for(p);
 	}
-	enqueue_shared(p, vtime, enq_flags, COUNT_ALONE);
+	count(counter);
 }
 
 /*
@@ -222,8 +229,6 @@ static void enqueue_alone(struct task_struct *p, struct task_ctx *tctx, u64 enq_
  */
 static bool enqueue_kernel_side(struct task_struct *p, struct task_ctx *tctx, u64 enq_flags)
 {
-	u64 first = vtime_now - AHEAD_OF_ALL;
-
 	if (is_agent(p)) {
 		/* Whatever ran in its absence gives way; a kernel thread that preempted it does not. */
 		u64 preempt = enq_flags & SCX_ENQ_WAKEUP ? SCX_ENQ_PREEMPT : 0;
@@ -233,17 +238,17 @@ static bool enqueue_kernel_side(struct task_struct *p, struct task_ctx *tctx, u6
 	}
 
 	if (p->nr_cpus_allowed == 1 && p->flags & PF_KTHREAD) {
-		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, slice_ns, enq_flags | SCX_ENQ_PREEMPT);
+		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, default_slice_ns(), enq_flags | SCX_ENQ_PREEMPT);
 	} else if (is_migration_disabled(p)) {
 		/* Bound to where it is until it leaves the section: soon, and others may wait for it. */
 		u64 preempt = scx_bpf_task_cpu(p) == agent_cpu ? SCX_ENQ_PREEMPT : 0;
 
-		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, slice_ns, enq_flags | preempt);
+		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, default_slice_ns(), enq_flags | preempt);
 	} else if (p->nr_cpus_allowed < nr_cpus && only_on_agent_cpu(p)) {
 		enqueue_guest(p, enq_flags);
 		return true;
 	} else if (p->tgid == agent_tgid || p->flags & PF_EXITING || (tctx && tctx->house_keeping)) {
-		enqueue_shared(p, first, enq_flags, COUNT_KERNEL_SIDE);
+		enqueue_first(p, enq_flags);
 		return true;
 	} else {
 		return false;
@@ -266,7 +271,7 @@ static bool enqueue_pending(struct task_struct *p, struct task_ctx *tctx, u32 ge
 	begin_sample(tctx, generation, tctx->id + generation);
 	rec->kind = RECORD_QUEUED;
 	fill_record(rec, p, tctx, generation, enq_flags);
-	dsq_insert_vtime(p, PENDING_DSQ, slice_ns / UNDECIDED_SLICE, p->scx.dsq_vtime, enq_flags);
+	dsq_insert_vtime(p, PENDING_DSQ, undecided_slice_ns(), p->scx.dsq_vtime, enq_flags);
 	bpf_ringbuf_submit(rec, wakeup);
 	watch_user_space();
 	return true;
@@ -283,22 +288,23 @@ void BPF_PROG(metronome_enqueue, struct task_struct *p, u64 enq_flags)
 	if (tctx) {
 		restore_vtime(p, tctx);
 		tctx->sample.since = 0;
+		tctx->found_idle = false;
 	}
 	/* Whatever was decided about earlier enqueues is void. */
 	if (slot) {
 		slot->pid = p->pid;
-		slot->generation++;
+		slot->generation = next_generation(slot->generation);
 	}
 	if (enqueue_kernel_side(p, tctx, enq_flags))
 		return;
 	if (!tctx || !slot)
-		enqueue_shared(p, p->scx.dsq_vtime, enq_flags, COUNT_NO_ID);
+		enqueue_fallback(p, tctx, enq_flags, COUNT_NO_ID);
 	else if (enqueue_ordered(p, tctx, enq_flags))
 		return;
 	else if (is_alone())
-		enqueue_alone(p, tctx, enq_flags);
+		enqueue_fallback(p, tctx, enq_flags, COUNT_ALONE);
 	else if (!enqueue_pending(p, tctx, slot->generation, enq_flags))
-		enqueue_shared(p, p->scx.dsq_vtime, enq_flags, COUNT_RING_FULL);
+		enqueue_fallback(p, tctx, enq_flags, COUNT_RING_FULL);
 }
 
 /*
@@ -335,21 +341,28 @@ static void publish_idle(s32 cpu, bool is_idle)
 		scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE);
 }
 
+/* Are there tasks for any CPU? */
+static bool shared_waits(void)
+{
+	return scx_bpf_dsq_nr_queued(SHARED_DSQ) > 0 || scx_bpf_dsq_nr_queued(URGENT_DSQ) > 0 ||
+	       scx_bpf_dsq_nr_queued(KERNEL_SIDE_DSQ) > 0 || scx_bpf_dsq_nr_queued(FALLBACK_DSQ) > 0;
+}
+
 /* Tasks for any CPU are left over, and the CPU that was kicked for them may have looked too early. */
 static void pass_on_shared(void)
 {
 	struct bpf_cpumask *mask = workers;
 	s32 cpu;
 
-	if (!mask || (scx_bpf_dsq_nr_queued(SHARED_DSQ) <= 0 && scx_bpf_dsq_nr_queued(URGENT_DSQ) <= 0))
+	if (!mask || !shared_waits())
 		return;
 	cpu = scx_bpf_pick_idle_cpu((const struct cpumask *)mask, 0);
 	if (cpu >= 0)
 		scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE);
 }
 
-/* @cpu could not run what is on its own DSQ, as happens while it is being taken offline: any other CPU may. */
-static void give_away_own_dsq(s32 cpu)
+/* @cpu could not run what is on its own DSQ, as happens while it is being taken offline, or does not come to it: any other CPU may. */
+static void give_away_dsq_of(s32 cpu)
 {
 	struct bpf_iter_scx_dsq it;
 	struct task_struct *p;
@@ -362,29 +375,54 @@ static void give_away_own_dsq(s32 cpu)
 			p = bpf_iter_scx_dsq_next(&it);
 			if (!p)
 				break;
-			scx_bpf_dsq_move_vtime(&it, p, SHARED_DSQ, 0);
+			/* All others would only walk past it. */
+			if (p->nr_cpus_allowed > 1)
+				scx_bpf_dsq_move_vtime(&it, p, SHARED_DSQ, 0);
 		}
 	}
 	bpf_iter_scx_dsq_destroy(&it);
 	pass_on_shared();
 }
 
-/* The next of the tasks that user space has decided about. The two DSQs take turns, so that neither starves the other. */
-static bool move_decided_to_local(s32 cpu, u64 turn)
+/* A CPU is taken by a task of another class: what waits for it alone is for any CPU. */
+static void rescue_stranded(void)
 {
-	bool shared_first = turn & 1;
+	u32 cpu = __sync_lock_test_and_set(&stranded, 0) - 1;
 
+	if (cpu >= nr_cpus || !is_taken(cpu, TAKEN_NS))
+		return;
+	drain_mailbox(cpu, -1);
+	give_away_dsq_of(cpu);
+}
+
+/* The next of the tasks that user space has decided about. The two DSQs take turns, so that neither starves the other. */
+static bool move_decided_to_local(s32 cpu, bool shared_first)
+{
 	return scx_bpf_dsq_move_to_local(shared_first ? SHARED_DSQ : cpu) ||
 	       scx_bpf_dsq_move_to_local(shared_first ? cpu : SHARED_DSQ);
 }
 
 /*
- * The next task of those whose turn is by deadline. While the kernel side is alone, three of four are of those that user space
- * has been asked about: they have waited longest.
+ * The next of the tasks that user space is not asked about. Others wait for those on KERNEL_SIDE_DSQ, but if they have no end, as when
+ * memory is short, they get no more: the two DSQs take turns, too.
+ */
+static bool move_unasked_to_local(bool fallback_first)
+{
+	return scx_bpf_dsq_move_to_local(fallback_first ? FALLBACK_DSQ : KERNEL_SIDE_DSQ) ||
+	       scx_bpf_dsq_move_to_local(fallback_first ? KERNEL_SIDE_DSQ : FALLBACK_DSQ);
+}
+
+/*
+ * The next of the tasks without orders. One of two is of those that user space is not asked about. Of the others, while user space is
+ * late, three of four are of those that it has been asked about, which have waited longest.
  */
 static bool move_next_to_local(s32 cpu, u64 turn)
 {
-	return (turn & 3 && is_alone() && take_over(false)) || move_decided_to_local(cpu, turn);
+	u64 rest = turn / 2;
+	bool alone = is_alone();
+
+	return (turn & 1 && move_unasked_to_local(rest & 1)) || (alone && rest & 3 && take_over(false)) ||
+	       move_decided_to_local(cpu, rest & 1) || (alone && take_over(false)) || move_unasked_to_local(rest & 1);
 }
 
 /*
@@ -394,11 +432,10 @@ static bool move_next_to_local(s32 cpu, u64 turn)
 static bool move_starved_to_local(s32 cpu, u64 turn)
 {
 	struct cpu_ctx *cctx = cpu_ctx(cpu);
-	u64 now = scx_bpf_now();
 
-	if (!cctx || now - cctx->decided_since < URGENT_NS || !move_next_to_local(cpu, turn))
+	if (!cctx || elapsed_since(cctx->decided_since) < urgent_ns() || !move_next_to_local(cpu, turn))
 		return false;
-	cctx->protected_until = now + PROTECTED_NS;
+	cctx->protected_until = scx_bpf_now() + PROTECTED_NS;
 	return true;
 }
 
@@ -430,6 +467,8 @@ void BPF_PROG(metronome_dispatch, s32 cpu, struct task_struct *prev)
 
 	displaces = drain_own_mailbox(cpu);
 	drain_shared_mailbox();
+	if (*(volatile u32 *)&stranded)
+		rescue_stranded();
 
 	turn = state->counters[COUNT_TURNS]++;
 	if (turn % PATIENCE_TURNS == 0 && take_over(false))
@@ -439,7 +478,7 @@ void BPF_PROG(metronome_dispatch, s32 cpu, struct task_struct *prev)
 		pass_on_shared();
 		return;
 	}
-	give_away_own_dsq(cpu);
+	give_away_dsq_of(cpu);
 	if (take_over(true))
 		return;
 
@@ -454,11 +493,16 @@ void BPF_PROG(metronome_dispatch, s32 cpu, struct task_struct *prev)
 SEC("struct_ops/update_idle")
 void BPF_PROG(metronome_update_idle, s32 cpu, bool is_idle)
 {
+	struct cpu_state *state = cpu_state(cpu);
+
 	if (cpu == agent_cpu)
 		return;
 	publish_idle(cpu, is_idle);
+	/* Until a task of ours runs there. One of another class may come first. */
+	if (is_idle && state)
+		state->running.kind = RUNS_OTHER;
 	/* Whoever put something there since this CPU looked has not seen it idle. */
-	if (is_idle && (scx_bpf_dsq_nr_queued(SHARED_DSQ) > 0 || scx_bpf_dsq_nr_queued(URGENT_DSQ) > 0))
+	if (is_idle && shared_waits())
 		scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE);
 }
 
@@ -467,6 +511,7 @@ SEC("struct_ops/cpu_release")
 void BPF_PROG(metronome_cpu_release, s32 cpu, struct scx_cpu_release_args *args)
 {
 	scx_bpf_reenqueue_local();
+	note_taken(cpu);
 }
 
 /*
@@ -496,11 +541,24 @@ static void publish_running(struct task_struct *p, struct task_ctx *tctx)
 	running->kind = !is_ours ? RUNS_OTHER : tctx->is_ordered ? RUNS_ORDERED : RUNS_DECIDED;
 
 	cctx->begun_at = tctx->start_ts - tctx->exec_runtime;
+	cctx->left_at = OCCUPIED;
 	if (running->kind == RUNS_DECIDED)
 		cctx->decided_since = running->since;
 	if (!tctx->is_handed_off)
 		cctx->chain_since = running->since;
 	tctx->is_handed_off = false;
+}
+
+/*
+ * An idle CPU has taken @p: it starts level with those that run. By a deadline of long ago it would keep the CPU for its whole slice,
+ * however many come to wait meanwhile, and then owe them all of that.
+ */
+static void level_vtime(struct task_struct *p, struct task_ctx *tctx)
+{
+	tctx->found_idle = false;
+	tctx->has_deadline = true;
+	if (time_before(p->scx.dsq_vtime, vtime_now))
+		set_vtime(p, vtime_now);
 }
 
 SEC("struct_ops/running")
@@ -520,19 +578,27 @@ void BPF_PROG(metronome_running, struct task_struct *p)
 	if (tctx->sample.since)
 		end_sample(tctx);
 	restore_vtime(p, tctx);
+	if (tctx->found_idle)
+		level_vtime(p, tctx);
 	publish_running(p, tctx);
 	advance_vtime_now(p->scx.dsq_vtime);
 }
 
-/* Does a task that @cpu may run have an earlier deadline than @p, which runs there and whose own moves on meanwhile? */
+/*
+ * Must @p, which runs on @cpu without an order, give way to another of its kind? To the kernel side's own at once, to one that user
+ * space cannot be asked about after a turn as long as that one's, and to an earlier deadline. @p's own moves on while it runs.
+ */
 static bool is_overtaken(struct task_struct *p, struct task_ctx *tctx, s32 cpu)
 {
-	u64 deadline = p->scx.dsq_vtime + virtual_time(p, scx_bpf_now() - tctx->start_ts);
+	u64 ran = elapsed_since(tctx->start_ts), deadline = p->scx.dsq_vtime + virtual_time(p, ran);
 	u32 key = cpu, zero = 0;
 	struct mailbox *own = bpf_map_lookup_elem(&mailboxes, &key);
 	struct shared_mailbox *shared = bpf_map_lookup_elem(&shared_mailbox, &zero);
 	u64 first;
 
+	if (first_vtime(KERNEL_SIDE_DSQ, cpu, &first) ||
+	    (ran >= undecided_slice_ns() && first_vtime(FALLBACK_DSQ, cpu, &first)))
+		return true;
 	if (!own || !shared || !tctx->has_deadline)
 		return false;
 	return (first_vtime(cpu, cpu, &first) && time_before(first, deadline)) ||
@@ -547,14 +613,15 @@ static bool is_overtaken(struct task_struct *p, struct task_ctx *tctx, s32 cpu)
 static bool is_in_the_way(struct task_ctx *tctx, s32 cpu)
 {
 	struct cpu_ctx *cctx = cpu_ctx(cpu);
-	u64 now = scx_bpf_now(), first;
+	u64 first;
 
-	if (!cctx || time_before(now, cctx->protected_until))
+	if (!cctx || time_before(scx_bpf_now(), cctx->protected_until))
 		return false;
 	if (scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL_ON | cpu) > 0)
 		return true;
-	if (tctx->is_ordered && now - cctx->decided_since > URGENT_NS &&
-	    (scx_bpf_dsq_nr_queued(SHARED_DSQ) > 0 || scx_bpf_dsq_nr_queued(cpu) > 0))
+	if (tctx->is_ordered && elapsed_since(cctx->decided_since) > urgent_ns() &&
+	    (scx_bpf_dsq_nr_queued(SHARED_DSQ) > 0 || scx_bpf_dsq_nr_queued(cpu) > 0 ||
+	     scx_bpf_dsq_nr_queued(KERNEL_SIDE_DSQ) > 0 || scx_bpf_dsq_nr_queued(FALLBACK_DSQ) > 0))
 		return true;
 	if (!first_vtime(URGENT_DSQ, cpu, &first))
 		return false;
@@ -596,13 +663,16 @@ SEC("struct_ops/stopping")
 void BPF_PROG(metronome_stopping, struct task_struct *p, bool runnable)
 {
 	struct task_ctx *tctx = task_ctx(p);
+	struct cpu_ctx *cctx = cpu_ctx(scx_bpf_task_cpu(p));
 	u64 ran;
 
 	/* running() notes no time for the scheduler thread, which has no part in virtual time. */
 	if (!tctx || !tctx->start_ts)
 		return;
 	tctx->stop_ts = scx_bpf_now();
-	ran = tctx->stop_ts - tctx->start_ts;
+	if (cctx)
+		cctx->left_at = tctx->stop_ts;
+	ran = elapsed_since(tctx->start_ts);
 	tctx->exec_runtime += ran;
 	/* Virtual time is nobody's weight. */
 	advance_vtime_now(p->scx.dsq_vtime + ran);
@@ -615,9 +685,16 @@ SEC("struct_ops/quiescent")
 void BPF_PROG(metronome_quiescent, struct task_struct *p, u64 deq_flags)
 {
 	struct task_ctx *tctx = task_ctx(p);
+	struct cpu_state *state = cpu_state(scx_bpf_task_cpu(p));
 
-	if (!tctx || is_agent(p) || !(deq_flags & SCX_DEQ_SLEEP))
+	if (!tctx || is_agent(p))
 		return;
+	if (!(deq_flags & SCX_DEQ_SLEEP)) {
+		/* It may go on in another class, on the same CPU. If not, running() comes. */
+		if (state && state->running.pid == p->pid)
+			note_taken(scx_bpf_task_cpu(p));
+		return;
+	}
 	tell(p, tctx, RECORD_BLOCKED, 0);
 	tctx->is_ordered = false;
 	tctx->waker = 0;
@@ -665,9 +742,13 @@ int kick_cpus(void *ctx)
 SEC("syscall")
 int pick_idle_cpu(struct pick_args *args)
 {
-	struct task_struct *p = bpf_task_from_pid(args->pid);
+	struct task_struct *p;
 	s32 cpu;
 
+	/* The kernel throws out a scheduler that names a CPU that is not there. */
+	if ((u32)args->prev_cpu >= nr_cpus)
+		return -EINVAL;
+	p = bpf_task_from_pid(args->pid);
 	if (!p)
 		return -ENOENT;
 	bpf_rcu_read_lock();
@@ -727,6 +808,10 @@ s32 BPF_PROG(metronome_init)
 		err = scx_bpf_create_dsq(PENDING_DSQ, -1);
 	if (!err)
 		err = scx_bpf_create_dsq(URGENT_DSQ, -1);
+	if (!err)
+		err = scx_bpf_create_dsq(KERNEL_SIDE_DSQ, -1);
+	if (!err)
+		err = scx_bpf_create_dsq(FALLBACK_DSQ, -1);
 	bpf_for(cpu, 0, nr_cpus) {
 		if (err)
 			break;

@@ -6,7 +6,8 @@
  * before all else, and displaces a running task if its order says so. User space is told, not asked.
  *
  * The limits are ours: an order holds for so much CPU time since the task last slept; a chain of hand-offs may keep a CPU
- * for HAND_OFF_NS; whoever waits without an order gets a CPU for PROTECTED_NS after URGENT_NS of nothing but urgent tasks.
+ * for HAND_OFF_NS; whoever waits without an order gets a CPU for PROTECTED_NS after URGENT_NS of nothing but urgent tasks,
+ * or a quarter of it while user space is late.
  */
 #ifndef METRONOME_ORDERS_H
 #define METRONOME_ORDERS_H
@@ -45,6 +46,12 @@
 
 /* CPUs looked at for one that can be preempted. */
 #define PREEMPT_SEARCH 64
+
+/* How long a CPU may run nothing but tasks with orders. While user space is away nobody takes back the orders of those who overdo it. */
+static u64 urgent_ns(void)
+{
+	return is_alone() ? URGENT_NS / 4 : URGENT_NS;
+}
 
 static u64 birth_order(struct task_ctx *tctx)
 {
@@ -91,12 +98,10 @@ static void inherit_order(struct task_ctx *child)
 static void tell_of_wakeup(struct task_struct *p, struct task_ctx *tctx, enum record_kind kind, u64 enq_flags)
 {
 	struct control *ctl = controls();
-	u64 now = scx_bpf_now();
 
-	if (!ctl || now - tctx->told_at < ctl->tell_us * 1000ULL)
+	if (!ctl || elapsed_since(tctx->told_at) < ctl->tell_us * 1000ULL)
 		return;
-	tctx->told_at = now;
-	tctx->enqueued_at = now;
+	tctx->told_at = tctx->enqueued_at = scx_bpf_now();
 	tell(p, tctx, kind, enq_flags);
 }
 
@@ -115,7 +120,7 @@ static void begin_order(struct task_ctx *tctx, u64 order, bool is_wakeup, u64 ch
 
 static __always_inline u64 order_slice_ns(u64 order)
 {
-	return ORDER_SLICE_NS(order) ?: slice_ns;
+	return ORDER_SLICE_NS(order) ?: default_slice_ns();
 }
 
 /*
@@ -132,7 +137,7 @@ static bool may_be_handed_off(struct task_struct *p, u64 order, u64 wake_flags, 
 
 	if (!(order & ORDER_HAND_OFF) || !(wake_flags & SCX_WAKE_SYNC) || cpu == agent_cpu || !state || !cctx)
 		return false;
-	*chain_ns = scx_bpf_now() - cctx->chain_since;
+	*chain_ns = elapsed_since(cctx->chain_since);
 	return wctx && wctx->is_ordered && !(waker->flags & PF_EXITING) && state->running.pid == waker->pid &&
 	       bpf_cpumask_test_cpu(cpu, p->cpus_ptr) && *chain_ns < HAND_OFF_NS &&
 	       scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL_ON | cpu) <= 0;

@@ -24,13 +24,12 @@ volatile u64 slice_ns = 20000000;
 s32 agent_pid;
 s32 agent_tgid;
 
-/* DSQs below MAX_CPUS belong to the CPU of that number. All are ordered by deadline but that of agent_cpu. */
+/* DSQs below MAX_CPUS belong to the CPU of that number. All are ordered by deadline but that of agent_cpu and the last two. */
 #define SHARED_DSQ MAX_CPUS		/* decided, for any CPU */
 #define PENDING_DSQ (MAX_CPUS + 1)	/* user space is asked */
 #define URGENT_DSQ (MAX_CPUS + 2)	/* tasks with standing orders, by the time when they should have run */
-
-/* By so much before the current virtual time there is no deadline. */
-#define AHEAD_OF_ALL (1ULL << 40)
+#define KERNEL_SIDE_DSQ (MAX_CPUS + 3)	/* user space is not asked; first come, first served, whatever its deadlines mean */
+#define FALLBACK_DSQ (MAX_CPUS + 4)	/* user space cannot be asked; first come, first served */
 
 /* The part of the default slice that a task gets while nobody shortens slices as tasks wait. */
 #define UNDECIDED_SLICE 8
@@ -40,6 +39,9 @@ s32 agent_tgid;
 
 /* One dispatch() in so many looks for tasks whose decision does not come, even if there is other work. */
 #define PATIENCE_TURNS 16
+
+/* No slice that user space names is longer: others wait, and the kernel's watchdog counts. */
+#define MAX_SLICE_NS 1000000000ULL
 
 /* How exactly user space is told the clock of scx_bpf_now(). */
 #define CLOCK_TOLERANCE_NS 10000
@@ -164,6 +166,14 @@ struct {
 	__type(value, struct id_slot);
 } id_slots SEC(".maps");
 
+/* Of the next enqueue in the same life. The numbers come round after 2^20: the birth above them stays. */
+static __always_inline u32 next_generation(u32 generation)
+{
+	u32 numbers = (1U << BIRTH_SHIFT) - 1;
+
+	return (generation & ~numbers) | ((generation + 1) & numbers);
+}
+
 /* A wake-up whose hops are measured; ns, CLOCK_MONOTONIC, because user space can read that clock, too. */
 struct sample {
 	u64 since;		/* when it was enqueued or its order begun; 0: it is not measured */
@@ -185,7 +195,8 @@ struct task_ctx {
 	bool is_ordered;	/* it waits or runs by a standing order */
 	bool has_vtime;
 	bool is_handed_off;
-	bool has_deadline;	/* user space gave it one with the last decision */
+	bool has_deadline;	/* p->scx.dsq_vtime tells when it is due: user space gave it one, or it was levelled */
+	bool found_idle;	/* an idle CPU took it without an order, and it has not run since */
 	bool house_keeping;	/* memory management thread of the kernel: must not wait for user space, which may wait for it */
 	u64 enqueued_at;
 	u64 start_ts;
@@ -204,13 +215,16 @@ struct {
 
 #define EVERY_POLICY (~0ULL)
 
+#define OCCUPIED (~0ULL)
+
 /* What a CPU keeps for itself. */
 struct cpu_ctx {
 	u64 chain_since;	/* since when it is handed from task to task */
 	u64 decided_since;	/* when it began to run a task without an order last */
 	u64 protected_until;	/* until then what runs there is not displaced */
 	u64 begun_at;		/* when what runs there would have woken, had it run ever since */
-	u64 pad[4];
+	u64 left_at;		/* when a task of ours left it last; OCCUPIED while one is there */
+	u64 pad[3];
 };
 
 struct {
@@ -220,7 +234,7 @@ struct {
 	__type(value, struct cpu_ctx);
 } cpu_ctxs SEC(".maps");
 
-/* The CPUs that take tasks from SHARED_DSQ: those online, less agent_cpu. A hotplug event ends the scheduler. */
+/* The CPUs that take tasks from the DSQs of all: those online, less agent_cpu. A hotplug event ends the scheduler. */
 static struct bpf_cpumask __kptr *workers SEC(".bss.workers");
 
 /* The largest deadline that has got a CPU, and where it went while it ran. */
@@ -283,6 +297,14 @@ static __always_inline bool time_before(u64 a, u64 b)
 	return (s64)(a - b) < 0;
 }
 
+/* ns. The clocks of two CPUs differ a little: what has just been noted on another may seem to lie ahead, which is now. */
+static __always_inline u64 elapsed_since(u64 then)
+{
+	u64 now = scx_bpf_now();
+
+	return time_before(now, then) ? 0 : now - then;
+}
+
 /* Races lose an update of a few ns. */
 static __always_inline void advance_vtime_now(u64 vtime)
 {
@@ -299,6 +321,22 @@ static __always_inline u64 virtual_time(const struct task_struct *p, u64 runtime
 static __always_inline struct task_ctx *task_ctx(struct task_struct *p)
 {
 	return bpf_task_storage_get(&task_ctxs, p, 0, 0);
+}
+
+static __always_inline u64 clamp_slice(u64 slice)
+{
+	return slice < MAX_SLICE_NS ? slice : MAX_SLICE_NS;
+}
+
+static __always_inline u64 default_slice_ns(void)
+{
+	return clamp_slice(slice_ns);
+}
+
+/* The slice of a task about which user space has said nothing. */
+static __always_inline u64 undecided_slice_ns(void)
+{
+	return default_slice_ns() / UNDECIDED_SLICE;
 }
 
 static __always_inline bool is_agent(const struct task_struct *p)

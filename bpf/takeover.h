@@ -4,22 +4,42 @@
  * its CPU (Invariant 6).
  *
  * User space is late when its heart has not beaten for budget_ns while tasks wait on PENDING_DSQ. From then on nobody is
- * asked: who becomes runnable goes to SHARED_DSQ by its last deadline, those on PENDING_DSQ run in that order too, and
+ * asked: a task that becomes runnable goes to FALLBACK_DSQ, those on PENDING_DSQ run by their last deadlines, and
  * standing orders hold as ever. `machine.takeover` is odd meanwhile. User space that is back reads its rings empty, writes that
  * number into `control.caught_up`, and is asked again. Its decisions about tasks that have run meanwhile find them elsewhere.
  *
- * Somebody has to look while all CPUs idle, so a timer does, as long as anybody has been asked lately.
+ * Somebody has to look while all CPUs idle, so a timer does, as long as anybody has been asked lately. It looks after CPUs that a task
+ * of another class has taken, too: what waits for such a CPU alone, in its mailbox or on its DSQ, is taken from it.
+ *
+ *   takeover       caught_up          who decides                           who becomes runnable
+ *   even           any                user space                            is asked about
+ *   odd            another number     the kernel side; user space is away,  goes to FALLBACK_DSQ
+ *                                     or reads what it was asked before
+ *   odd            the same number    the kernel side, until it looks       goes to FALLBACK_DSQ
+ *
+ *   takeover       changes when                                             by
+ *   even -> odd    a task is pending and the heart has not beaten for       begin_takeover(), from the timer
+ *                  budget_ns
+ *   odd -> even    caught_up is the same number                             end_takeover(), from the timer
+ *   caught_up      user space finds takeover odd and its rings empty        Shared::catch_up(), in src/shared.rs, in each turn
+ *
+ * The number only grows, so what user space has written about one takeover says nothing about the next. Two CPUs that change it at
+ * once change it once, by compare-and-swap.
  */
 #ifndef METRONOME_TAKEOVER_H
 #define METRONOME_TAKEOVER_H
 
 #include "state.h"
+#include "mailbox.h"
 
 /* Looks in the time of a budget. */
 #define LOOKS 2
 
-/* The heartbeat that was seen last, and when it was seen to change. Races lose an update of a few ns. */
-static u64 beat_seen, beat_seen_at;
+/*
+ * The heartbeat that was seen last, and when it was seen to change. Races lose an update of a few ns. The time is stored first: who
+ * reads the new heartbeat with the time of the one before, which may be of long ago, finds user space late that is not.
+ */
+static volatile u64 beat_seen, beat_seen_at;
 
 struct watch {
 	struct bpf_timer timer;
@@ -35,6 +55,15 @@ struct {
 /* Has user space been asked since the timer looked last? Is the timer started? */
 static u32 watch_asked, watch_started;
 
+/* A task of another class that has a CPU for longer than this may have it for long: most run for some 10 us. */
+#define TAKEN_NS 2000000
+
+/* Was a CPU taken while tasks waited on its own DSQ, or has the timer found that they still do? */
+static u32 watch_taken;
+
+/* A CPU, plus 1, that is taken while work waits for it alone; 0: none is known. And where the timer looks for one first. */
+static u32 stranded, look_from;
+
 /*
  * Whoever sleeps has no heartbeat: it is late only a budget after it has been woken. Those who wake it again meanwhile do not
  * put that off.
@@ -47,8 +76,8 @@ static void note_wakeup(struct control *ctl)
 	if (woken_at_beat == beat)
 		return;
 	woken_at_beat = beat;
-	beat_seen = beat;
 	beat_seen_at = scx_bpf_now();
+	beat_seen = beat;
 }
 
 /* Has user space been silent for longer than its budget? */
@@ -61,8 +90,8 @@ static bool user_space_is_late(void)
 		return true;
 	beat = *(volatile u64 *)&ctl->heartbeat;
 	if (beat != beat_seen) {
-		beat_seen = beat;
 		beat_seen_at = now;
+		beat_seen = beat;
 		return false;
 	}
 	return (s64)(now - beat_seen_at) > (s64)budget_ns;
@@ -112,7 +141,7 @@ static bool first_pending_is_overdue(u64 limit)
 		p = bpf_iter_scx_dsq_next(&it);
 		if (p)
 			tctx = task_ctx(p);
-		overdue = tctx && (s64)(scx_bpf_now() - tctx->enqueued_at) > (s64)limit;
+		overdue = tctx && elapsed_since(tctx->enqueued_at) > limit;
 	}
 	bpf_iter_scx_dsq_destroy(&it);
 	return overdue;
@@ -149,15 +178,75 @@ static void kick_idle_workers(void)
 		scx_bpf_kick_cpu(agent_cpu, SCX_KICK_IDLE);
 }
 
+/* Has @cpu been without a task of ours for longer than @limit, and does not idle? Then a task of another class has it. */
+static bool is_taken(s32 cpu, u64 limit)
+{
+	struct machine_state *machine = machine_state();
+	struct cpu_ctx *cctx = cpu_ctx(cpu);
+	u32 word = (u32)cpu / 64 & (MAX_CPUS / 64 - 1);
+	u64 left_at;
+
+	if (!machine || !cctx || cpu == agent_cpu || *(volatile u64 *)&machine->idle[word] >> (cpu & 63) & 1)
+		return false;
+	left_at = *(volatile u64 *)&cctx->left_at;
+	return left_at != OCCUPIED && elapsed_since(left_at) > limit;
+}
+
+/* Does anything wait for @cpu alone? */
+static bool work_waits_for(s32 cpu)
+{
+	u32 key = cpu;
+	struct mailbox *box = bpf_map_lookup_elem(&mailboxes, &key);
+	u64 vtime;
+
+	return scx_bpf_dsq_nr_queued(cpu) > 0 ||
+	       (box && first_mail_vtime(&box->head, box->slots, MAILBOX_SLOTS, &vtime));
+}
+
+/*
+ * Makes the next taken CPU for which work waits known to all others: whichever looks for a task next takes that work over. Returns
+ * whether there is one, or will be soon.
+ */
+static bool find_stranded(void)
+{
+	struct bpf_cpumask *mask = workers;
+	bool any = false;
+	s32 idle;
+	u32 i;
+
+	bpf_for(i, 0, nr_cpus) {
+		u32 cpu = look_from + i;
+
+		if (cpu >= nr_cpus)
+			cpu -= nr_cpus;
+		if (!is_taken(cpu, 0) || !work_waits_for(cpu))
+			continue;
+		any = true;
+		if (!is_taken(cpu, TAKEN_NS))
+			continue;
+		look_from = cpu + 1 < nr_cpus ? cpu + 1 : 0;
+		__sync_lock_test_and_set(&stranded, cpu + 1);
+		idle = mask ? scx_bpf_pick_idle_cpu((const struct cpumask *)mask, 0) : -1;
+		if (idle >= 0)
+			scx_bpf_kick_cpu(idle, SCX_KICK_IDLE);
+		break;
+	}
+	return any;
+}
+
 static void look_after_user_space(void)
 {
-	bool pending = scx_bpf_dsq_nr_queued(PENDING_DSQ) > 0;
+	bool pending = scx_bpf_dsq_nr_queued(PENDING_DSQ) > 0, overdue;
 
 	end_takeover();
 	if (pending && user_space_is_late())
 		begin_takeover();
-	if (pending && (is_alone() || first_pending_is_overdue(budget_ns)))
+	overdue = pending && (is_alone() || first_pending_is_overdue(budget_ns));
+	if (overdue)
 		kick_idle_workers();
+	/* Each swap is a full barrier: who sets it anew has put its tasks where we look, or is seen by the next look. */
+	if ((__sync_lock_test_and_set(&watch_taken, 0) || overdue) && find_stranded())
+		__sync_lock_test_and_set(&watch_taken, 1);
 }
 
 /*
@@ -173,7 +262,7 @@ static int on_watch(void *map, u32 *key, struct watch *watch)
 	bpf_rcu_read_lock();
 	look_after_user_space();
 	bpf_rcu_read_unlock();
-	if (!asked && !is_alone() && scx_bpf_dsq_nr_queued(PENDING_DSQ) <= 0) {
+	if (!asked && !is_alone() && !*(volatile u32 *)&watch_taken && scx_bpf_dsq_nr_queued(PENDING_DSQ) <= 0) {
 		__sync_lock_test_and_set(&watch_started, 0);
 		if (!*(volatile u32 *)&watch_asked || __sync_lock_test_and_set(&watch_started, 1))
 			return 0;
@@ -195,6 +284,19 @@ static void watch_user_space(void)
 	watch = bpf_map_lookup_elem(&watches, &zero);
 	if (watch)
 		bpf_timer_start(&watch->timer, budget_ns / LOOKS, 0);
+}
+
+/* A task of another class is about to have @cpu: nothing there gives way, and what waits on its DSQ may wait for long. */
+static void note_taken(s32 cpu)
+{
+	struct cpu_state *state = cpu_state(cpu);
+
+	if (state)
+		state->running.kind = RUNS_OTHER;
+	if (cpu == agent_cpu || scx_bpf_dsq_nr_queued(cpu) <= 0)
+		return;
+	__sync_lock_test_and_set(&watch_taken, 1);
+	watch_user_space();
 }
 
 static int init_watch(void)

@@ -1,5 +1,6 @@
 //! A queue for each last-level cache, in effect: a task stays under the cache that has its data while a CPU there can take it.
 
+use std::collections::HashSet;
 use std::mem::MaybeUninit;
 
 use anyhow::Result;
@@ -63,6 +64,10 @@ fn main() -> Result<()> {
     };
     let info = scheduler.run(&mut policy)?;
     let [left, kept] = policy.placed;
-    eprintln!("kept {kept} left {left}\n{}\n{info}", scheduler.books());
+    let caches = HashSet::<u32>::from_iter(policy.llcs).len();
+    eprintln!(
+        "kept {kept} left {left} caches {caches}\n{}\n{info}",
+        scheduler.books()
+    );
     Ok(())
 }

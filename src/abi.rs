@@ -1,8 +1,9 @@
 //! The mirror of `bpf/abi.h`: what user space and the kernel side share.
 //!
 //! Sizes and offsets are asserted here and there at compile time, and a test compares each field and number with the compiled
-//! BPF object. Words that the other side may change at any moment are `Atomic*`; the record of the ring is not, because the
-//! kernel leaves it alone from the moment it is published until the consumer position has passed it.
+//! BPF object. Words that the other side may change at any moment are `Atomic*`. There are two exceptions, because the kernel side
+//! leaves them alone by the time they are read: the record of the ring, from the moment it is published until the consumer position
+//! has passed it; and the texts of [`ExitRecord`], which it writes once, before `kind`.
 
 use crate::sync::{AtomicU32, AtomicU64, OwnedU32, OwnedU64};
 
@@ -27,6 +28,8 @@ pub const BIRTH_SHIFT: u32 = 20;
 pub const BIRTHS: u32 = 1 << 12;
 /// Where in `queued_task.flags` the `SCX_WAKE_*` begin.
 pub const WAKE_FLAGS_SHIFT: u32 = 48;
+/// In [`QueuedTask::flags`](crate::task::QueuedTask::flags): an idle CPU took the task as it woke.
+pub const FOUND_IDLE: u64 = 1 << 56;
 /// `decision.flags`: the first CPU that becomes available runs the task.
 pub const DECISION_ANY_CPU: u64 = 1 << 20;
 /// `decision.flags`: what runs on its CPU gives way.

@@ -37,7 +37,7 @@ pub struct UserExitInfo {
 impl UserExitInfo {
     pub(crate) fn read(record: &ExitRecord, dump: &[u8], stopped: bool) -> Self {
         Self {
-            // ORDERING: acquire, with the addition in metronome_exit(), which comes after the rest.
+            // ORDERING: acquire, with the swap at the end of metronome_exit() in bpf/metronome.bpf.c, which comes after the rest.
             kind: record.kind.load(Ordering::Acquire),
             exit_code: record.exit_code.load(Ordering::Relaxed),
             reason: text(&record.reason),

@@ -10,7 +10,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread as std_thread;
 use std::time::{Duration, Instant};
 
@@ -32,10 +32,10 @@ use crate::memory::{self, Mapping, page_size};
 use crate::policy::{Machine, Policy, Running};
 use crate::preflight;
 use crate::ring::{Ring, RingCounts, RingMemory};
-use crate::shared::{Shared, SharedMemory};
+use crate::shared::{MailboxOf, Shared, SharedMemory};
 use crate::stats::{Books, Snapshot};
 use crate::task::{DispatchedTask, Kind, QueuedTask};
-use crate::thread::{self, Place};
+use crate::thread::{self, Haste, Place};
 use crate::topology::{AgentCpu, Topology};
 use crate::turn::Turn;
 use crate::wait::{Next, Wait, Waiter};
@@ -47,9 +47,6 @@ const OPS_ENQ_MIGRATION_DISABLED: u64 = 1 << 4;
 
 /// The kernel's default (`SCX_EXIT_DUMP_DFL_LEN`), in bytes.
 const DEFAULT_DUMP_LEN: u32 = 32_768;
-
-/// A policy hears of one task with a standing order every so many µs: often enough to see it change its ways.
-const TELL_US: u32 = 4_000;
 
 /// How to start a [`BpfScheduler`].
 #[derive(Clone, Debug)]
@@ -102,7 +99,8 @@ impl Builder {
     }
 
     /// The CPU of the scheduler thread. Without: an isolated one, else one without a tick, else an
-    /// efficiency core, else the last.
+    /// efficiency core, else the last. (Kernels so far attach nothing while there are isolated ones: see
+    /// [`topology`](crate::topology).)
     pub fn cpu(mut self, cpu: u32) -> Self {
         self.cpu = Some(cpu);
         self
@@ -175,12 +173,13 @@ impl Builder {
     }
 
     /// Checks the machine, loads the kernel side, locks the memory, and attaches. The calling thread becomes the scheduler
-    /// thread: it moves to its CPU.
+    /// thread: it moves to its CPU. Until then it has nice level -20, if it may, so that a full machine does not wait long.
     ///
     /// # Errors
     /// One line that says what is in the way and what to do. Nothing is left attached.
     pub fn attach<'a>(self, object: &'a mut MaybeUninit<OpenObject>) -> Result<BpfScheduler<'a>> {
         self.check()?;
+        let _haste = Haste::make();
         let hotplug_seq = preflight::check()?;
         let mut topology = Topology::read()?;
         topology.prefer(&self.preferred)?;
@@ -199,10 +198,30 @@ impl Builder {
             builder.open_opts(options, object)
         })?;
         self.configure(&mut open, &topology, agent.cpu, hotplug_seq)?;
+        go_on_with_births(&mut open)?;
         let skel = with_libbpf("the kernel refuses the BPF object", || open.load())?;
+        keep_births(&skel)?;
         BpfScheduler::start(skel, topology, agent, &self)
     }
 
+    /// One ring for each 16 CPUs.
+    ///
+    /// What a ring bears: `cargo bench --bench contention`, on two cores of an EPYC of family 26, says
+    ///
+    /// | producers, each as fast as it can | ns per record and producer | records/s in all |
+    /// |-----------------------------------|----------------------------|------------------|
+    /// | 1 on a ring                       | 52                         | 19 M             |
+    /// | 2 on a ring                       | 224                        | 9 M              |
+    /// | 2 on a ring each                  | 52                         | 39 M             |
+    ///
+    /// So the lock of a ring that two share is held, and handed on, for 112 ns per record; of one that 52 share, for 500 ns (2 M/s in
+    /// the kernel's `tools/testing/selftests/bpf/benchs/bench_ringbufs.c`). Who comes now and then waits for
+    /// `load / (2 * (1 - load))` of that on average (a queue with one server and a constant service time). That wait shall be half of
+    /// the 52 ns that a record costs in any case: with 500 ns, a load of 9.4 %, or 188,000 records/s. A busy CPU that
+    /// switches every 100 us writes 10,000 of them, so a ring bears 18 CPUs; 16 of them are the next power of two below. With 112 ns it
+    /// would be 280. With one ring for 1,024 CPUs the load would be five times what it bears.
+    ///
+    /// Whatever the number, it costs the scheduler thread a load per ring and turn (`cargo bench --bench scale`).
     fn nr_rings(&self, topology: &Topology) -> u32 {
         self.rings.unwrap_or_else(|| {
             let wanted = topology.nr_cpus.div_ceil(16).next_power_of_two();
@@ -256,6 +275,30 @@ impl Builder {
         } else {
             self.exit_dump_len
         };
+        self.set_options(open, topology, agent_cpu, dump_len)?;
+        size_maps(open, topology.nr_cpus, dump_len)?;
+        let ops = open.struct_ops.metronome_mut();
+        ops.flags = OPS_KEEP_BUILTIN_IDLE | OPS_ENQ_EXITING | OPS_ENQ_MIGRATION_DISABLED;
+        if self.partial {
+            ops.flags |= OPS_SWITCH_PARTIAL;
+        }
+        ops.timeout_ms = self.timeout.as_millis() as u32;
+        ops.exit_dump_len = dump_len;
+        ops.hotplug_seq = hotplug_seq;
+        ops.name.fill(0);
+        for (to, from) in ops.name.iter_mut().zip(self.name.bytes()) {
+            *to = from as c_char;
+        }
+        Ok(())
+    }
+
+    fn set_options(
+        &self,
+        open: &mut OpenMetronomeSkel<'_>,
+        topology: &Topology,
+        agent_cpu: u32,
+        dump_len: u32,
+    ) -> Result<()> {
         let rodata = open
             .maps
             .rodata_data
@@ -272,42 +315,33 @@ impl Builder {
             .as_deref_mut()
             .context("the BPF object has no parameters")?
             .slice_ns = self.slice.as_nanos() as u64;
-
-        open.maps
-            .mailboxes
-            .set_max_entries(topology.nr_cpus)
-            .context("cannot size the mailboxes")?;
-        open.maps
-            .cpus
-            .set_max_entries(topology.nr_cpus)
-            .context("cannot size the CPU states")?;
-        open.maps
-            .latencies
-            .set_max_entries(topology.nr_cpus)
-            .context("cannot size the latency histograms")?;
-        open.maps
-            .cpu_ctxs
-            .set_max_entries(topology.nr_cpus)
-            .context("cannot size what the CPUs keep for themselves")?;
-        open.maps
-            .exit_dump
-            .set_value_size(dump_len)
-            .context("cannot size the exit dump")?;
-
-        let ops = open.struct_ops.metronome_mut();
-        ops.flags = OPS_KEEP_BUILTIN_IDLE | OPS_ENQ_EXITING | OPS_ENQ_MIGRATION_DISABLED;
-        if self.partial {
-            ops.flags |= OPS_SWITCH_PARTIAL;
-        }
-        ops.timeout_ms = self.timeout.as_millis() as u32;
-        ops.exit_dump_len = dump_len;
-        ops.hotplug_seq = hotplug_seq;
-        ops.name.fill(0);
-        for (to, from) in ops.name.iter_mut().zip(self.name.bytes()) {
-            *to = from as c_char;
-        }
         Ok(())
     }
+}
+
+/// As large as this machine needs them.
+fn size_maps(open: &mut OpenMetronomeSkel<'_>, nr_cpus: u32, dump_len: u32) -> Result<()> {
+    open.maps
+        .mailboxes
+        .set_max_entries(nr_cpus)
+        .context("cannot size the mailboxes")?;
+    open.maps
+        .cpus
+        .set_max_entries(nr_cpus)
+        .context("cannot size the CPU states")?;
+    open.maps
+        .latencies
+        .set_max_entries(nr_cpus)
+        .context("cannot size the latency histograms")?;
+    open.maps
+        .cpu_ctxs
+        .set_max_entries(nr_cpus)
+        .context("cannot size what the CPUs keep for themselves")?;
+    open.maps
+        .exit_dump
+        .set_value_size(dump_len)
+        .context("cannot size the exit dump")?;
+    Ok(())
 }
 
 /// What can be changed while a policy runs: see [`BpfScheduler::run_tuned`].
@@ -317,6 +351,29 @@ pub struct Tuning {
     pub wait: Wait,
     /// As [`Builder::slice`].
     pub slice: Duration,
+}
+
+/// The map of the births of task ids, which all loads of this process have in common. A policy may outlive a load, as it does when a CPU
+/// comes or goes. If births began anew, it would take what it keeps by id and birth for what it knows of another task.
+static BIRTHS: OnceLock<OwnedFd> = OnceLock::new();
+
+fn go_on_with_births(open: &mut OpenMetronomeSkel<'_>) -> Result<()> {
+    let Some(births) = BIRTHS.get() else {
+        return Ok(());
+    };
+    with_libbpf("cannot go on with the births of task ids", || {
+        open.maps.id_slots.reuse_fd(births.as_fd())
+    })
+}
+
+fn keep_births(skel: &MetronomeSkel<'_>) -> Result<()> {
+    let births = skel.maps.id_slots.as_fd();
+    let births = births
+        .try_clone_to_owned()
+        .context("cannot keep the births of task ids")?;
+    // From the second load on it is the map that is there already.
+    let _ = BIRTHS.set(births);
+    Ok(())
 }
 
 /// The last line that libbpf printed, for the error that follows.
@@ -433,65 +490,39 @@ impl MappedRing {
 
 impl Mappings {
     fn new(skel: &MetronomeSkel<'_>, nr_cpus: usize, nr_rings: u32) -> Result<Self> {
-        let write = libc::PROT_READ | libc::PROT_WRITE;
-        let maps = &skel.maps;
         let mailbox = |slots: usize| size_of::<MailboxHead>() + slots * size_of::<Slot>();
+        let map = |map: &dyn MapCore, bytes: usize, what: &'static str| {
+            let write = libc::PROT_READ | libc::PROT_WRITE;
+            Mapping::new(map.as_fd(), 0, bytes, write, what)
+        };
+        let maps = &skel.maps;
+        let mailboxes = nr_cpus * mailbox(MAILBOX_SLOTS);
+        let states = nr_cpus * size_of::<CpuState>();
+        let latencies = nr_cpus * size_of::<CpuLatency>();
         Ok(Self {
             rings: map_rings(skel, nr_rings)?,
-            mailboxes: Mapping::new(
-                maps.mailboxes.as_fd(),
-                0,
-                nr_cpus * mailbox(MAILBOX_SLOTS),
-                write,
-                "the mailboxes",
-            )?,
-            shared_mailbox: Mapping::new(
-                maps.shared_mailbox.as_fd(),
-                0,
+            mailboxes: map(&maps.mailboxes, mailboxes, "the mailboxes")?,
+            shared_mailbox: map(
+                &maps.shared_mailbox,
                 mailbox(SHARED_MAILBOX_SLOTS),
-                write,
                 "the shared mailbox",
             )?,
-            cpus: Arc::new(Mapping::new(
-                maps.cpus.as_fd(),
-                0,
-                nr_cpus * size_of::<CpuState>(),
-                write,
-                "the CPU states",
-            )?),
-            latencies: Arc::new(Mapping::new(
-                maps.latencies.as_fd(),
-                0,
-                nr_cpus * size_of::<CpuLatency>(),
-                write,
-                "the latency histograms",
-            )?),
-            machine: Mapping::new(
-                maps.machine.as_fd(),
-                0,
+            cpus: Arc::new(map(&maps.cpus, states, "the CPU states")?),
+            latencies: Arc::new(map(&maps.latencies, latencies, "the latency histograms")?),
+            machine: map(
+                &maps.machine,
                 size_of::<MachineState>(),
-                write,
                 "the state of the machine",
             )?,
-            orders: Mapping::new(
-                maps.orders.as_fd(),
-                0,
+            orders: map(
+                &maps.orders,
                 MAX_TASKS * size_of::<u64>(),
-                write,
                 "the standing orders",
             )?,
-            control: Mapping::new(
-                maps.control.as_fd(),
-                0,
-                size_of::<Control>(),
-                write,
-                "the control page",
-            )?,
-            exit_record: Mapping::new(
-                maps.exit_record.as_fd(),
-                0,
+            control: map(&maps.control, size_of::<Control>(), "the control page")?,
+            exit_record: map(
+                &maps.exit_record,
                 size_of::<ExitRecord>(),
-                write,
                 "the exit record",
             )?,
         })
@@ -629,6 +660,21 @@ impl fmt::Display for BadRing {
 
 impl std::error::Error for BadRing {}
 
+/// A mailbox has a position that neither side wrote: some decisions never leave it. The scheduler is ending.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BadMailbox(
+    /// Which it is.
+    pub MailboxOf,
+);
+
+impl fmt::Display for BadMailbox {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{} holds a position of nobody's making", self.0)
+    }
+}
+
+impl std::error::Error for BadMailbox {}
+
 /// There was no room for the decision in any mailbox. The task still waits: dispatch it again later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MailboxesFull;
@@ -734,14 +780,20 @@ impl<'a> BpfScheduler<'a> {
 
     /// Takes one task that waits, if there is one.
     ///
+    /// Tasks that a policy has left behind ([`run_until`](Self::run_until)) are dispatched before, in its order, to any CPU.
+    ///
     /// # Errors
     /// [`BadRing`]: the scheduler cannot go on; [`exited`](Self::exited) is true from then on.
     ///
     /// # Cost
     /// Two atomic loads, a store, and a copy of 120 bytes.
     pub fn dequeue_task(&mut self) -> Result<Option<QueuedTask>, BadRing> {
-        // Nobody listens to events, so there are none.
-        let task = self.shared.dequeue();
+        self.dispatch_leftovers();
+        let mut task = self.shared.dequeue();
+        // What a policy asked to be told of may still be in the ring.
+        while task.is_some_and(|task| task.kind() != Kind::Queued) {
+            task = self.shared.dequeue();
+        }
         if let Some(task) = &task {
             bump(&self.counts.taken, 1);
             self.unrestricted.note(task, self.shared.nr_cpus());
@@ -778,20 +830,42 @@ impl<'a> BpfScheduler<'a> {
         limit: usize,
         mut each: impl FnMut(&QueuedTask),
     ) -> Result<usize, BadRing> {
+        self.dispatch_leftovers();
         let Self {
             shared,
             unrestricted,
             ..
         } = self;
         let nr_cpus = shared.nr_cpus();
-        let taken = shared.drain(limit, |task| {
-            unrestricted.note(task, nr_cpus);
-            each(task);
-        });
+        let mut taken = 0;
+        loop {
+            let mut events = 0;
+            let records = shared.drain(limit - taken, |task| match task.kind() {
+                Kind::Queued => {
+                    unrestricted.note(task, nr_cpus);
+                    each(task);
+                }
+                // As in dequeue_task().
+                _ => events += 1,
+            });
+            taken += records - events;
+            if events == 0 {
+                break;
+            }
+        }
         bump(&self.counts.taken, taken as u64);
         match self.bad_ring() {
             Some(bad) if taken == 0 => Err(bad),
             _ => Ok(taken),
+        }
+    }
+
+    /// Tasks that a policy took and did not decide about have nobody else to speak for them.
+    fn dispatch_leftovers(&mut self) {
+        let Some(turn) = &mut self.turn else { return };
+        if turn.waiting() > 0 {
+            let sent = turn.hand_over(&mut self.shared);
+            bump(&self.counts.sent, sent as u64);
         }
     }
 
@@ -844,7 +918,10 @@ impl<'a> BpfScheduler<'a> {
     /// # Cost
     /// A fence if anything was dispatched, and one system call if any CPU must be woken; another one to sleep.
     pub fn notify_complete(&mut self, nr_pending: u64) {
-        self.counts.waiting.store(nr_pending, Ordering::Relaxed);
+        let left = self.turn.as_ref().map_or(0, |turn| turn.waiting() as u64);
+        self.counts
+            .waiting
+            .store(nr_pending + left, Ordering::Relaxed);
         if self.shared.flush() != 0 {
             bump(&self.counts.syscalls, 1);
             // It fails only for a wrong file descriptor. A kick that is lost costs the time until the CPU's next event.
@@ -902,7 +979,8 @@ impl<'a> BpfScheduler<'a> {
 
     /// Runs a policy until the scheduler ends or `until` says so. The next call, with this policy or another one, goes on
     /// with every task in its place: in between nothing is detached, and who waits waits for as long as it takes.
-    /// Standing orders of the policy before are void.
+    /// The policy's standing orders end with it, and it is told of nothing more. The other verbs may go on, too:
+    /// see [`dequeue_task`](Self::dequeue_task).
     pub fn run_until(&mut self, policy: &mut impl Policy, mut until: impl FnMut() -> bool) {
         self.turns(policy, |_, _| !until());
     }
@@ -912,7 +990,8 @@ impl<'a> BpfScheduler<'a> {
         if let Some(data) = self.skel.maps.data_data.as_deref_mut() {
             // SAFETY: a live, aligned word of the object's mapped data, which others only read.
             let slice_ns = unsafe { AtomicU64::from_ptr(&raw mut data.slice_ns) };
-            // ORDERING: relaxed, with the loads of the kernel side: no other word depends on it.
+            // ORDERING: relaxed, with the loads of `slice_ns` in bpf/metronome.bpf.c and bpf/decisions.h: no other word depends on
+            // it.
             slice_ns.store(slice.as_nanos() as u64, Ordering::Relaxed);
         }
     }
@@ -926,11 +1005,10 @@ impl<'a> BpfScheduler<'a> {
         let Some(mut turn) = self.turn.take() else {
             return;
         };
-        self.shared.clear_orders();
         self.shared.set_newborn(policy.newborn());
         policy.begin(&Machine(&self.shared));
         turn.adopt(policy);
-        self.shared.listen(policy.events(), TELL_US);
+        self.shared.listen(policy.events(), policy.tell_us());
         let seal = memory::seal();
         while !self.exited() && go_on(self, policy) {
             let turned = turn.turn(&mut self.shared, policy);
@@ -940,6 +1018,8 @@ impl<'a> BpfScheduler<'a> {
             self.notify_complete(turn.waiting() as u64);
         }
         drop(seal);
+        self.shared.listen(0, 0);
+        self.shared.clear_orders();
         self.turn = Some(turn);
     }
 
@@ -963,9 +1043,12 @@ impl<'a> BpfScheduler<'a> {
     /// # Cost
     /// Two loads, and one for each ring.
     pub fn exited(&self) -> bool {
+        // ORDERING: relaxed, with the store of the signal handler, and with the swap at the end of metronome_exit() in
+        // bpf/metronome.bpf.c: they only say that it is over. Who reads what else is in the record waits for its kind by acquire.
         self.stop.load(Ordering::Relaxed)
             || self.mappings.exit_record().kind.load(Ordering::Relaxed) != 0
             || self.bad_ring().is_some()
+            || self.shared.bad_mailbox().is_some()
     }
 
     fn bad_ring(&self) -> Option<BadRing> {
@@ -976,7 +1059,7 @@ impl<'a> BpfScheduler<'a> {
     /// Detaches, if that has not happened yet, and says why the scheduler ended.
     ///
     /// # Errors
-    /// The [`UserExitInfo`], if the kernel threw the scheduler out; [`BadRing`].
+    /// The [`UserExitInfo`], if the kernel threw the scheduler out; [`BadRing`]; [`BadMailbox`].
     pub fn shutdown_and_report(&mut self) -> Result<UserExitInfo> {
         drop(self.link.take());
         self.place = None;
@@ -984,6 +1067,7 @@ impl<'a> BpfScheduler<'a> {
         let stopped = self.stop.swap(false, Ordering::Relaxed);
         let record = self.mappings.exit_record();
         let deadline = Instant::now() + Duration::from_secs(10);
+        // ORDERING: acquire, with the swap at the end of metronome_exit() in bpf/metronome.bpf.c: the rest of the record is there.
         while record.kind.load(Ordering::Acquire) == 0 && Instant::now() < deadline {
             std_thread::sleep(Duration::from_millis(1));
         }
@@ -997,8 +1081,11 @@ impl<'a> BpfScheduler<'a> {
         if info.is_error() {
             return Err(info.into());
         }
-        match self.bad_ring() {
-            Some(bad) => Err(bad.into()),
+        if let Some(bad) = self.bad_ring() {
+            return Err(bad.into());
+        }
+        match self.shared.bad_mailbox() {
+            Some(of) => Err(BadMailbox(of).into()),
             None => Ok(info),
         }
     }
@@ -1123,7 +1210,7 @@ impl Watch {
     /// Whether each CPU is idle, and what it runs, or ran last.
     pub fn cpus(&self) -> impl Iterator<Item = (bool, Running)> {
         self.states().map(|state| {
-            // ORDERING: relaxed: a guess, like what it runs.
+            // ORDERING: relaxed, with the addition in publish_idle() in bpf/metronome.bpf.c: a guess, like what it runs.
             let is_idle = state.idle_seq.load(Ordering::Relaxed) & 1 != 0;
             (is_idle, Running::read(&state.running))
         })
@@ -1140,6 +1227,7 @@ impl Watch {
     }
 
     fn count(&self, counter: Counter) -> u64 {
+        // ORDERING: relaxed, with count() and add_and_order() in bpf/state.h: each counter stands for itself.
         self.states()
             .filter_map(|state| state.counters.get(counter as usize))
             .map(|counter| counter.load(Ordering::Relaxed))

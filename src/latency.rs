@@ -23,6 +23,27 @@
 //! A histogram is log-linear: eight buckets for each power of two of ns, up to 17 s, in 2 KiB. A quantile is at most 12.5 %
 //! too large.
 //!
+//! # What it shows
+//! A real kernel (7.3) with 4 CPUs, all busy, in guest time, µs: six hogs, two tasks that give their CPU away all the time, and a pair
+//! that passes messages by standing orders. Who has an order runs in a fraction of the time that a question takes:
+//!
+//! | hop                   | measured | p50   | p99   | p99.9 | max   |
+//! |-----------------------|----------|-------|-------|-------|-------|
+//! | `enqueued -> seen`    | 65       | 492   | 3,146 | 3,146 | 3,146 |
+//! | `seen -> decided`     | 65       | 393   | 6,816 | 6,816 | 6,816 |
+//! | `decided -> drained`  | 65       | 262   | 3,932 | 3,932 | 3,932 |
+//! | `drained -> running`  | 65       | 57    | 5,767 | 5,767 | 5,767 |
+//! | `enqueued -> running` | 65       | 3,146 | 8,389 | 8,389 | 8,389 |
+//! | `ordered -> running`  | 26       | 147   | 2,884 | 2,884 | 2,884 |
+//!
+//! One run; of so few the longest stands for the last three columns. In guest time the CPUs are emulated one after the other, so a hop
+//! between two that are busy takes some 0.5 ms where a machine needs a cache-line transfer. What a task waits for its turn is in
+//! "seen -> decided", while it is in our queue, and in "drained -> running". The command is
+//!
+//! ```text
+//! vm/run --time icount --timeout 900 -- sh -c 'scx_metronome --stats 60 & sleep 1; stress-ng -q --cpu 6 --pipe 1 --yield 2 -t 6s; kill -INT $!; wait $!'
+//! ```
+//!
 //! # Clock
 //! All stamps are `CLOCK_MONOTONIC`: `bpf_ktime_get_ns()` there, `clock_gettime()` here. It is the one clock that both sides can
 //! read without a system call; that of `scx_bpf_now()`, on which records have their times, has no reading in user space,
@@ -355,6 +376,9 @@ impl Sampler {
     }
 
     /// A record has been taken.
+    ///
+    /// # Cost
+    /// A multiplication and a comparison; for one in 256 a reading of the clock and three stores.
     #[inline(always)]
     pub(crate) fn see(&mut self, task: &QueuedTask) {
         if is_sampled(task.id, task.generation) {
@@ -377,6 +401,9 @@ impl Sampler {
     }
 
     /// A decision that is measured is about to be put into a mailbox.
+    ///
+    /// # Cost
+    /// A reading of the clock, a line of our own, and [`Mailbox::stamp`].
     #[cold]
     pub(crate) fn stamp(&self, mailbox: &mut Mailbox, decision: &Decision) {
         if let Some(stamps) = self.stamps(decision.id, decision.generation) {

@@ -76,13 +76,14 @@
 //! - [`order`](policy::Policy::order) is the task's standing order, asked after each record about it; by default none;
 //! - [`newborn`](policy::Policy::newborn) is the one that new tasks start with; by default none;
 //! - [`events`](policy::Policy::events) says which records to be told of besides the questions, by
-//!   [`event`](policy::Policy::event): its ends, sleeps and changes, and the fate of decisions;
+//!   [`event`](policy::Policy::event): its ends, sleeps and changes, and the fate of decisions; [`tell_us`](policy::Policy::tell_us) how
+//!   often to be told of the wake-ups of one task;
 //! - [`begin`](policy::Policy::begin) comes first, and again whenever CPUs have come or gone; [`refused`](policy::Policy::refused) when a
 //!   decision found no room;
 //! - [`adopt`](policy::Policy::adopt) is the deadline of a task that waited when this policy took over from another
 //!   (`examples/swap.rs`).
 //!
-//! Only the first two must be there. [`BpfScheduler::run`] is the loop: it asks them, wakes who must be woken, and ends when
+//! Only the first two must be there. A `&mut dyn Policy` and a `Box<dyn Policy>` are policies, too. [`BpfScheduler::run`] is the loop: it asks them, wakes who must be woken, and ends when
 //! the kernel or a signal says so. [`Builder`] has the options, [`BpfScheduler::books`] the accounts. `sim::Sim` runs a policy
 //! without a kernel, `vm/run -- vruntime` on one that is not your machine's.
 //!
@@ -121,7 +122,7 @@
 //! | `ALLOCATOR`, a locked heap | - | the allocator stays; all memory is locked, also what comes later ([`memory`]) |
 //! | `dequeue_task()` | [`dequeue_task`](BpfScheduler::dequeue_task) | the error is [`BadRing`], and final, not a number |
 //! | `dispatch_task()` | [`dispatch_task`](BpfScheduler::dispatch_task) | the error is [`MailboxesFull`]: the task still waits, try again |
-//! | `select_cpu(pid, cpu, flags)` | [`select_cpu`](BpfScheduler::select_cpu) | no system call if no CPU is idle |
+//! | `select_cpu(pid, cpu, flags)` | [`select_cpu`](BpfScheduler::select_cpu) | no system call, but for a task that may not run everywhere while a CPU is idle; the claim ends with the turn, and the kernel side does not hear of it |
 //! | `notify_complete(nr_pending)` | [`notify_complete`](BpfScheduler::notify_complete) | must end each turn: wakes CPUs for what was dispatched; then [`Builder::wait`] |
 //! | `exited()` | [`exited`](BpfScheduler::exited) | takes `&self` |
 //! | `shutdown_and_report()` | [`shutdown_and_report`](BpfScheduler::shutdown_and_report) | [`UserExitInfo`] is ours, not that of `scx_utils` |
@@ -229,5 +230,5 @@ pub mod topology;
 #[cfg(feature = "kernel")]
 pub use exit::UserExitInfo;
 #[cfg(feature = "kernel")]
-pub use kernel::{BadRing, BpfScheduler, Builder, MailboxesFull, Tuning, Watch};
+pub use kernel::{BadMailbox, BadRing, BpfScheduler, Builder, MailboxesFull, Tuning, Watch};
 pub use task::{DispatchedTask, QueuedTask, RL_CPU_ANY, RL_PREEMPT};

@@ -23,8 +23,19 @@
 //! `make loom` runs this against two CPUs that take, and shows that none of the four can be weaker (`src/models.rs`: two
 //! slots, three decisions, up to four preemptions).
 //!
+//! # Trust
+//! The kernel side reads what we wrote as an allegation. Nor do we trust it (Invariant 5): a head that is not within the last
+//! so many positions as there are slots, or a slot that holds another position than its own, is of nobody's making. Either
+//! stops the mailbox, one side or both for ever: it is noted, and the caller should end the scheduler. The tasks whose decisions
+//! lie there are still on a DSQ of the kernel (Invariant 3).
+//!
+//! # Cost
+//! A decision is one cache line: it travels to the CPU that takes it, and back when the slot comes round again. `head` is a line of its
+//! own, which we read only to say how full the mailbox is, never to push. 256 slots are 16 KiB for each CPU, 1 MiB for all. What
+//! handing over costs: `cargo bench --bench dispatch`.
+//!
 //! # Limits
-//! A full mailbox hands the decision back. The kernel side reads what we wrote as an allegation.
+//! A full mailbox hands the decision back.
 #![deny(clippy::indexing_slicing)]
 
 use core::ptr::NonNull;
@@ -58,9 +69,11 @@ pub struct Mailbox {
     head: NonNull<MailboxHead>,
     slots: NonNull<Slot>,
     /// Number of slots less one; the number is a power of two.
-    mask: u64,
+    mask: u32,
     /// The position that is written next.
     tail: u64,
+    /// Whether it was seen to hold a position of nobody's making.
+    is_bad: bool,
 }
 
 // SAFETY: the pointers are to shared memory that any thread may access, and `&mut self` keeps writers one at a time.
@@ -80,8 +93,9 @@ impl Mailbox {
         Self {
             head,
             slots: first,
-            mask: slots as u64 - 1,
+            mask: slots as u32 - 1,
             tail: 0,
+            is_bad: false,
         }
     }
 
@@ -93,9 +107,12 @@ impl Mailbox {
     /// # Cost
     /// One load and six stores in one cache line. No system call: a CPU that is idle must be kicked besides.
     pub fn push(&mut self, decision: Decision) -> Result<(), Full> {
-        let slot = self.slot();
+        let slot = self.slot(self.tail);
         // ORDERING: acquire, with the freeing swap in take(): its reads of the slot come before our writes.
-        if slot.seq.load(order(Guard::MailboxReuse, Ordering::Acquire)) != 0 {
+        let seq = slot.seq.load(order(Guard::MailboxReuse, Ordering::Acquire));
+        if seq != 0 {
+            // Full is a mailbox whose next slot holds the oldest position.
+            self.is_bad |= seq != self.tail.wrapping_sub(self.mask.into());
             return Err(Full(decision));
         }
         slot.id.store(decision.id, Ordering::Relaxed);
@@ -115,8 +132,11 @@ impl Mailbox {
 
     /// Stamps the decision that is pushed next, which must be one whose [`latency`](crate::latency) is measured: of others the
     /// kernel side does not look at the stamps.
+    ///
+    /// # Cost
+    /// A load and two stores in the cache line that is about to be written.
     pub(crate) fn stamp(&mut self, stamps: Stamps) {
-        let slot = self.slot();
+        let slot = self.slot(self.tail);
         // ORDERING: acquire, as in push(), which finds the same or finds it free meanwhile, with stamps of long ago.
         if slot.seq.load(order(Guard::MailboxReuse, Ordering::Acquire)) == 0 {
             slot.seen_at.store(stamps.seen_at, Ordering::Relaxed);
@@ -130,8 +150,9 @@ impl Mailbox {
     /// One load of a line that the CPUs write.
     pub fn len(&self) -> u64 {
         // SAFETY: live and aligned by the contract of `new`.
+        // ORDERING: relaxed, with the compare-and-swap in take(): a hint. Whether a slot is free is asked of its `seq`.
         let head = unsafe { self.head.as_ref() }.head.load(Ordering::Relaxed);
-        self.tail.wrapping_sub(head).min(self.mask + 1)
+        self.tail.wrapping_sub(head).min(self.nr_slots())
     }
 
     /// Whether all decisions have been taken. May be outdated at once.
@@ -139,9 +160,38 @@ impl Mailbox {
         self.len() == 0
     }
 
-    fn slot(&self) -> &Slot {
+    /// Looks whether the mailbox holds what the two sides put there: its head, and the slot there. [`is_bad`](Self::is_bad) tells.
+    ///
+    /// # Cost
+    /// Three loads, in two lines that the CPUs write.
+    pub(crate) fn check(&mut self) {
+        // SAFETY: live and aligned by the contract of `new`.
+        let head = unsafe { self.head.as_ref() };
+        let position = head.head.load(Ordering::Relaxed);
+        let waiting = self.tail.wrapping_sub(position);
+        // ORDERING: acquire, with the freeing swap in take(): who sees the slot free sees the head beyond it.
+        let seq = self.slot(position).seq.load(Ordering::Acquire);
+        let is_possible = match waiting {
+            // A CPU may be slow to free a slot that it took a round ago.
+            0 => seq == 0 || seq == position.wrapping_sub(self.mask.into()),
+            _ => Some(seq) == position.checked_add(1),
+        };
+        let has_moved = head.head.load(Ordering::Relaxed) != position;
+        self.is_bad |= waiting > self.nr_slots() || (!is_possible && !has_moved);
+    }
+
+    /// Whether it has been seen to hold what neither side wrote.
+    pub(crate) fn is_bad(&self) -> bool {
+        self.is_bad
+    }
+
+    fn nr_slots(&self) -> u64 {
+        u64::from(self.mask) + 1
+    }
+
+    fn slot(&self, position: u64) -> &Slot {
         // SAFETY: masked, so within the slots.
-        let at = unsafe { self.slots.add((self.tail & self.mask) as usize) };
+        let at = unsafe { self.slots.add((position & u64::from(self.mask)) as usize) };
         // SAFETY: live and aligned by the contract of `new`; all its fields are atomics.
         unsafe { at.as_ref() }
     }
@@ -231,5 +281,47 @@ mod tests {
         assert_eq!(memory.take().unwrap().0, 0);
         assert_eq!(mailbox.push(decision(9)), Ok(()));
         assert_eq!(mailbox.len(), SLOTS as u64);
+    }
+
+    #[test]
+    fn a_mailbox_is_good_whatever_the_two_sides_do() {
+        let memory = Memory::new();
+        let mut mailbox = memory.mailbox();
+        for id in 0..40 {
+            // Full, empty, and in between.
+            while mailbox.push(decision(id)).is_ok() {
+                mailbox.check();
+            }
+            for _ in 0..=id % 5 {
+                mailbox.check();
+                memory.take();
+            }
+            mailbox.check();
+            assert!(!mailbox.is_bad(), "{id}");
+        }
+    }
+
+    #[test]
+    fn positions_of_nobodys_making_are_noticed() {
+        // A head ahead of us, and one too far behind.
+        for head in [3, 0_u64.wrapping_sub(3), u64::MAX, 1 << 63] {
+            let memory = Memory::new();
+            let mut mailbox = memory.mailbox();
+            mailbox.push(decision(1)).unwrap();
+            memory.0[0].store(head, Ordering::Relaxed);
+            mailbox.check();
+            assert!(mailbox.is_bad(), "head {head}");
+        }
+        // A slot that will never be taken, where the next decision is taken from and where it is put.
+        for seq in [1, 7, u64::MAX] {
+            let memory = Memory::new();
+            let mut mailbox = memory.mailbox();
+            memory.0[8].store(seq, Ordering::Relaxed);
+            mailbox.check();
+            assert!(mailbox.is_bad(), "seq {seq}");
+            let mut mailbox = memory.mailbox();
+            assert_eq!(mailbox.push(decision(1)), Err(Full(decision(1))));
+            assert!(mailbox.is_bad(), "seq {seq}");
+        }
     }
 }

@@ -1,8 +1,9 @@
 //! Memory of the process: locked, touched and counted, so that the scheduler thread never waits for any.
 //!
 //! A scheduler thread that takes a page fault can wait for a kernel thread that waits for the scheduler. So all memory is
-//! locked and touched before the scheduler is attached (Invariant 2), and from [`seal`] on each allocation and fault of the
-//! thread is counted: both must stay 0 (Invariant 1).
+//! locked and touched before the scheduler is attached (Invariant 2). From then on each fault of the thread is counted, and each
+//! allocation while it is sealed ([`seal`]), as it is while it runs a policy: both must stay 0 (Invariant 1). A loop of one's own
+//! around `dequeue_task()` may allocate in a policy of its own, as the seed's does, so it is not sealed unless it asks for it.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;

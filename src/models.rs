@@ -32,6 +32,7 @@ use loom::sync::{Mutex, Notify};
 use loom::thread;
 
 use crate::abi::{Control, CpuState, MAILBOX_SLOTS, MachineState, MailboxHead, RunningTask, Slot};
+use crate::latency::Stamps;
 use crate::mailbox::{Decision, Mailbox};
 use crate::ring::{ModelRecord, Ring, RingMemory};
 use crate::shared::{Shared, SharedMemory};
@@ -135,6 +136,10 @@ impl Boxed {
             vtime: slot.vtime.load(relaxed),
             flags: slot.flags.load(relaxed),
         };
+        let stamped = Stamps {
+            seen_at: slot.seen_at.load(relaxed),
+            decided_at: slot.decided_at.load(relaxed),
+        };
         slot.seq
             .swap(0, order(Guard::Kernel("take, free"), Ordering::Release));
         let flags = taken.flags;
@@ -146,6 +151,10 @@ impl Boxed {
             },
             "torn"
         );
+        // A slot that becomes free between stamp() and push() has those of an earlier decision, or none.
+        let of = stamped.seen_at as u32;
+        assert!(of <= taken.id, "stamps of a later decision");
+        assert!(of == 0 || stamped == stamps(of), "torn");
         Some(taken.id)
     }
 
@@ -167,7 +176,14 @@ fn decision(id: u32) -> Decision {
     }
 }
 
-/// Three decisions for two slots; two CPUs try twice each.
+fn stamps(id: u32) -> Stamps {
+    Stamps {
+        seen_at: u64::from(id),
+        decided_at: u64::from(id) + 100,
+    }
+}
+
+/// Three decisions with stamps for two slots; two CPUs try twice each.
 fn two_cpus_take_from_one_mailbox() {
     explore(4, || {
         let boxed = Arc::new(Boxed::new());
@@ -178,6 +194,7 @@ fn two_cpus_take_from_one_mailbox() {
         let mut mailbox = boxed.mailbox();
         let mut sent = vec![];
         for id in 1..=3 {
+            mailbox.stamp(stamps(id));
             match mailbox.push(decision(id)) {
                 Ok(()) => sent.push(id),
                 Err(full) => assert_eq!((full.0, sent.len()), (decision(id), 2), "not full"),
@@ -448,6 +465,38 @@ impl Sleeper {
 const WORKER: usize = 0;
 const CPUS: usize = 2;
 
+fn busy_cpu() -> CpuState {
+    CpuState {
+        idle_seq: AtomicU64::new(0),
+        pad: [0; 7],
+        running: RunningTask {
+            pid: AtomicU32::new(0),
+            id: AtomicU32::new(0),
+            since: AtomicU64::new(0),
+            deadline: AtomicU64::new(0),
+            slice: AtomicU64::new(0),
+            kind: AtomicU32::new(0),
+            waiting: AtomicU32::new(0),
+            pad: [0; 3],
+        },
+        counters: core::array::from_fn(|_| AtomicU64::new(0)),
+    }
+}
+
+fn control() -> Control {
+    Control {
+        heartbeat: AtomicU64::new(0),
+        nr_kicks: AtomicU32::new(0),
+        kicks: core::array::from_fn(|_| AtomicU32::new(0)),
+        parked: AtomicU32::new(0),
+        newborn: AtomicU64::new(0),
+        events: AtomicU32::new(0),
+        tell_us: AtomicU32::new(0),
+        caught_up: AtomicU64::new(0),
+        policies: AtomicU64::new(0),
+    }
+}
+
 /// All that the two sides share, on a machine with one CPU besides the scheduler thread's.
 struct Machine {
     mailboxes: [Boxed; CPUS],
@@ -468,38 +517,14 @@ impl Machine {
         let machine = Arc::new(Self {
             mailboxes: core::array::from_fn(|_| Boxed::new()),
             shared_mailbox: Boxed::new(),
-            cpus: core::array::from_fn(|_| CpuState {
-                idle_seq: AtomicU64::new(0),
-                pad: [0; 7],
-                running: RunningTask {
-                    pid: AtomicU32::new(0),
-                    id: AtomicU32::new(0),
-                    since: AtomicU64::new(0),
-                    deadline: AtomicU64::new(0),
-                    slice: AtomicU64::new(0),
-                    kind: AtomicU32::new(0),
-                    waiting: AtomicU32::new(0),
-                    pad: [0; 3],
-                },
-                counters: core::array::from_fn(|_| AtomicU64::new(0)),
-            }),
+            cpus: core::array::from_fn(|_| busy_cpu()),
             machine: MachineState {
                 idle: [AtomicU64::new(0)],
                 takeover: AtomicU64::new(0),
                 clock_ahead: AtomicU64::new(0),
                 pad: [0; 6],
             },
-            control: Control {
-                heartbeat: AtomicU64::new(0),
-                nr_kicks: AtomicU32::new(0),
-                kicks: core::array::from_fn(|_| AtomicU32::new(0)),
-                parked: AtomicU32::new(0),
-                newborn: AtomicU64::new(0),
-                events: AtomicU32::new(0),
-                tell_us: AtomicU32::new(0),
-                caught_up: AtomicU64::new(0),
-                policies: AtomicU64::new(0),
-            },
+            control: control(),
             ring_buf: RingBuf::new(0),
             worker: Sleeper::new(),
             waitq: Sleeper::new(),

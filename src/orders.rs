@@ -77,14 +77,18 @@ const _: () = assert!(MAX_CPUS <= 1 << 10);
 
 /// What to do with a task when it wakes. Times are in ns, from 0 to 65,520,000, and are rounded up to 16 µs; longer ones
 /// count as the longest.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+///
+/// The default is an order that a policy can begin with: the task should run within 4 ms, holds to that for up to 8 ms of
+/// work, for the default slice at a time, and displaces nobody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Order {
     /// It should have a CPU at most so long after it wakes. Of several tasks with orders the one whose time is up first
     /// runs first, and all of them before those without.
     pub latency_ns: u64,
     /// How long it may run in one go; 0 is the default slice.
     pub slice_ns: u64,
-    /// For how much CPU time since it last slept the order holds. Past it the task is asked about.
+    /// For how much CPU time since it last slept the order holds. Past it the task is asked about. With 0 it never holds but
+    /// where an idle CPU takes the task.
     pub budget_ns: u64,
     /// If no CPU is idle, it displaces a task without an order, or else one whose deadline is later by a margin.
     pub preempts: bool,
@@ -94,6 +98,20 @@ pub struct Order {
     pub cpu: Option<u32>,
     /// Its children start with this order, until the policy gives them one.
     pub inherit: bool,
+}
+
+impl Default for Order {
+    fn default() -> Self {
+        Self {
+            latency_ns: 4_000_000,
+            slice_ns: 0,
+            budget_ns: 8_000_000,
+            preempts: false,
+            hand_off: false,
+            cpu: None,
+            inherit: false,
+        }
+    }
 }
 
 impl Order {
@@ -158,6 +176,7 @@ impl Orders {
         let word = order.map_or(none, |order| order.encode(task.birth()));
         if let Some(slot) = self.slot(task.id)
             // Most orders are what they were, and the kernel side's copy of the line stays good.
+            // ORDERING: relaxed: we read what we alone write; order_of() in bpf/orders.h only reads.
             && slot.load(Ordering::Relaxed) != word
         {
             // ORDERING: relaxed: the word is all there is. The partner is order_of() in bpf/orders.h.
@@ -169,6 +188,7 @@ impl Orders {
     pub fn clear(&mut self) {
         for id in 0..MAX_TASKS as u32 {
             if let Some(slot) = self.slot(id)
+                // ORDERING: both relaxed, as in set(): a task that order_of() looks up meanwhile goes by its old order.
                 && slot.load(Ordering::Relaxed) & VALID != 0
             {
                 slot.store(0, Ordering::Relaxed);
@@ -211,6 +231,13 @@ mod tests {
     fn no_order_is_all_zero() {
         assert_eq!(Order::decode(0), None);
         assert_ne!(Order::default().encode(0), 0);
+    }
+
+    #[test]
+    fn the_default_order_is_one_that_holds() {
+        let order = Order::default();
+        assert!(order.budget_ns > 0 && order.latency_ns > 0);
+        assert_eq!(Order::decode(order.encode(3)), Some((order, 3)));
     }
 
     proptest! {

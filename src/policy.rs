@@ -1,6 +1,20 @@
 //! What a scheduler decides: in which order tasks run, and for how long.
 //!
-//! The control flow around it is in [`turn`](crate::turn): a policy never touches shared memory.
+//! # Problem
+//! A policy should say what it wants in a few lines, and be unable to lose a task, decide about one twice, or block the loop by
+//! mistake. One that gets the waiting tasks and gives decisions back, as in `scx_rustland_core`, has all of that in its own hands:
+//! it keeps the queue, chooses the CPU, and loses a task by a `return` too early. One that is a table of parameters cannot be
+//! anything but a variation of what its author thought of.
+//!
+//! # Mechanism
+//! A [`Policy`] answers questions: which deadline, which slice, which [`Place`], which standing order. The queue, the mailboxes and
+//! the kicks belong to [`turn`](crate::turn), which asks at the moments when the answer counts. A policy never touches shared memory; what
+//! it may know of the CPUs it reads through [`Machine`]. Whoever wants the loop for himself has
+//! `dequeue_task()` and `dispatch_task()`.
+//!
+//! # Cost
+//! Calls are static, so a method that is not overridden costs nothing. [`Policy::order`] is asked for each record, and
+//! [`Policy::place`] and [`Policy::slice_ns`] for each decision.
 
 use crate::abi::{RUNS_DECIDED, RUNS_ORDERED, RunningTask};
 use crate::orders::Order;
@@ -19,9 +33,11 @@ pub enum Place {
     #[default]
     First,
     /// On this CPU, after what runs there and what waits there with an earlier deadline. On the first that becomes available if it may
-    /// not run there, or 256 decisions lie ahead.
+    /// not run there ([`Kind::Bounced`](crate::task::Kind::Bounced) tells), or 256 decisions lie ahead: [`Machine::backlog`] tells
+    /// beforehand, and nothing does afterwards.
     On(u32),
-    /// On this CPU, at once: what runs there gives way. After it, if this is a guess that has been overtaken.
+    /// On this CPU, at once: what runs there gives way. After it, if this is a guess that has been overtaken. Otherwise as
+    /// [`On`](Self::On).
     Preempt(u32),
     /// Nowhere yet. It, and all behind it, wait for the next turn.
     Later,
@@ -62,7 +78,8 @@ pub struct Running {
 
 impl Running {
     pub(crate) fn read(running: &RunningTask) -> Self {
-        // ORDERING: relaxed: the words may belong to two tasks in any case.
+        // ORDERING: relaxed, with the plain stores of publish_running() in bpf/metronome.bpf.c: the words may belong to two tasks
+        // in any case.
         Self {
             pid: running.pid.load(Ordering::Relaxed) as i32,
             id: running.id.load(Ordering::Relaxed),
@@ -153,8 +170,12 @@ impl Machine<'_> {
 ///
 /// All calls come from the scheduler thread. None may allocate, block, or call the system.
 pub trait Policy {
-    /// From now on this policy decides: at the start, after another policy, and after CPUs have come or gone, for which the scheduler
-    /// restarts.
+    /// From now on this policy decides: at the start, after another policy, and after CPUs have come or gone.
+    ///
+    /// No record tells of a CPU that comes or goes. The kernel ends a scheduler without `cpu_online()` and `cpu_offline()` then, and asks
+    /// for a restart; ours has neither, because mailboxes, dispatch queues, topology and the scheduler thread's own CPU are
+    /// chosen for the CPUs that are there, and a restart chooses anew. What is kept by id and
+    /// [`birth`](QueuedTask::birth) stays valid over it.
     fn begin(&mut self, _machine: &Machine<'_>) {}
 
     /// A task waits. Returns its deadline, in ns of a clock of the policy's own choosing; the smallest runs first, equal
@@ -166,6 +187,7 @@ pub trait Policy {
     fn slice_ns(&mut self, id: u32, waiting: usize) -> u64;
 
     /// Where the task that is due runs. Called for one task after the other, in the order of their deadlines, until one waits.
+    /// About a task that may run on a single CPU there is nothing to ask: it goes there when it is due.
     fn place(&mut self, _task: &Due, _machine: &Machine<'_>) -> Place {
         Place::First
     }
@@ -196,8 +218,156 @@ pub trait Policy {
     /// [`birth`](QueuedTask::birth) is another.
     fn event(&mut self, _task: &QueuedTask) {}
 
-    /// The kinds of records to be told of besides the questions, as a set of [`Kind::bit`](crate::task::Kind::bit).
+    /// The kinds of records to be told of besides the questions, as a set of [`Kind::bit`](crate::task::Kind::bit). The kernel side
+    /// hears of it when the policy begins.
     fn events(&self) -> u32 {
         0
+    }
+
+    /// Of the wake-ups of one task about which there is no question ([`Kind::Ordered`](crate::task::Kind::Ordered) and
+    /// [`Kind::Direct`](crate::task::Kind::Direct)) one in so many µs is told of; 0 is each. Asked once, when the policy begins.
+    ///
+    /// 4 ms by default: often enough to see a task change its ways, and seldom enough that pairs which wake each other all the time
+    /// do not fill the ring.
+    fn tell_us(&self) -> u32 {
+        4_000
+    }
+}
+
+/// All calls of one policy go to another one.
+macro_rules! deref_policy {
+    () => {
+        fn begin(&mut self, machine: &Machine<'_>) {
+            (**self).begin(machine);
+        }
+
+        fn deadline(&mut self, task: &QueuedTask) -> u64 {
+            (**self).deadline(task)
+        }
+
+        fn slice_ns(&mut self, id: u32, waiting: usize) -> u64 {
+            (**self).slice_ns(id, waiting)
+        }
+
+        fn place(&mut self, task: &Due, machine: &Machine<'_>) -> Place {
+            (**self).place(task, machine)
+        }
+
+        fn refused(&mut self, task: &Due) {
+            (**self).refused(task);
+        }
+
+        fn adopt(&mut self, id: u32, nr: u64) -> u64 {
+            (**self).adopt(id, nr)
+        }
+
+        fn order(&mut self, task: &QueuedTask) -> Option<Order> {
+            (**self).order(task)
+        }
+
+        fn newborn(&self) -> Option<Order> {
+            (**self).newborn()
+        }
+
+        fn event(&mut self, task: &QueuedTask) {
+            (**self).event(task);
+        }
+
+        fn events(&self) -> u32 {
+            (**self).events()
+        }
+
+        fn tell_us(&self) -> u32 {
+            (**self).tell_us()
+        }
+    };
+}
+
+/// So that a policy can be chosen while it runs, as `&mut dyn Policy`.
+impl<P: Policy + ?Sized> Policy for &mut P {
+    deref_policy!();
+}
+
+/// So that policies can be kept and swapped as `Box<dyn Policy>`.
+#[cfg(any(feature = "kernel", feature = "sim"))]
+impl<P: Policy + ?Sized> Policy for Box<P> {
+    deref_policy!();
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    /// Says a number of its own to each question.
+    #[derive(Default)]
+    struct Numbers(u32);
+
+    impl Policy for Numbers {
+        fn begin(&mut self, _machine: &Machine<'_>) {
+            self.0 += 1;
+        }
+
+        fn deadline(&mut self, _task: &QueuedTask) -> u64 {
+            1
+        }
+
+        fn slice_ns(&mut self, _id: u32, _waiting: usize) -> u64 {
+            2
+        }
+
+        fn refused(&mut self, _task: &Due) {
+            self.0 += 10;
+        }
+
+        fn adopt(&mut self, _id: u32, _nr: u64) -> u64 {
+            3
+        }
+
+        fn order(&mut self, _task: &QueuedTask) -> Option<Order> {
+            Some(Order::default())
+        }
+
+        fn newborn(&self) -> Option<Order> {
+            Some(Order::default())
+        }
+
+        fn event(&mut self, _task: &QueuedTask) {
+            self.0 += 100;
+        }
+
+        fn events(&self) -> u32 {
+            4
+        }
+
+        fn tell_us(&self) -> u32 {
+            5
+        }
+    }
+
+    fn answers(mut policy: impl Policy) {
+        let task = QueuedTask::example(1, 1, 0, 4);
+        let due = Due {
+            id: 1,
+            pid: 1,
+            deadline: 0,
+            cpu: 0,
+            nr_cpus_allowed: 4,
+        };
+        assert_eq!(policy.deadline(&task), 1);
+        assert_eq!(policy.slice_ns(1, 0), 2);
+        assert_eq!(policy.adopt(1, 0), 3);
+        assert_eq!((policy.events(), policy.tell_us()), (4, 5));
+        assert!(policy.order(&task).is_some() && policy.newborn().is_some());
+        policy.refused(&due);
+        policy.event(&task);
+    }
+
+    #[test]
+    fn a_policy_behind_a_pointer_is_asked_everything() {
+        let mut numbers = Numbers::default();
+        answers(&mut numbers as &mut dyn Policy);
+        assert_eq!(numbers.0, 110);
+        #[cfg(any(feature = "kernel", feature = "sim"))]
+        answers(Box::new(numbers) as Box<dyn Policy>);
     }
 }

@@ -9,6 +9,10 @@
 //! `BinaryHeap` keeps to its buffer, but it cannot find an entry, so it can neither remove nor update one; marking
 //! entries dead and skipping them later lets the dead fill the buffer.
 //!
+//! The crate `heapless`, which holds the other fixed-capacity collections of the scheduler thread, has two that come close, too. Its
+//! `BinaryHeap` cannot find an entry either, and lets equal ones leave in any order. Its `Vec` could hold the nodes, but where
+//! they begin in it is its own affair: siblings would no longer share a cache line, and all bytes zero be no promise of an empty queue.
+//!
 //! [`DeadlineQueue`] is a 4-ary heap with an index. Ids are dense, so "where in the heap is this task?" is an array
 //! element, which each move in the heap keeps true. Four children make the tree half as deep as two do, and the four lie
 //! in one cache line, so a level costs one line. A node is lifted out, the others move into the hole that it leaves, and

@@ -10,6 +10,19 @@
 //! `idle_seq`, a full barrier, and looks into its mailboxes once more (`publish_idle()` in `bpf/metronome.bpf.c`). Either
 //! we see the new value and kick, or the CPU sees the decision.
 //!
+//! | `idle_seq`            | `promised`     | the CPU                                       | a decision for it, at [`Shared::flush`]      |
+//! |-----------------------|----------------|-----------------------------------------------|----------------------------------------------|
+//! | even                  | any            | runs something, and will look when it is done | no kick                                      |
+//! | odd                   | another number | idle; has looked, and found nothing           | a kick is promised: `promised` = `idle_seq`  |
+//! | odd                   | the same       | idle; its kick is on the way                  | no kick: the one on the way finds it         |
+//!
+//! | `idle_seq` | when, in `publish_idle()`                  | to   | and                                                       |
+//! |------------|--------------------------------------------|------|-----------------------------------------------------------|
+//! | even       | it has run out of work                     | odd  | looks into its mailboxes once more, and kicks itself      |
+//! | odd        | it was kicked, looked, and found nothing   | odd, + 2 | the same: the promise is used up                      |
+//! | odd        | it has got work                            | even | nothing                                                   |
+//! | even       | it goes from one task to the next          | even | not even a store                                          |
+//!
 //! `make loom` runs this against a model of `publish_idle()`, and shows that neither barrier can be weaker (`src/models.rs`:
 //! two decisions in two turns for one CPU that goes idle, and up to five preemptions).
 //!
@@ -20,11 +33,22 @@
 //!
 //! The promise is the claim, too: nobody else makes one, so a plain store is enough.
 //!
+//! # What is looked after
+//! Positions in the mailboxes that neither side wrote would stop them for ever: a look at one of them in every 64th turn finds them
+//! ([`mailbox`](crate::mailbox)). That of our own CPU gets no decisions, so nobody cares.
+//!
 //! # Why several rings
-//! A ring has one spinlock, which all CPUs that enqueue take in turn. Each task belongs to one ring by its id, so that its
-//! records stay in order; between tasks there is no order to keep.
+//! A ring has one spinlock, which all CPUs that enqueue take in turn: with two that do nothing else, a record costs each of them 224
+//! ns instead of 52 (`benches/contention.rs`). How many CPUs one ring bears is worked out at `nr_rings()` in `src/kernel.rs`: 16.
+//!
+//! Each task belongs to one ring by its id, so that its records stay in order; between tasks there is no order to keep. A ring for
+//! each last-level cache would keep the lock's line within it, but a task that moves to another cache would leave an older record
+//! in a ring that is read later: the older enqueue would replace the newer one in the queue, its decision would be dropped as
+//! stale, and the task would wait until the kernel side loses patience. Nor do caches have 16 CPUs each: some have 2, some
+//! 64, and the busiest would have one ring for itself. Dense ids spread evenly.
 #![deny(clippy::indexing_slicing)]
 
+use core::fmt;
 use core::ptr::NonNull;
 
 use heapless::Vec;
@@ -62,6 +86,27 @@ pub struct SharedMemory {
     pub nr_cpus: u32,
     /// The CPU of the scheduler thread, which gets no decisions.
     pub agent_cpu: u32,
+}
+
+/// Every so many turns one mailbox is looked at.
+const TURNS_PER_CHECK: u64 = 64;
+
+/// Whose a mailbox is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MailboxOf {
+    /// That of one CPU.
+    Cpu(u32),
+    /// The one that all share.
+    All,
+}
+
+impl fmt::Display for MailboxOf {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu(cpu) => write!(out, "the mailbox of CPU {cpu}"),
+            Self::All => out.write_str("the mailbox of all CPUs"),
+        }
+    }
 }
 
 /// A CPU as we know it.
@@ -103,6 +148,13 @@ pub struct Shared {
     open: CpuSet,
     heartbeat: u64,
     sampler: Sampler,
+    /// The mailbox that is looked at next: of a CPU, or behind them the shared one.
+    checked: usize,
+    bad_mailbox: Option<MailboxOf>,
+    /// The takeover for which `marks` were noted.
+    marked: u64,
+    /// How far each ring must be read to know all that was asked before the takeover.
+    marks: Vec<u64, MAX_RINGS>,
 }
 
 // SAFETY: the pointers are to shared memory that any thread may access, and `&mut self` keeps users one at a time.
@@ -153,6 +205,10 @@ impl Shared {
             open: workers,
             heartbeat: 0,
             sampler: Sampler::default(),
+            checked: 0,
+            bad_mailbox: None,
+            marked: 0,
+            marks: Vec::new(),
         }
     }
 
@@ -200,11 +256,18 @@ impl Shared {
     }
 
     /// Hands records to `each`, at most `limit` of them; see [`Ring::drain`]. The rings take turns in being first.
+    ///
+    /// # Cost
+    /// Of each ring a load of its producer position; per record as [`Ring::drain`], and whether it is
+    /// [sampled](is_sampled). No copy, no allocation, no system call.
     pub fn drain(&mut self, limit: usize, mut each: impl FnMut(&QueuedTask)) -> usize {
         self.drain_with_orders(limit, |task, _| each(task))
     }
 
     /// The same, with the standing orders at hand.
+    ///
+    /// # Cost
+    /// As [`drain`](Self::drain).
     pub fn drain_with_orders(
         &mut self,
         limit: usize,
@@ -241,6 +304,9 @@ impl Shared {
     }
 
     /// Takes one waiting task by value.
+    ///
+    /// # Cost
+    /// As [`drain`](Self::drain) with one record, and a copy of 120 bytes.
     pub fn dequeue(&mut self) -> Option<QueuedTask> {
         let mut dequeued = None;
         self.drain(1, |task| dequeued = Some(*task));
@@ -316,6 +382,8 @@ impl Shared {
     /// and how often at most for one task with a standing order, in µs.
     pub fn listen(&mut self, kinds: u32, tell_us: u32) {
         let control = self.control();
+        // ORDERING: relaxed, with the loads in tell() (bpf/records.h) and tell_of_wakeup() (bpf/orders.h): records of the kinds
+        // before may still come, and the loop does not look at those that nobody asked for.
         control.tell_us.store(tell_us, Ordering::Relaxed);
         control.events.store(kinds, Ordering::Relaxed);
     }
@@ -323,10 +391,14 @@ impl Shared {
     /// The order that tasks are born with whose parent has none that is inherited.
     pub fn set_newborn(&mut self, order: Option<Order>) {
         let word = order.map_or(0, |order| order.encode(0));
+        // ORDERING: relaxed: the word is all there is. The partner is birth_order() in bpf/orders.h.
         self.control().newborn.store(word, Ordering::Relaxed);
     }
 
     /// How many decisions for any CPU have not been taken yet.
+    ///
+    /// # Cost
+    /// A load of a line that all CPUs write.
     pub fn shared_backlog(&self) -> u64 {
         self.shared_mailbox.len()
     }
@@ -387,8 +459,12 @@ impl Shared {
 
     /// How many tasks wait for this CPU alone: decisions that it has not taken yet, and what of those it has taken waited when it
     /// got its last task.
+    ///
+    /// # Cost
+    /// Two loads, of two lines that this CPU writes.
     pub fn backlog_of(&self, cpu: u32) -> u64 {
         let entry = self.cpus.get(cpu as usize);
+        // ORDERING: relaxed, with the plain store of publish_running() in bpf/metronome.bpf.c: a guess.
         let taken = self
             .state(cpu)
             .map_or(0, |state| state.running.waiting.load(Ordering::Relaxed));
@@ -397,6 +473,7 @@ impl Shared {
 
     /// The clock of `scx_bpf_now()`, to some 10 µs; `None` if no clock was set.
     pub fn now(&self) -> Option<u64> {
+        // ORDERING: relaxed: the word is all there is. The partner is publish_clock() in bpf/metronome.bpf.c.
         let ahead = self.machine().clock_ahead.load(Ordering::Relaxed);
         Some(self.sampler.now()?.wrapping_sub(ahead))
     }
@@ -413,10 +490,11 @@ impl Shared {
     /// runs the program `kick_cpus`.
     ///
     /// # Cost
-    /// One fence if anything was dispatched.
+    /// One fence if anything was dispatched; in every 64th turn, three loads from a mailbox.
     pub fn flush(&mut self) -> u32 {
         self.beat();
         self.catch_up();
+        self.check_a_mailbox();
         // What is struck out before the fence may have become idle since.
         self.open = self.workers;
         if self.mailed.is_empty() && self.shared_mailed == 0 && self.kicks.is_empty() {
@@ -436,6 +514,9 @@ impl Shared {
     }
 
     /// Sleeps by `sleep` until a task waits, if none does; see [`wait`]. Returns whether it slept.
+    ///
+    /// # Cost
+    /// Of each ring a store and a load; two stores and a full fence. `sleep` is a system call, and what it does costs the rest.
     pub fn park(&mut self, sleep: impl FnOnce()) -> bool {
         self.release();
         wait::park(&self.control().parked, || self.rings_are_empty(), sleep)
@@ -446,19 +527,54 @@ impl Shared {
     }
 
     fn takeover(&self) -> u64 {
-        // ORDERING: relaxed: it says what to write into `caught_up`, and nothing else depends on it.
+        // ORDERING: relaxed, with the compare-and-swap of begin_takeover() in bpf/takeover.h: it says what to write into
+        // `caught_up`, and nothing else depends on it. One that begins meanwhile has another number.
         self.machine().takeover.load(Ordering::Relaxed)
     }
 
-    fn catch_up(&self) {
+    /// Who has read what was in the rings when it first saw that the kernel side is alone is asked again. All empty at once they
+    /// may never be: events go on.
+    fn catch_up(&mut self) {
         let takeover = self.takeover();
-        if takeover & 1 == 1 && self.rings_are_empty() {
+        if takeover & 1 == 0 {
+            return;
+        }
+        if self.marked != takeover {
+            self.marked = takeover;
+            self.marks = self.rings.iter().map(Ring::end).collect();
+        }
+        let mut rings = self.rings.iter().zip(&self.marks);
+        if rings.all(|(ring, mark)| ring.has_passed(*mark)) {
+            // ORDERING: relaxed, with the load of end_takeover() in bpf/takeover.h. Who is asked before that takeover began and
+            // whose record is published only after we have looked is seen in a later turn, as any other.
             self.control().caught_up.store(takeover, Ordering::Relaxed);
         }
     }
 
+    fn check_a_mailbox(&mut self) {
+        if !self.heartbeat.is_multiple_of(TURNS_PER_CHECK) {
+            return;
+        }
+        let cpu = self.checked as u32;
+        let (mailbox, of) = match self.cpus.get_mut(self.checked) {
+            Some(entry) => (&mut entry.mailbox, MailboxOf::Cpu(cpu)),
+            None => (&mut self.shared_mailbox, MailboxOf::All),
+        };
+        if cpu != self.memory.agent_cpu {
+            mailbox.check();
+            self.bad_mailbox = self.bad_mailbox.or(mailbox.is_bad().then_some(of));
+        }
+        self.checked = (self.checked + 1) % (self.cpus.len() + 1);
+    }
+
+    /// The mailbox that was found to hold what neither side wrote, if there is one. Some decisions never leave it.
+    pub fn bad_mailbox(&self) -> Option<MailboxOf> {
+        self.bad_mailbox
+    }
+
     fn beat(&mut self) {
         self.heartbeat += 1;
+        // ORDERING: relaxed, with the load of user_space_is_late() in bpf/takeover.h, which only asks whether it changes.
         self.control()
             .heartbeat
             .store(self.heartbeat, Ordering::Relaxed);
@@ -467,6 +583,7 @@ impl Shared {
     fn write_kicks(&mut self) -> u32 {
         let nr = self.kicks.len() as u32;
         let control = self.control();
+        // ORDERING: relaxed: the reader is kick_cpus() in bpf/metronome.bpf.c, which this thread itself runs by a system call.
         for (slot, kick) in control.kicks.iter().zip(&self.kicks) {
             slot.store(*kick, Ordering::Relaxed);
         }
@@ -476,6 +593,9 @@ impl Shared {
     }
 
     /// Promises `cpu` a kick if it is idle and has not been promised one since.
+    ///
+    /// # Cost
+    /// A load of a line that the CPU writes; two stores into memory of our own if it is promised one.
     pub(crate) fn promise(&mut self, cpu: u32) -> bool {
         let seq = self.idle_seq(cpu);
         let Some(entry) = self.cpus.get_mut(cpu as usize) else {
@@ -491,7 +611,7 @@ impl Shared {
 
     /// 0, which is even, for a CPU that does not exist.
     fn idle_seq(&self, cpu: u32) -> u64 {
-        // ORDERING: relaxed: flush() has the fence, and before it the value is a hint.
+        // ORDERING: relaxed: flush() has the fence that pairs with the addition in publish_idle(), and before it the value is a hint.
         self.state(cpu)
             .map_or(0, |state| state.idle_seq.load(Ordering::Relaxed))
     }
@@ -559,6 +679,7 @@ mod tests {
     /// The kernel side, as far as these tests need it.
     struct KernelSide {
         memory: SharedMemory,
+        ring: RingMemory,
     }
 
     impl KernelSide {
@@ -581,7 +702,23 @@ mod tests {
             };
             // SAFETY: fresh memory of the sizes told, never freed.
             let shared = unsafe { Shared::new(memory, [Ring::new(ring, CPUS)]) };
-            (Self { memory }, shared)
+            (Self { memory, ring }, shared)
+        }
+
+        /// Publishes a record. The ring has room for 32 in all.
+        fn tell(&self) {
+            let task = QueuedTask::example(1, 1, 0, 4);
+            // SAFETY: live.
+            let producer = unsafe { self.ring.producer.as_ref() };
+            let position = producer.load(Ordering::Relaxed);
+            // SAFETY: within the data.
+            let record: NonNull<[u64; 16]> =
+                unsafe { self.ring.data.add(position as usize) }.cast();
+            let mut words = [120; 16];
+            words[1..].copy_from_slice(task.as_record());
+            // SAFETY: within the data, and aligned.
+            unsafe { record.write(words) };
+            producer.store(position + 128, Ordering::Release);
         }
 
         /// What publish_idle() does.
@@ -734,6 +871,61 @@ mod tests {
         shared.dispatch(&to(99)).unwrap();
         assert_eq!(shared.shared_backlog(), 3);
         assert_eq!(shared.backlog(), MAILBOX_SLOTS as u64 + 3);
+    }
+
+    /// The kernel side is alone, and its rings are never empty, for it tells of events.
+    #[test]
+    fn who_has_read_what_was_there_when_a_takeover_was_seen_has_caught_up() {
+        let (kernel, mut shared) = KernelSide::new();
+        let caught_up = || {
+            // SAFETY: live.
+            let control = unsafe { kernel.memory.control.as_ref() };
+            control.caught_up.load(Ordering::Relaxed)
+        };
+        // SAFETY: live.
+        let takeover = unsafe { &kernel.memory.machine.as_ref().takeover };
+        kernel.tell();
+        kernel.tell();
+        for number in [1, 3] {
+            takeover.store(number, Ordering::Relaxed);
+            for _ in 0..2 {
+                shared.flush();
+                assert!(caught_up() < number);
+                kernel.tell();
+                assert_eq!(shared.drain(1, |_| ()), 1);
+            }
+            shared.flush();
+            assert_eq!(caught_up(), number);
+            takeover.store(number + 1, Ordering::Relaxed);
+            shared.flush();
+        }
+    }
+
+    #[test]
+    fn a_mailbox_that_somebody_else_wrote_into_is_found_within_so_many_turns() {
+        for of in [MailboxOf::Cpu(1), MailboxOf::All] {
+            let (kernel, mut shared) = KernelSide::new();
+            let turns = u64::from(CPUS + 1) * TURNS_PER_CHECK;
+            for _ in 0..turns {
+                shared.dispatch(&to(1)).ok();
+                shared.flush();
+            }
+            assert_eq!(shared.bad_mailbox(), None);
+            let head: NonNull<AtomicU64> = match of {
+                // SAFETY: within the mailboxes.
+                MailboxOf::Cpu(cpu) => unsafe {
+                    let bytes = cpu as usize * 64 * (1 + MAILBOX_SLOTS);
+                    kernel.memory.mailboxes.add(bytes).cast()
+                },
+                MailboxOf::All => kernel.memory.shared_mailbox.cast(),
+            };
+            // SAFETY: live.
+            unsafe { head.as_ref() }.store(1 << 40, Ordering::Relaxed);
+            for _ in 0..turns {
+                shared.flush();
+            }
+            assert_eq!(shared.bad_mailbox(), Some(of));
+        }
     }
 
     #[test]

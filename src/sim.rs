@@ -11,13 +11,16 @@
 //! result.
 //!
 //! # What it checks
-//! [`Sim::check`]: every runnable task is in exactly one place, no enqueue is decided twice, none is sent to a CPU that the
-//! task may not use, and the books balance. [`Sim::settle`]: let alone, every runnable task gets a CPU, and without
-//! [faults](Event::is_fault) the kernel side need not take one over.
+//! [`Sim::check`]: every runnable task is in exactly one place, no enqueue is decided twice, none runs on a CPU that it may not
+//! use, and the books balance. [`Sim::settle`]: let alone, every runnable task gets a CPU, and without
+//! [faults](Event::is_fault) no idle machine has a task that waits. Whether a policy names only CPUs that the task may use is
+//! for the caller to judge, by the count of those that bounced; so is whether any task should have been taken over.
 //!
 //! # Limits
-//! One thread: orderings are the matter of the loom models. Latency is not modelled, nor are standing orders, hotplug and other
-//! classes. Slices and ticks end when the caller says so: see [`Sim::slice_ends_at`].
+//! One thread: orderings are the matter of the loom models. Latency is not modelled, nor are standing orders, events for the policy,
+//! hotplug and other classes. Slices and ticks end when the caller says so: see [`Sim::slice_ends_at`]. So does the scheduler
+//! thread's budget ([`Event::Late`], [`Event::Back`]): no clock runs for it, nor for the patience with one decision. While the
+//! kernel side is alone, the CPU of the scheduler thread takes no task, and a task on a CPU's own DSQ stays there.
 
 use std::boxed::Box;
 use std::collections::BTreeSet;
@@ -29,8 +32,9 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::abi::{
-    BIRTH_SHIFT, BIRTHS, Control, Counter, CpuState, DECISION_ANY_CPU, MAILBOX_SLOTS, MAX_CPUS,
-    MAX_TASKS, MachineState, MailboxHead, SHARED_MAILBOX_SLOTS, Slot,
+    BIRTH_SHIFT, BIRTHS, Control, Counter, CpuState, DECISION_ANY_CPU, DECISION_PREEMPT,
+    KICK_PREEMPT, MAILBOX_SLOTS, MAX_CPUS, MAX_TASKS, MachineState, MailboxHead,
+    SHARED_MAILBOX_SLOTS, Slot,
 };
 use crate::mailbox::Decision;
 use crate::policy::Policy;
@@ -39,6 +43,12 @@ use crate::shared::{Shared, SharedMemory};
 use crate::stats::{Books, Snapshot};
 use crate::task::QueuedTask;
 use crate::turn::{Turn, Turned};
+
+mod event;
+mod every_place;
+
+pub use event::Event;
+pub use every_place::EveryPlace;
 
 /// Task ids of a simulation are below this.
 pub const TASKS: usize = 4096;
@@ -50,6 +60,10 @@ const WAKEUP: u64 = 1;
 /// The default slice, ns, and the part of it that a task gets without a decision.
 const SLICE_NS: u64 = 20_000_000;
 const UNDECIDED_SLICE: u64 = 8;
+/// Makes deadlines around 0 comparable as numbers.
+const VTIME_BIAS: u64 = 1 << 63;
+/// A policy may put the first task off for so many turns on end.
+const PUT_OFF: u32 = 1;
 /// As many decisions as one look for work carries out at most.
 const DRAIN_BATCH: usize = 32;
 
@@ -80,72 +94,6 @@ impl Default for Config {
     }
 }
 
-/// One thing that happens. Numbers of tasks and CPUs that do not exist stand for some that do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// A task wakes; one that is gone is born again, as another task of the same id.
-    Wake(u32),
-    /// The task that runs on a CPU goes to sleep.
-    Sleep(u32),
-    /// The task that runs on a CPU is at the end of its slice.
-    SliceEnds(u32),
-    /// A CPU looks for work although nobody kicked it.
-    Look(u32),
-    /// The tick of a CPU: what runs there gives way if a decided task that waits has an earlier deadline.
-    Tick(u32),
-    /// A task that does not run exits.
-    Exit(u32),
-    /// A task may from then on use only the CPUs whose number, counted on from the first, has its bit set in the mask (which
-    /// repeats every 16 CPUs). A mask without a CPU that takes tasks means all.
-    SetAffinity(u32, u16),
-    /// A task gets a weight.
-    SetWeight(u32, u16),
-    /// The scheduler thread takes a turn.
-    Turn,
-    /// Virtual time passes, µs.
-    Pass(u16),
-    /// The next record stays busy, as if its producer were interrupted.
-    Hold,
-    /// The record that is held is published.
-    Release,
-    /// A record is reserved and given up.
-    Discard(u32),
-    /// A fault: a byte of a ring is overwritten, at an offset that is taken modulo its size.
-    Scribble(u32, u8),
-    /// A fault: the producer position of a ring is wrong by this much for one turn.
-    Misplace(i32),
-}
-
-impl Event {
-    /// Whether a healthy kernel does no such thing.
-    pub fn is_fault(&self) -> bool {
-        matches!(self, Self::Scribble(..) | Self::Misplace(_))
-    }
-
-    /// Makes an event of any four bytes: for fuzzers and property tests.
-    pub fn decode([kind, a, b, c]: [u8; 4]) -> Self {
-        let wide = u16::from_le_bytes([b, c]);
-        let task = u32::from(a) | u32::from(c & 0x0f) << 8;
-        let cpu = u32::from(a) | u32::from(b) << 8;
-        match kind % 32 {
-            0..=7 => Self::Wake(task),
-            8..=10 => Self::Sleep(cpu),
-            11..=14 => Self::SliceEnds(cpu),
-            15 => Self::Look(cpu),
-            16 => Self::Exit(task),
-            17 => Self::SetAffinity(u32::from(a), wide),
-            18 => Self::SetWeight(u32::from(a), wide),
-            19..=25 => Self::Turn,
-            26 => Self::Pass(wide),
-            27 => Self::Hold,
-            28 => Self::Release,
-            29 => Self::Discard(task),
-            30 => Self::Scribble(u32::from(wide), a),
-            _ => Self::Misplace(i32::from(wide as i16) * 8),
-        }
-    }
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
     Gone,
@@ -159,6 +107,7 @@ enum Place {
 enum DsqId {
     Pending,
     Shared,
+    Fallback,
     Cpu(u32),
 }
 
@@ -183,6 +132,26 @@ struct Task {
     exec_runtime: u64,
     sum_exec_runtime: u64,
     nvcsw: u64,
+}
+
+impl Task {
+    /// One that has never lived.
+    const GONE: Self = Self {
+        pid: 0,
+        generation: 0,
+        place: Place::Gone,
+        affinity: u16::MAX,
+        decided: 0,
+        weight: 100,
+        vtime: 0,
+        has_deadline: false,
+        slice: 0,
+        enqueued_at: 0,
+        started_at: 0,
+        exec_runtime: 0,
+        sum_exec_runtime: 0,
+        nvcsw: 0,
+    };
 }
 
 /// Zeroed memory in pages, as the kernel maps it.
@@ -224,9 +193,12 @@ struct Kernel {
     tasks: Vec<Task>,
     pending: BTreeSet<(DsqKey, u32)>,
     shared: BTreeSet<(DsqKey, u32)>,
+    fallback: BTreeSet<(DsqKey, u32)>,
     own: Vec<BTreeSet<(DsqKey, u32)>>,
     running: Vec<Option<u32>>,
     kicked: Vec<bool>,
+    /// Of the CPUs that are kicked, those that what runs there shall leave.
+    preempted: Vec<bool>,
     turns: Vec<u64>,
     rings: Vec<RingPages>,
     mailboxes: Pages,
@@ -398,23 +370,28 @@ impl<P: Policy> Sim<P> {
     /// wrong.
     pub fn settle(&mut self) -> Result<(), String> {
         self.kernel.apply(Event::Release);
+        let mut vain_turns = 0;
         // Each round every CPU gets rid of a task; the rest is slack for tasks that only some CPUs may run.
         for _ in 0..16 + 4 * self.kernel.tasks.len() {
+            let sent = self.sent;
             self.apply(Event::Turn);
             self.check()?;
+            let is_idle = self.running().next().is_none();
+            if is_idle && self.waiting() == 0 {
+                return Ok(());
+            }
+            // Decisions that find no task to carry out are progress as well.
+            let is_vain = is_idle && self.sent == sent;
+            vain_turns = if is_vain { vain_turns + 1 } else { 0 };
+            if is_vain && self.kernel.faults {
+                self.kernel.take_over();
+            } else if vain_turns > PUT_OFF {
+                return Err(format!("{} tasks wait on an idle machine", self.waiting()));
+            }
             let busy: Vec<u32> = self.running().map(|(cpu, _)| cpu).collect();
-            for &cpu in &busy {
+            for cpu in busy {
                 self.apply(Event::Sleep(cpu));
                 self.check()?;
-            }
-            if busy.is_empty() {
-                if self.waiting() == 0 {
-                    return Ok(());
-                }
-                if !self.kernel.faults {
-                    return Err(format!("{} tasks wait on an idle machine", self.waiting()));
-                }
-                self.kernel.take_over();
             }
         }
         Err(format!("{} tasks wait and no end", self.waiting()))
@@ -430,34 +407,20 @@ impl Kernel {
             producer: Pages::new(8),
             data: Pages::new(2 * config.ring_bytes as usize),
         };
-        let task = |_| Task {
-            pid: 0,
-            generation: 0,
-            place: Place::Gone,
-            affinity: u16::MAX,
-            decided: 0,
-            weight: 100,
-            vtime: 0,
-            has_deadline: false,
-            slice: 0,
-            enqueued_at: 0,
-            started_at: 0,
-            exec_runtime: 0,
-            sum_exec_runtime: 0,
-            nvcsw: 0,
-        };
         let mut kernel = Self {
             config,
             now: 1_000_000,
             arrivals: 0,
             vtime_now: 0,
             next_pid: 1,
-            tasks: (0..config.nr_tasks).map(task).collect(),
+            tasks: (0..config.nr_tasks).map(|_| Task::GONE).collect(),
             pending: BTreeSet::new(),
             shared: BTreeSet::new(),
+            fallback: BTreeSet::new(),
             own: (0..cpus).map(|_| BTreeSet::new()).collect(),
             running: (0..cpus).map(|_| None).collect(),
             kicked: (0..cpus).map(|_| false).collect(),
+            preempted: (0..cpus).map(|_| false).collect(),
             turns: (0..cpus).map(|_| 0).collect(),
             rings: (0..config.nr_rings).map(ring).collect(),
             mailboxes: Pages::new(cpus * 64 * (1 + MAILBOX_SLOTS)),
@@ -523,6 +486,8 @@ impl Kernel {
             Event::SetWeight(id, weight) => {
                 self.tasks[task(id) as usize].weight = u64::from(weight).clamp(1, 10_000);
             }
+            Event::Late => self.begin_takeover(),
+            Event::Back => self.end_takeover(),
             Event::Pass(us) => self.now += u64::from(us) * 1000,
             Event::Hold => self.hold = self.held.is_none(),
             Event::Release => self.release(),
@@ -568,7 +533,7 @@ impl Kernel {
 
     /// The task that runs on `cpu` leaves it, and the CPU looks for work.
     fn stop(&mut self, cpu: u32, runnable: bool) {
-        let Some(id) = self.running[cpu as usize].take() else {
+        let Some(id) = self.running[cpu as usize] else {
             return;
         };
         let task = &mut self.tasks[id as usize];
@@ -579,9 +544,11 @@ impl Kernel {
         task.place = Place::Asleep;
         let vtime = task.vtime;
         self.advance_vtime_now(vtime);
+        // Not idle until it has found no other.
         if runnable {
             self.enqueue(id, 0);
         }
+        self.running[cpu as usize] = None;
         self.dispatch(cpu);
     }
 
@@ -645,7 +612,47 @@ impl Kernel {
         producer.store(wrong, Ordering::Relaxed);
     }
 
-    /// User space is late: a CPU runs what waits longest without a decision.
+    fn machine_state(&self) -> &MachineState {
+        // SAFETY: zeroed memory of the right size, and atomics only.
+        unsafe { self.machine.start().cast().as_ref() }
+    }
+
+    fn control(&self) -> &Control {
+        // SAFETY: as in machine_state().
+        unsafe { self.control.start().cast().as_ref() }
+    }
+
+    fn is_alone(&self) -> bool {
+        self.machine_state().takeover.load(Ordering::Relaxed) & 1 == 1
+    }
+
+    /// User space is late while tasks wait for it: from now on it is not asked.
+    fn begin_takeover(&mut self) {
+        if self.pending.is_empty() {
+            return;
+        }
+        if !self.is_alone() {
+            let takeover = &self.machine_state().takeover;
+            takeover.fetch_add(1, Ordering::Relaxed);
+            self.count(Counter::Late);
+        }
+        let is_idle = |cpu: &usize| self.running[*cpu].is_none();
+        let idle: Vec<usize> = (0..self.agent_cpu() as usize).filter(is_idle).collect();
+        for cpu in idle.into_iter().take(self.pending.len()) {
+            self.look(cpu as u32);
+        }
+    }
+
+    /// User space that is back and has read all that was asked of it is asked again.
+    fn end_takeover(&mut self) {
+        let takeover = &self.machine_state().takeover;
+        let caught_up = self.control().caught_up.load(Ordering::Relaxed);
+        if self.is_alone() && takeover.load(Ordering::Relaxed) == caught_up {
+            takeover.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Nobody will decide about what lies in a ring that is corrupt: a CPU runs what has waited longest.
     fn take_over(&mut self) {
         for cpu in 0..self.agent_cpu() {
             let first = self
@@ -669,14 +676,11 @@ impl Kernel {
         task.generation += 1;
         task.slice = SLICE_NS / UNDECIDED_SLICE;
         let vtime = task.vtime;
+        if self.is_alone() {
+            return self.enqueue_fallback(id, Counter::Alone);
+        }
         let Some((ring, at)) = self.reserve(id) else {
-            self.insert(id, DsqId::Shared, vtime);
-            self.count(Counter::RingFull);
-            if let Some(cpu) = self.idle_cpu_for(id) {
-                self.kicked[cpu as usize] = true;
-                self.answer_kicks();
-            }
-            return;
+            return self.enqueue_fallback(id, Counter::RingFull);
         };
         self.tasks[id as usize].enqueued_at = self.now;
         let record = self.record(id, flags);
@@ -689,6 +693,17 @@ impl Kernel {
             self.held = Some((ring, at));
         } else {
             self.write(ring, at, RECORD - 8);
+        }
+    }
+
+    /// User space cannot be asked.
+    fn enqueue_fallback(&mut self, id: u32, counter: Counter) {
+        self.tasks[id as usize].has_deadline = false;
+        // All keys are equal: first come, first served.
+        self.insert(id, DsqId::Fallback, 0);
+        self.count(counter);
+        if let Some(cpu) = self.idle_cpu_for(id) {
+            self.look(cpu);
         }
     }
 
@@ -721,6 +736,7 @@ impl Kernel {
     }
 
     fn dispatch(&mut self, cpu: u32) {
+        let mut displaces = false;
         for (mailbox, slots) in [
             (self.mailbox(cpu), MAILBOX_SLOTS),
             (self.shared_mailbox.start(), SHARED_MAILBOX_SLOTS),
@@ -731,21 +747,40 @@ impl Kernel {
                 };
                 let any = slots == SHARED_MAILBOX_SLOTS || decision.flags & DECISION_ANY_CPU != 0;
                 self.carry_out(decision, (!any).then_some(cpu));
+                displaces |= decision.flags & DECISION_PREEMPT != 0;
             }
         }
         self.turns[cpu as usize] += 1;
-        let shared_first = self.turns[cpu as usize].is_multiple_of(2);
-        let mut order = [DsqId::Cpu(cpu), DsqId::Shared];
-        order.sort_by_key(|dsq| (*dsq == DsqId::Shared) != shared_first);
-        let next = order.into_iter().find_map(|dsq| self.first(dsq, cpu));
-        match next {
-            Some(id) => {
-                self.take_off(id);
-                self.run(cpu, id);
-                self.pass_on_shared();
-            }
-            None => self.publish_idle(cpu, true),
+        let next = self.dsqs_of(cpu, displaces).find_map(|dsq| {
+            let id = self.first(dsq, cpu)?;
+            Some((dsq, id))
+        });
+        let Some((dsq, id)) = next else {
+            return self.publish_idle(cpu, true);
+        };
+        if dsq == DsqId::Pending {
+            self.count(Counter::Takeover);
         }
+        self.take_off(id);
+        self.run(cpu, id);
+        self.pass_on_shared();
+    }
+
+    /// Where a CPU looks for a task, in this order.
+    fn dsqs_of(&self, cpu: u32, displaces: bool) -> impl Iterator<Item = DsqId> + use<> {
+        let turn = self.turns[cpu as usize];
+        let (rest, is_alone) = (turn / 2, self.is_alone());
+        let own = DsqId::Cpu(cpu);
+        let mut decided = [own, DsqId::Shared];
+        if rest & 1 == 1 {
+            decided.reverse();
+        }
+        let displacing = displaces.then_some(own);
+        let unasked = (turn & 1 == 1).then_some(DsqId::Fallback);
+        let asked = (is_alone && rest & 3 != 0).then_some(DsqId::Pending);
+        let left = is_alone.then_some(DsqId::Pending);
+        let first = displacing.into_iter().chain(unasked).chain(asked);
+        first.chain(decided).chain(left).chain([DsqId::Fallback])
     }
 
     fn tick(&mut self, cpu: u32) {
@@ -760,9 +795,16 @@ impl Kernel {
         let task = &self.tasks[id as usize];
         let ran = self.now - task.started_at;
         let deadline = task.vtime.wrapping_add(ran * 100 / task.weight);
+        let is_first = |dsq: &BTreeSet<(DsqKey, u32)>| {
+            let first = dsq.first();
+            first.is_some_and(|(_, id)| self.allows(*id, cpu))
+        };
+        if ran >= SLICE_NS / UNDECIDED_SLICE && is_first(&self.fallback) {
+            return true;
+        }
         let first_of = |dsq: &BTreeSet<(DsqKey, u32)>| {
             let (_, id) = *dsq.first()?;
-            self.allows(id, cpu).then(|| self.tasks[id as usize].vtime)
+            first_vtime(dsq).filter(|_| self.allows(id, cpu))
         };
         let firsts = [
             first_of(&self.own[cpu as usize]),
@@ -804,13 +846,14 @@ impl Kernel {
         let here = cpu.filter(|cpu| self.allows(id, *cpu));
         if cpu.is_some() && here.is_none() {
             self.count(Counter::Bounced);
-            if !faults {
-                self.violate(format!("{id} sent to a CPU it may not use"));
-            }
         }
         self.count(Counter::Dispatched);
         self.take_off(id);
-        self.insert(id, here.map_or(DsqId::Shared, DsqId::Cpu), vtime);
+        let displaces = here.filter(|_| decision.flags & DECISION_PREEMPT != 0);
+        // Before all that wait there. Only this CPU takes it off, and then its own deadline counts.
+        let first = displaces.and_then(|cpu| first_vtime(&self.own[cpu as usize]));
+        let at = first.map_or(vtime, |first| first.wrapping_sub(1));
+        self.insert(id, here.map_or(DsqId::Shared, DsqId::Cpu), at);
         if here.is_none()
             && let Some(cpu) = self.idle_cpu_for(id)
         {
@@ -832,7 +875,7 @@ impl Kernel {
     }
 
     fn pass_on_shared(&mut self) {
-        if self.shared.is_empty() {
+        if self.shared.is_empty() && self.fallback.is_empty() {
             return;
         }
         let idle = |cpu: &u32| self.running[*cpu as usize].is_none() && !self.kicked[*cpu as usize];
@@ -846,8 +889,7 @@ impl Kernel {
         let at = unsafe { self.cpus.start().cast::<CpuState>().add(cpu as usize) };
         // SAFETY: zeroed memory of the right size, and atomics only.
         let state = unsafe { at.as_ref() };
-        // SAFETY: as before.
-        let machine = unsafe { self.machine.start().cast::<MachineState>().as_ref() };
+        let machine = self.machine_state();
         let was_idle = state.idle_seq.load(Ordering::Relaxed) & 1 == 1;
         if !is_idle && !was_idle {
             return;
@@ -885,12 +927,13 @@ impl Kernel {
         match dsq {
             DsqId::Pending => &mut self.pending,
             DsqId::Shared => &mut self.shared,
+            DsqId::Fallback => &mut self.fallback,
             DsqId::Cpu(cpu) => &mut self.own[cpu as usize],
         }
     }
 
     fn insert(&mut self, id: u32, dsq: DsqId, vtime: u64) {
-        let key = (vtime.wrapping_add(1 << 63), self.arrivals);
+        let key = (vtime.wrapping_add(VTIME_BIAS), self.arrivals);
         self.arrivals += 1;
         self.dsq(dsq).insert((key, id));
         self.tasks[id as usize].place = Place::On(dsq, key);
@@ -903,10 +946,11 @@ impl Kernel {
         }
     }
 
-    fn first(&mut self, dsq: DsqId, cpu: u32) -> Option<u32> {
+    fn first(&self, dsq: DsqId, cpu: u32) -> Option<u32> {
         let tasks = match dsq {
             DsqId::Pending => &self.pending,
             DsqId::Shared => &self.shared,
+            DsqId::Fallback => &self.fallback,
             DsqId::Cpu(cpu) => &self.own[cpu as usize],
         };
         let allowed = tasks.iter().find(|(_, id)| self.allows(*id, cpu));
@@ -920,17 +964,24 @@ impl Kernel {
     }
 
     fn note_kicks(&mut self, nr: u32) {
-        // SAFETY: zeroed memory of the right size, and atomics only.
-        let control = unsafe { self.control.start().cast::<Control>().as_ref() };
-        for kick in control.kicks.iter().take(nr as usize) {
-            self.kicked[kick.load(Ordering::Relaxed) as usize] = true;
+        for at in 0..nr as usize {
+            let kick = self.control().kicks[at].load(Ordering::Relaxed);
+            let cpu = kick & !KICK_PREEMPT;
+            if cpu < self.agent_cpu() {
+                self.kicked[cpu as usize] = true;
+                self.preempted[cpu as usize] |= kick & KICK_PREEMPT != 0;
+            }
         }
     }
 
     fn answer_kicks(&mut self) {
         while let Some(cpu) = self.kicked.iter().position(|kicked| *kicked) {
             self.kicked[cpu] = false;
-            self.look(cpu as u32);
+            if core::mem::take(&mut self.preempted[cpu]) && self.running[cpu].is_some() {
+                self.stop(cpu as u32, true);
+            } else {
+                self.look(cpu as u32);
+            }
         }
     }
 
@@ -954,6 +1005,8 @@ impl Kernel {
             rescued: count(Counter::Rescued),
             bounced: count(Counter::Bounced),
             takeover: count(Counter::Takeover),
+            late: count(Counter::Late),
+            alone: count(Counter::Alone),
             ..Snapshot::default()
         }
     }
@@ -965,6 +1018,7 @@ impl Kernel {
     fn check_places(&self) -> Result<(), String> {
         let on_dsqs = self.pending.len()
             + self.shared.len()
+            + self.fallback.len()
             + self.own.iter().map(BTreeSet::len).sum::<usize>();
         let placed = |task: &&Task| matches!(task.place, Place::On(..));
         if on_dsqs != self.tasks.iter().filter(placed).count() {
@@ -976,6 +1030,11 @@ impl Kernel {
             {
                 return Err(format!("CPU {cpu} runs {id}, which is elsewhere"));
             }
+        }
+        let runs = |task: &&Task| matches!(task.place, Place::Running(_));
+        let nr = self.tasks.iter().filter(runs).count();
+        if nr != self.running.iter().flatten().count() {
+            return Err(format!("{nr} tasks run, but not as many CPUs"));
         }
         Ok(())
     }
@@ -1050,6 +1109,12 @@ impl Kernel {
 fn words_of(record: QueuedTask) -> [u64; 15] {
     // SAFETY: 120 bytes of integers without padding.
     unsafe { core::mem::transmute(record) }
+}
+
+/// The deadline by which the first task of a DSQ waits there.
+fn first_vtime(dsq: &BTreeSet<(DsqKey, u32)>) -> Option<u64> {
+    let ((biased, _), _) = dsq.first()?;
+    Some(biased.wrapping_sub(VTIME_BIAS))
 }
 
 /// The head of a mailbox and the slot at its front.

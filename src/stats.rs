@@ -55,9 +55,10 @@ pub struct Snapshot {
     pub waiting: u64,
     /// User space: system calls of the scheduler thread.
     pub syscalls: u64,
-    /// Allocations of the scheduler thread since it was sealed.
+    /// Allocations of threads that are sealed ([`memory::seal`](crate::memory::seal)), as the scheduler thread is while it runs a policy.
+    /// Who calls `dequeue_task()` in a loop of its own seals itself.
     pub allocations: u64,
-    /// Page faults of the scheduler thread since it was sealed.
+    /// Page faults of the scheduler thread since the scheduler was attached, or since it began to run a policy.
     pub faults: u64,
 }
 

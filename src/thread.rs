@@ -67,6 +67,38 @@ impl Drop for Place {
     }
 }
 
+/// While it lives, the thread that made it has nice level -20, if it may: loading a scheduler is a second of work for the
+/// verifier, and a machine that is full waits for it.
+#[derive(Debug)]
+pub(crate) struct Haste {
+    nice: i32,
+    _not_send: std::marker::PhantomData<*mut ()>,
+}
+
+impl Haste {
+    pub(crate) fn make() -> Self {
+        // SAFETY: a plain system call. It returns -1 for that level as for an error, of which there is none for oneself.
+        let nice = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
+        set_nice(-20);
+        Self {
+            nice,
+            _not_send: std::marker::PhantomData,
+        }
+    }
+}
+
+impl Drop for Haste {
+    fn drop(&mut self) {
+        set_nice(self.nice);
+    }
+}
+
+/// Of the calling thread. Upwards always works, and where downwards does not, it is only slower.
+fn set_nice(nice: i32) {
+    // SAFETY: a plain system call.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) };
+}
+
 /// ns on the clock `CLOCK_MONOTONIC`. No system call.
 pub(crate) fn now() -> u64 {
     let mut time = libc::timespec {
@@ -177,6 +209,17 @@ pub(crate) fn id() -> i32 {
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
+
+    #[test]
+    fn haste_is_over_when_it_is_over() {
+        // SAFETY: a plain system call.
+        let nice = || unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
+        let before = nice();
+        let haste = Haste::make();
+        assert!(nice() <= before);
+        drop(haste);
+        assert_eq!(nice(), before);
+    }
 
     #[test]
     fn the_affinity_is_narrower_than_the_cpuset_and_stays_as_it_was() {

@@ -5,6 +5,13 @@
 //! or two kinds of cores, is flat where it is not told. But where a file is missing that all kernels have, or one makes no
 //! sense or contradicts another, nothing of it is believed: all CPUs count as alike, and [`Topology::warning`] says why.
 //! Scheduling then still works, only without regard to distance.
+//!
+//! # Isolated CPUs
+//! No kernel attaches a sched_ext scheduler while `isolcpus=` keeps CPUs out of the scheduling domains, as `isolcpus=CPUS` and
+//! `isolcpus=domain,CPUS` do ("Not compatible with isolcpus= domain isolation" in `kernel/sched/ext.c`). So [`Topology::isolated`] serves
+//! the message that says so, and the choice of a CPU on a kernel that would. What works instead is `nohz_full=CPUS`, alone or with
+//! `isolcpus=nohz,managed_irq,CPUS`: no tick, and no interrupt of a managed queue. The scheduler thread takes the last of these CPUs, and
+//! other tasks stay away because the kernel side sends none there while the thread is awake.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -42,7 +49,7 @@ pub struct Topology {
     pub cpus: Vec<Cpu>,
     /// Those that run, in ascending order.
     pub online: Vec<u32>,
-    /// Those that the boot command line keeps free of ordinary tasks.
+    /// Those that the boot command line keeps out of the scheduling domains; see the module.
     pub isolated: Vec<u32>,
     /// Those that the boot command line spares the tick (`nohz_full=`).
     pub tickless: Vec<u32>,

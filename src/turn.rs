@@ -1,10 +1,25 @@
 //! One turn of the scheduler thread: drain the ring, order, hand out. The one place with control flow.
 //!
+//! # Problem
+//! Each task that waits wants an answer at once, and a policy wants to see all that wait before it answers any. Two ways that fail: to
+//! decide about each record as it is read is first come, first served, whatever the deadlines; to wait until nothing
+//! more comes starves the first while a flood lasts.
+//!
+//! # Mechanism
+//! A turn takes 256 records at most into a queue by deadline, and hands out from its front until as much is decided ahead as the
+//! CPUs may need before the next turn. Then all idle CPUs are kicked together. A task has one place in the queue, by its
+//! id: a newer record of it replaces the older, whose enqueue is over. A task that exits stays in the queue until it is due; the decision
+//! is then dropped by the kernel side, which is cheaper than to look for it.
+//!
 //! # How far ahead to decide
 //! A decision that is handed out early can no longer be overtaken in our queue, only in the DSQ of the kernel side, which
 //! is ordered by the same deadline; a decision handed out late leaves a CPU idle. So a task goes straight to an idle CPU if
 //! there is one, and otherwise into the mailbox of all CPUs, until that holds one decision for each CPU, 128 at most: enough
 //! for all of them to run out of work in the same moment.
+//!
+//! # Cost
+//! In `cargo bench --bench decision`, some 50 to 60 ns a decision with 64 tasks waiting, of 16 to a turn. A turn in which there is
+//! nothing to do reads a position of each ring and stores the heartbeat.
 #![deny(clippy::indexing_slicing)]
 
 use crate::abi::MAX_TASKS;
@@ -76,6 +91,10 @@ impl<const TASKS: usize> Turn<TASKS> {
                     policy.event(task);
                 }
             }
+            // The id may have an owner of another birth, with an order.
+            if task.kind() == Kind::TooLate {
+                return;
+            }
             // An order given to a task that is gone would be void, but stay in the table.
             let order = policy.order(task).filter(|_| task.kind() != Kind::Gone);
             orders.set(task, order);
@@ -98,6 +117,26 @@ impl<const TASKS: usize> Turn<TASKS> {
             // Each was in the queue once.
             let _ = self.queue.push(*id, policy.adopt(*id, nr as u64));
         }
+    }
+
+    /// No policy goes on: every waiting task goes to the first CPU that becomes available, in the order in which it waited.
+    /// Returns how many did; those for which there was no room still wait.
+    pub fn hand_over(&mut self, shared: &mut Shared) -> usize {
+        let mut handed_over = 0;
+        while let Some(first) = self.queue.peek() {
+            let Some(waiting) = self.waiting.get(first.id as usize) else {
+                break;
+            };
+            let due = waiting.due(first);
+            // Its deadline is of the policy's clock, which says nothing to others.
+            let decision = waiting.decision(&due, (due.cpu, RL_CPU_ANY), 0, 0);
+            if shared.dispatch(&decision).is_err() {
+                break;
+            }
+            self.queue.pop();
+            handed_over += 1;
+        }
+        handed_over
     }
 
     /// Puts a task into the queue. Returns whether it was there already, by an enqueue that is over.
@@ -126,20 +165,12 @@ impl<const TASKS: usize> Turn<TASKS> {
                 break;
             };
             let due = waiting.due(first);
-            let Some((cpu, flags)) = place(&due, shared, policy, &mut any_idle) else {
+            let Some(place) = place(&due, shared, policy, &mut any_idle) else {
                 break;
             };
             let behind = self.queue.len() - 1 + shared.shared_backlog() as usize;
-            let decision = DispatchedTask {
-                pid: due.pid,
-                cpu,
-                flags,
-                slice_ns: policy.slice_ns(due.id, behind),
-                vtime: due.deadline,
-                id: due.id,
-                generation: waiting.generation,
-                pinned: due.nr_cpus_allowed == 1,
-            };
+            let slice_ns = policy.slice_ns(due.id, behind);
+            let decision = waiting.decision(&due, place, slice_ns, due.deadline);
             if shared.dispatch(&decision).is_err() {
                 policy.refused(&due);
                 break;
@@ -159,6 +190,25 @@ impl Waiting {
             deadline: entry.deadline,
             cpu: self.cpu,
             nr_cpus_allowed: self.nr_cpus_allowed,
+        }
+    }
+
+    fn decision(
+        &self,
+        due: &Due,
+        (cpu, flags): (i32, u64),
+        slice_ns: u64,
+        vtime: u64,
+    ) -> DispatchedTask {
+        DispatchedTask {
+            pid: due.pid,
+            cpu,
+            flags,
+            slice_ns,
+            vtime,
+            id: due.id,
+            generation: self.generation,
+            pinned: due.nr_cpus_allowed == 1,
         }
     }
 }

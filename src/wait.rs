@@ -44,14 +44,14 @@
 //! each of two CPUs and up to two; one ring; no time-out, so that a lost wake-up is a deadlock).
 //!
 //! # Cost
-//! On a real kernel (7.3) with 2 CPUs, of which one is the scheduler thread's, in guest time; CPU time in 4 s. "seen" is from the enqueue of a task until the scheduler thread has its record, p50 and
+//! On a real kernel (7.3) with 2 CPUs, of which one is the scheduler thread's, in guest time; CPU time in 2 s. "seen" is from the enqueue of a task until the scheduler thread has its record, p50 and
 //! p99, while CPUs are idle and four threads sleep a ms at a time; busy are two hogs for each CPU:
 //!
 //! | mode               | idle: scheduler | seen           | busy: hogs | busy: scheduler |
 //! |--------------------|-----------------|----------------|------------|-----------------|
-//! | [`Wait::Adaptive`] | 0.01 s          | 16.4, 22.6 us  | 4.00 s     | 4.00 s          |
-//! | [`Wait::Park`]     | 0.00 s          | 12.3, 28.7 us  | 7.80 s     | 0.21 s          |
-//! | [`Wait::Spin`]     | 4.01 s          | 9.3, 16.4 us   | 4.00 s     | 4.00 s          |
+//! | [`Wait::Adaptive`] | 0.00 s          | 16.4, 24.6 us  | 2.00 s     | 2.00 s          |
+//! | [`Wait::Park`]     | 0.00 s          | 12.3, 22.6 us  | 3.79 s     | 0.21 s          |
+//! | [`Wait::Spin`]     | 2.00 s          | 6.7, 16.4 us   | 2.01 s     | 2.00 s          |
 //!
 //! One run, and p50 and p99 are of some fifty to two hundred wake-ups (one in 256). In guest time an instruction takes a ns, so µs of a processor are
 //! fewer: the ratios are what counts. The test `what_each_wait_mode_costs` prints the table, and is run alone by
@@ -192,11 +192,15 @@ impl Waiter {
 }
 
 /// Sleeps by `sleep` if there is `nothing` in the rings. Returns whether it slept.
+///
+/// # Cost
+/// Two stores and a full fence, whether it sleeps or not. While `parked` is set, each record costs its enqueue an interrupt.
 pub(crate) fn park(
     parked: &AtomicU32,
     nothing: impl FnOnce() -> bool,
     sleep: impl FnOnce(),
 ) -> bool {
+    // ORDERING: relaxed: the fence behind it orders it.
     parked.store(1, Ordering::Relaxed);
     // ORDERING: full, with the addition in wakeup_flags(); see the module.
     fence(order(Guard::Park, Ordering::SeqCst));
@@ -204,7 +208,7 @@ pub(crate) fn park(
     if nothing {
         sleep();
     }
-    // ORDERING: relaxed: a stale 1 costs a wake-up in vain.
+    // ORDERING: relaxed, with the load in wakeup_flags() in bpf/records.h: a stale 1 costs a wake-up in vain.
     parked.store(0, Ordering::Relaxed);
     nothing
 }

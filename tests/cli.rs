@@ -38,6 +38,20 @@ fn wrong_arguments_are_status_2_with_the_reason() {
     }
 }
 
+/// The complaint has several lines, with the usage after the error.
+#[test]
+fn the_first_line_about_a_wrong_argument_is_the_error() {
+    let output = metronome(&["--cpu", "first"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(output.stdout, b"");
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    let first = stderr.lines().next().unwrap();
+    assert!(
+        first.starts_with("error: ") && first.contains("--cpu") && first.contains("first"),
+        "{first}"
+    );
+}
+
 #[test]
 fn version_and_help_are_told() {
     let version = metronome(&["--version"]);

@@ -119,6 +119,17 @@ impl Scheduler {
         });
     }
 
+    /// Fails with what the scheduler said if the kernel has ended it.
+    fn assert_enabled(&mut self, when: &str) {
+        let state = state();
+        if state != "enabled" {
+            wait_for("the scheduler ends", Duration::from_secs(60), || {
+                self.child.try_wait().unwrap().is_some()
+            });
+            panic!("{when}: state is {state}: {}", self.take_stderr());
+        }
+    }
+
     fn take_stderr(&mut self) -> String {
         let mut text = String::new();
         self.child
@@ -175,23 +186,56 @@ impl Ended {
     /// Ended as asked, by itself, without complaint, and with balanced books.
     fn assert_clean(&self) {
         assert!(self.status.success(), "{}: {}", self.status, self.stderr);
-        assert!(self.stderr.contains("books balance"), "{}", self.stderr);
-        wait_for(
-            "the default scheduler is back",
-            Duration::from_secs(10),
-            || state() == "disabled",
-        );
+        self.assert_books_balance();
+        wait_for_default_scheduler();
     }
 
-    /// The numbers of the line of the books, by name.
-    fn books(&self) -> HashMap<String, u64> {
-        let line = self
-            .stderr
-            .lines()
-            .rfind(|line| line.starts_with("books"))
-            .expect("a line of books");
-        numbers(line)
+    /// Each time it was detached every task is accounted for, and it did not end with a crowd in its hands.
+    fn assert_books_balance(&self) {
+        let mut lines = self.lines_of_books().peekable();
+        assert!(lines.peek().is_some(), "no books: {}", self.stderr);
+        for line in lines {
+            assert!(line.starts_with("books balance: "), "{line}");
+            let books = numbers(line);
+            assert_eq!(accounted(&books), books["queued"], "{line}");
+            assert!(books["left"] <= LEFT_AT_THE_END, "{line}");
+        }
     }
+
+    fn lines_of_books(&self) -> impl Iterator<Item = &str> {
+        self.stderr
+            .lines()
+            .filter(|line| line.starts_with("books "))
+    }
+
+    /// The numbers of the last line of the books, by name.
+    fn books(&self) -> HashMap<String, u64> {
+        numbers(self.lines_of_books().last().expect("a line of books"))
+    }
+}
+
+/// As many tasks may be on their way when a scheduler is detached: those that are runnable at that moment.
+const LEFT_AT_THE_END: u64 = 50;
+
+/// Of how many tasks the books say what became of them.
+fn accounted(books: &HashMap<String, u64>) -> u64 {
+    let fates = [
+        "dispatched",
+        "stale",
+        "gone",
+        "rescued",
+        "superseded",
+        "left",
+    ];
+    fates.iter().map(|fate| books[*fate]).sum()
+}
+
+fn wait_for_default_scheduler() {
+    wait_for(
+        "the default scheduler is back",
+        Duration::from_secs(10),
+        || state() == "disabled",
+    );
 }
 
 /// "a 1 b-c 2" as a map.
@@ -241,6 +285,45 @@ impl Load {
         }
         self.0.clear();
     }
+}
+
+/// Processes that a load has forked and that stay: they are there from the first to the last, and get on.
+struct Crew(Vec<(i32, String)>);
+
+impl Crew {
+    /// Those of a load's first command, once there are so many.
+    fn of(load: &Load, number: usize) -> Self {
+        let parent = load.0[0].1.id() as i32;
+        let mut crew = Vec::new();
+        wait_for("the workers are there", Duration::from_secs(30), || {
+            crew = children(parent);
+            let is_named = |(_, name): &(i32, String)| name.starts_with("stress-ng-");
+            crew.len() == number && crew.iter().all(is_named)
+        });
+        Self(crew)
+    }
+
+    /// All are there, no other has taken the place of one, and each CPU hog has used CPU time since this began to look.
+    fn assert_get_on(&self, load: &Load, when: &str) {
+        assert_eq!(children(load.0[0].1.id() as i32), self.0, "{when}");
+        let hogs = self.0.iter().filter(|(_, name)| name.contains("cpu"));
+        let used = hogs.map(|(pid, _)| (*pid, cpu_ticks(*pid)));
+        let used: Vec<_> = used.collect();
+        assert!(used.len() >= 2 * cpus(), "{when}: {used:?}");
+        let mut waiting = used.clone();
+        wait_for(when, Duration::from_secs(2), || {
+            waiting.retain(|(pid, before)| cpu_ticks(*pid) == *before);
+            waiting.is_empty()
+        });
+    }
+}
+
+/// The children of a process whose first thread has forked them, and their names.
+fn children(parent: i32) -> Vec<(i32, String)> {
+    let children = read(&format!("/proc/{parent}/task/{parent}/children"));
+    let pids = children.split_whitespace().map(|pid| pid.parse().unwrap());
+    pids.map(|pid: i32| (pid, read(&format!("/proc/{pid}/comm"))))
+        .collect()
 }
 
 impl Drop for Load {
@@ -322,35 +405,32 @@ fn the_seed_program_schedules_a_load() {
     assert_eq!(state(), "enabled");
     let ended = scheduler.stop(libc::SIGINT);
     assert!(ended.status.success(), "{}: {}", ended.status, ended.stderr);
-    wait_for(
-        "the default scheduler is back",
-        Duration::from_secs(10),
-        || state() == "disabled",
-    );
+    wait_for_default_scheduler();
 }
 
 #[test]
 fn any_end_leaves_the_default_scheduler_and_a_running_load() {
     let mut load = Load::start(&[&format!("stress-ng --cpu {} --pipe 2 -t 3600s", 2 * cpus())]);
+    let crew = Crew::of(&load, 2 * cpus() + 2);
     for scheduler in ["scx_metronome", "fifo"] {
         for signal in [libc::SIGINT, libc::SIGTERM] {
             let ended = Scheduler::start(scheduler, &[]).stop(signal);
             ended.assert_clean();
+            crew.assert_get_on(&load, &format!("{scheduler} after signal {signal}"));
             assert!(!ended.stderr.contains("restarting"), "{}", ended.stderr);
+            let reports = ended
+                .stderr
+                .lines()
+                .filter(|line| line.starts_with("EXIT: "));
+            let expected = usize::from(scheduler == "scx_metronome");
+            assert_eq!(reports.count(), expected, "{}", ended.stderr);
         }
         let ended = Scheduler::start(scheduler, &[]).stop(libc::SIGKILL);
-        assert!(!ended.status.success());
-        wait_for(
-            "the default scheduler is back",
-            Duration::from_secs(10),
-            || state() == "disabled",
-        );
+        assert_eq!(ended.status.signal(), Some(libc::SIGKILL));
+        wait_for_default_scheduler();
+        crew.assert_get_on(&load, &format!("{scheduler} after SIGKILL"));
     }
     load.assert_running();
-}
-
-fn policy_of(pid: i32) -> i32 {
-    unsafe { libc::sched_getscheduler(pid) }
 }
 
 /// The sum of a counter over the statistics lines.
@@ -361,52 +441,75 @@ fn total(stdout: &str, counter: &str) -> u64 {
         .sum()
 }
 
-#[test]
-fn partial_mode_schedules_only_sched_ext_tasks() {
-    let scheduler = Scheduler::start("scx_metronome", &["--partial", "--stats", "0.2"]);
-    assert_eq!(read(&format!("{SCHED_EXT}/switch_all")), "0");
-    // Ordinary tasks only: nothing for us to do.
-    let mut ordinary = Load::start(&[&format!("stress-ng --cpu {} --pipe 2 -t 2s", 2 * cpus())]);
-    ordinary.assert_ends_well();
-    let ended = scheduler.stop(libc::SIGINT);
-    ended.assert_clean();
-    let idle = total(&ended.stdout, "queued") + total(&ended.stdout, "direct");
-    assert!(
-        idle < 50,
-        "ordinary tasks were scheduled by us: {}",
-        ended.stdout
-    );
+/// SCHED_EXT of the kernel's include/uapi/linux/sched.h.
+const POLICY_EXT: i32 = 7;
 
-    let scheduler = Scheduler::start("scx_metronome", &["--partial", "--stats", "0.2"]);
-    let mut command = Command::new("stress-ng");
-    command.args([
-        "--cpu",
-        &(2 * cpus()).to_string(),
-        "--pipe",
-        "2",
-        "-t",
-        "2s",
-    ]);
-    command.stdout(Stdio::null()).stderr(Stdio::null());
+/// A load whose processes have all asked to be scheduled by us.
+fn start_as_sched_ext(command: &str) -> Load {
+    let mut words = command.split_whitespace();
+    let mut process = Command::new(words.next().unwrap());
+    process
+        .args(words)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     unsafe {
-        command.pre_exec(|| {
+        process.pre_exec(|| {
             let parameters = libc::sched_param { sched_priority: 0 };
-            match libc::sched_setscheduler(0, 7, &parameters) {
+            match libc::sched_setscheduler(0, POLICY_EXT, &parameters) {
                 0 => Ok(()),
                 _ => Err(std::io::Error::last_os_error()),
             }
         });
     }
-    let mut child = command.spawn().unwrap();
-    assert_eq!(policy_of(child.id() as i32), 7);
-    assert!(child.wait().unwrap().success());
+    Load(vec![(command.to_owned(), process.spawn().unwrap())])
+}
+
+/// Whether the kernel has a task in the class of our scheduler.
+fn is_in_our_class(pid: i32) -> bool {
+    let text = read(&format!("/proc/{pid}/sched"));
+    let line = text.lines().find(|line| line.starts_with("ext.enabled"));
+    let line = line.unwrap_or_else(|| panic!("no ext.enabled: {text}"));
+    line.rsplit(':').next().unwrap().trim() == "1"
+}
+
+/// Ways of a task through the kernel side when it becomes runnable.
+const ENQUEUES: [&str; 7] = [
+    "queued",
+    "direct",
+    "ordered",
+    "kernel",
+    "no-id",
+    "alone",
+    "ring-full",
+];
+
+/// How often a task became runnable under a partial scheduler while a load ran whose workers are, or are not, in our class.
+fn enqueues_of_partial_mode(start: impl FnOnce(&str) -> Load, is_ours: bool) -> u64 {
+    let scheduler = Scheduler::start("scx_metronome", &["--partial", "--stats", "0.2"]);
+    assert_eq!(read(&format!("{SCHED_EXT}/switch_all")), "0");
+    let mut load = start(&format!("stress-ng --cpu {} --pipe 2 -t 2s", 2 * cpus()));
+    let parent = load.0[0].1.id() as i32;
+    let crew = Crew::of(&load, 2 * cpus() + 2);
+    for pid in crew.0.iter().map(|(pid, _)| *pid).chain([parent]) {
+        assert_eq!(is_in_our_class(pid), is_ours, "{pid}");
+        let policy = unsafe { libc::sched_getscheduler(pid) };
+        assert_eq!(policy == POLICY_EXT, is_ours, "{pid}");
+    }
+    load.assert_ends_well();
     let ended = scheduler.stop(libc::SIGINT);
     ended.assert_clean();
-    assert!(
-        ended.books()["queued"] > 100,
-        "SCHED_EXT tasks were not scheduled by us: {}",
-        ended.stderr
-    );
+    let counts = ENQUEUES.map(|way| total(&ended.stdout, way));
+    println!("{ENQUEUES:?} {counts:?}, {}", ended.stderr);
+    counts.iter().sum()
+}
+
+#[test]
+fn partial_mode_schedules_only_sched_ext_tasks() {
+    // What remains are the threads of the scheduler's own process: they are in our class, too.
+    let own = enqueues_of_partial_mode(|command| Load::start(&[command]), false);
+    assert!(own < 50, "ordinary tasks were scheduled by us: {own}");
+    let all = enqueues_of_partial_mode(start_as_sched_ext, true);
+    assert!(all > 1000, "tasks were not scheduled by us: {all}");
 }
 
 /// The table of the hops, by name: how many were measured, and mean, p50, p99, p99.9 and max in µs.
@@ -427,7 +530,7 @@ fn all_hops_of_a_busy_machine_are_measured_and_add_up() {
     let args = ["--stats", "1", "--slice-us", "500", "--slice-us-min", "500"];
     let scheduler = Scheduler::start("scx_metronome", &args);
     let n = 2 * cpus();
-    let load = &format!("stress-ng --cpu {n} --pipe 2 --switch 2 --fork 1 --yield 2 -t 8s");
+    let load = &format!("stress-ng --cpu {n} --pipe 1 --yield 2 -t 8s");
     Load::start(&[load]).assert_ends_well();
     let ended = scheduler.stop(libc::SIGINT);
     ended.assert_clean();
@@ -446,6 +549,8 @@ fn all_hops_of_a_busy_machine_are_measured_and_add_up() {
         "drained -> running",
     ];
     let whole = "enqueued -> running";
+    let ordered = "ordered -> running";
+    assert!(of(ordered, 2) < of(whole, 2), "no way at all: {hops:?}");
     // All are of the same tasks.
     assert!(way.iter().all(|hop| of(hop, 0) == of(whole, 0)), "{hops:?}");
     let sum: f64 = way.iter().map(|hop| of(hop, 1)).sum();
@@ -502,6 +607,11 @@ fn the_scheduler_thread_of_a_saturated_machine_neither_faults_nor_allocates_and_
     let n = 2 * cpus();
     let mut load = Load::start(&[&format!("stress-ng --cpu {n} --pipe 4 --fork 1 -t 3600s")]);
     thread::sleep(Duration::from_secs(2));
+    let mut yes = Command::new("yes").stdout(Stdio::null()).spawn().unwrap();
+    let counted = system_calls(yes.id() as i32, 1);
+    yes.kill().unwrap();
+    yes.wait().unwrap();
+    assert!(counted > 10, "calls are counted: {counted}");
     let calls = system_calls(scheduler.pid(), 10);
     load.assert_running();
     assert_eq!(state(), "enabled");
@@ -515,16 +625,21 @@ fn the_scheduler_thread_of_a_saturated_machine_neither_faults_nor_allocates_and_
         "{}",
         ended.stdout
     );
-    let busy = &lines[2..lines.len().min(12)];
-    let queued: u64 = busy
-        .iter()
-        .map(|line| line["queued"] + line["ordered"])
-        .sum();
-    println!("in 10 s: {queued} tasks, {calls} system calls, 0 faults, 0 allocations");
-    assert!(queued > 1000, "the machine was saturated: {}", ended.stdout);
+    let busy = &lines[3..lines.len().min(13)];
+    let sum = |counter: &str| busy.iter().map(|line| line[counter]).sum::<u64>();
+    let (queued, ordered) = (sum("queued"), sum("ordered"));
+    println!(
+        "in 10 s: {queued} questions, {ordered} orders carried out, {calls} system calls, 0 faults, 0 allocations"
+    );
+    assert!(
+        queued + ordered > 1000,
+        "the machine was saturated: {}",
+        ended.stdout
+    );
+    // Of those alone about which it was asked.
     assert!(
         5 * calls <= queued,
-        "{calls} system calls for {queued} tasks"
+        "{calls} system calls for {queued} questions"
     );
 }
 

@@ -7,7 +7,10 @@ use proptest::prelude::*;
 #[cfg(feature = "kernel")]
 use scx_metronome::memory::{self, CountingAllocator};
 use scx_metronome::policy::deadline::Deadline;
-use scx_metronome::sim::{Config, Event, Sim, TASKS};
+use scx_metronome::policy::{self, Due, Place, Policy};
+use scx_metronome::sim::{Config, Event, EveryPlace, Sim, TASKS};
+use scx_metronome::stats::Snapshot;
+use scx_metronome::task::QueuedTask;
 
 #[cfg(feature = "kernel")]
 #[global_allocator]
@@ -32,50 +35,133 @@ fn configs() -> impl Strategy<Value = Config> {
 }
 
 /// Applies the events, checking after each; then all that is runnable must get a CPU.
-fn run(config: Config, events: impl IntoIterator<Item = Event>) -> Result<Machine, String> {
-    let mut sim = machine(config);
+fn run<P: Policy>(sim: &mut Sim<P>, events: impl IntoIterator<Item = Event>) -> Result<(), String> {
     for (nr, event) in events.into_iter().enumerate() {
         sim.apply(event);
         sim.check()
             .map_err(|violation| format!("event {nr}, {event:?}: {violation}"))?;
     }
-    sim.settle()?;
-    Ok(sim)
+    sim.settle()
+}
+
+/// The same without faults: the books balance, and no task is taken over from a scheduler thread that was not late.
+fn run_healthy<P: Policy>(
+    sim: &mut Sim<P>,
+    events: impl IntoIterator<Item = Event>,
+) -> Result<Snapshot, String> {
+    run(sim, events.into_iter().filter(|event| !event.is_fault()))?;
+    let books = sim.books();
+    let counts = books.counts;
+    if !books.balance() {
+        return Err(format!("{books}"));
+    }
+    if counts.late == 0 && counts.takeover + counts.alone != 0 {
+        return Err(format!("taken over from nobody: {counts}"));
+    }
+    Ok(counts)
+}
+
+fn events() -> impl Strategy<Value = Vec<Event>> {
+    vec(any::<[u8; 4]>().prop_map(Event::decode), 0..600)
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
     #[test]
-    fn nothing_is_lost_doubled_or_misplaced(
-        config in configs(),
-        events in vec(any::<[u8; 4]>().prop_map(Event::decode), 0..600),
-    ) {
-        let healthy = events.into_iter().filter(|event| !event.is_fault());
-        let sim = run(config, healthy).map_err(TestCaseError::fail)?;
-        let books = sim.books();
-        prop_assert!(books.balance(), "{books}");
-        prop_assert_eq!(books.counts.takeover, 0);
+    fn nothing_is_lost_doubled_or_misplaced(config in configs(), events in events()) {
+        let counts = run_healthy(&mut machine(config), events).map_err(TestCaseError::fail)?;
+        prop_assert_eq!(counts.bounced, 0);
     }
 
     #[test]
-    fn corrupt_memory_loses_no_task(
+    fn wherever_the_policy_puts_them_none_is_lost_doubled_or_misplaced(
         config in configs(),
-        events in vec(any::<[u8; 4]>().prop_map(Event::decode), 0..600),
+        events in events(),
     ) {
-        run(config, events).map_err(TestCaseError::fail)?;
+        let mut sim = Sim::new(config, EveryPlace::default());
+        run_healthy(&mut sim, events).map_err(TestCaseError::fail)?;
+    }
+
+    #[test]
+    fn corrupt_memory_loses_no_task(config in configs(), events in events()) {
+        run(&mut machine(config), events.iter().copied()).map_err(TestCaseError::fail)?;
+        let mut sim = Sim::new(config, EveryPlace::default());
+        run(&mut sim, events).map_err(TestCaseError::fail)?;
     }
 }
 
 #[test]
-fn a_full_ring_sends_tasks_on_in_deadline_order_and_loses_none() {
+fn all_that_can_happen_happens_in_a_long_run_and_the_same_twice() {
+    let long_run = |seed| {
+        let config = Config {
+            nr_cpus: 9,
+            nr_tasks: 150,
+            nr_rings: 2,
+            ..Config::default()
+        };
+        let events = Event::stream(seed).take(20_000);
+        run_healthy(&mut Sim::new(config, EveryPlace::default()), events).unwrap()
+    };
+    for seed in 0..4 {
+        let counts = long_run(seed);
+        let happened = [
+            counts.direct,
+            counts.dispatched,
+            counts.stale,
+            counts.gone,
+            counts.rescued,
+            counts.bounced,
+            counts.superseded,
+            counts.late,
+            counts.alone,
+            counts.takeover,
+        ];
+        assert!(happened.iter().all(|nr| *nr > 0), "seed {seed}: {counts}");
+        assert_eq!(long_run(seed), counts, "seed {seed}");
+    }
+}
+
+#[test]
+fn while_user_space_is_late_tasks_run_without_it_and_once_it_has_caught_up_it_is_asked() {
+    let config = Config {
+        builtin_idle: false,
+        ..Config::default()
+    };
+    let mut sim = machine(config);
+    sim.apply(Event::Late);
+    assert_eq!(sim.books().counts.late, 0, "nobody waits");
+    sim.apply(Event::Wake(1));
+    sim.apply(Event::Late);
+    assert_eq!(sim.running().collect::<Vec<_>>(), [(0, 1)]);
+    sim.apply(Event::Wake(2));
+    assert_eq!(sim.running().count(), 2);
+    sim.apply(Event::Back);
+    sim.apply(Event::Wake(3));
+    let counts = sim.books().counts;
+    assert_eq!((counts.late, counts.takeover, counts.alone), (1, 1, 2));
+    // Its decision comes too late.
+    sim.apply(Event::Turn);
+    sim.apply(Event::Back);
+    sim.apply(Event::Sleep(2));
+    sim.apply(Event::Wake(3));
+    let counts = sim.books().counts;
+    assert_eq!((counts.alone, counts.queued), (2, 2));
+    sim.settle().unwrap();
+    let counts = sim.books().counts;
+    assert_eq!((counts.rescued, counts.dispatched), (1, 1));
+}
+
+#[test]
+fn a_full_ring_sends_tasks_on_and_loses_none() {
     let config = Config {
         ring_bytes: 4096,
         nr_tasks: 200,
         builtin_idle: false,
         ..Config::default()
     };
-    let sim = run(config, (0..200).map(Event::Wake)).unwrap();
+    let mut sim = machine(config);
+    run(&mut sim, (0..200).map(Event::Wake)).unwrap();
     let counts = sim.books().counts;
     assert_eq!((counts.queued, counts.ring_full), (31, 169));
     assert_eq!(counts.takeover, 0);
@@ -96,6 +182,61 @@ fn a_decision_that_affinity_has_overtaken_is_carried_out_elsewhere_or_dropped() 
     sim.settle().unwrap();
     let counts = sim.books().counts;
     assert_eq!((counts.queued, counts.stale, counts.dispatched), (2, 1, 1));
+}
+
+/// Sends all tasks to one CPU, and counts the decisions for which there was no room.
+struct Crowd {
+    refused: Vec<Due>,
+}
+
+impl Policy for Crowd {
+    fn deadline(&mut self, _task: &QueuedTask) -> u64 {
+        1
+    }
+
+    fn slice_ns(&mut self, _id: u32, _waiting: usize) -> u64 {
+        1_000_000
+    }
+
+    fn place(&mut self, _task: &Due, machine: &policy::Machine<'_>) -> Place {
+        // 256 lie ahead there soon: what is too much goes to any CPU.
+        assert!(machine.backlog(0) <= 256);
+        Place::On(0)
+    }
+
+    fn refused(&mut self, task: &Due) {
+        self.refused.push(*task);
+    }
+}
+
+#[test]
+fn a_decision_without_room_is_refused_and_its_task_is_due_again_once_there_is_some() {
+    let config = Config {
+        nr_tasks: 200,
+        builtin_idle: false,
+        ..Config::default()
+    };
+    let mut sim = Sim::new(config, Crowd { refused: vec![] });
+    // No CPU looks into its mailbox meanwhile, and a task that is enqueued anew is decided about anew.
+    (0..200).for_each(|id| sim.apply(Event::Wake(id)));
+    sim.turn();
+    for _ in 0..100 {
+        (0..200).for_each(|id| sim.apply(Event::SetAffinity(id, !0)));
+        sim.turn();
+    }
+    let books = sim.books();
+    assert_eq!(books.left_in_mailboxes, 256 + 16_384);
+    let refused = &sim.policy().refused;
+    assert!(!refused.is_empty());
+    assert!(refused.iter().all(|due| due.deadline == 1 && due.id < 200));
+    sim.check().unwrap();
+    // The CPUs empty the mailboxes.
+    sim.apply(Event::Turn);
+    assert_eq!(sim.books().left_in_mailboxes, 0);
+    sim.settle().unwrap();
+    let books = sim.books();
+    assert!(books.balance() && books.counts.dispatched >= 200, "{books}");
+    assert_eq!(books.counts.takeover, 0);
 }
 
 #[test]
@@ -181,4 +322,47 @@ fn at_a_tick_the_task_with_the_earliest_deadline_runs() {
     sim.apply(Event::Tick(0));
     assert_eq!(running(&sim), [(0, 1)]);
     sim.settle().unwrap();
+}
+
+/// Tasks of an odd id displace what runs on CPU 0, others queue up there. In the order of their ids.
+struct Displaces;
+
+impl Policy for Displaces {
+    fn deadline(&mut self, task: &QueuedTask) -> u64 {
+        1_000 + u64::from(task.id)
+    }
+
+    fn slice_ns(&mut self, _id: u32, _waiting: usize) -> u64 {
+        0
+    }
+
+    fn place(&mut self, task: &Due, _machine: &policy::Machine<'_>) -> Place {
+        match task.id % 2 {
+            0 => Place::On(0),
+            _ => Place::Preempt(0),
+        }
+    }
+}
+
+#[test]
+fn a_preempting_decision_displaces_what_runs_and_goes_before_what_waits() {
+    let config = Config {
+        builtin_idle: false,
+        ..Config::default()
+    };
+    let mut sim = Sim::new(config, Displaces);
+    let running = |sim: &Sim<Displaces>| sim.running().collect::<Vec<_>>();
+    for id in [2, 4] {
+        sim.apply(Event::Wake(id));
+        sim.apply(Event::Turn);
+        sim.check().unwrap();
+    }
+    assert_eq!(running(&sim), [(0, 2)], "the other queues up");
+    sim.apply(Event::Wake(5));
+    sim.apply(Event::Turn);
+    sim.check().unwrap();
+    assert_eq!(running(&sim), [(0, 5)]);
+    sim.settle().unwrap();
+    let counts = sim.books().counts;
+    assert_eq!((counts.queued, counts.dispatched), (4, 4), "2 twice");
 }

@@ -10,12 +10,35 @@
 use std::fs;
 use std::path::PathBuf;
 
+#[cfg(feature = "kernel")]
+use scx_metronome::memory::{self, CountingAllocator};
 use serde_json::Value;
 
 #[cfg(feature = "kernel")]
 pub mod bpf;
 #[cfg(feature = "kernel")]
 pub mod incumbent;
+
+#[cfg(feature = "kernel")]
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
+
+/// Runs what must not allocate (Invariant 1).
+#[cfg(feature = "kernel")]
+pub fn without_allocation<T>(run: impl FnOnce() -> T) -> T {
+    let before = memory::sealed_allocations();
+    let seal = memory::seal();
+    let result = run();
+    drop(seal);
+    assert_eq!(memory::sealed_allocations(), before, "allocations");
+    result
+}
+
+/// Nobody counts here.
+#[cfg(not(feature = "kernel"))]
+pub fn without_allocation<T>(run: impl FnOnce() -> T) -> T {
+    run()
+}
 
 /// Whether to measure; otherwise this is `cargo test`, and one pass shows that it works.
 pub fn is_measuring() -> bool {

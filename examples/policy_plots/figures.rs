@@ -37,8 +37,8 @@ impl fmt::Display for Line {
     }
 }
 
-fn deadline() -> Deadline<TASKS> {
-    Deadline::new(SLICES.0, SLICES.1)
+fn deadline() -> Box<Deadline<TASKS>> {
+    Box::new(Deadline::new(SLICES.0, SLICES.1))
 }
 
 /// A machine that has run these lives for a while, and then for as long as is measured.

@@ -113,8 +113,11 @@ fn ring(start: u64, size: u8, records: &[(u32, Record)]) -> Input {
 /// The first byte of the four that stand for an event.
 mod kind {
     pub const WAKE: u8 = 0;
+    pub const BACK: u8 = 6;
+    pub const LATE: u8 = 7;
     pub const SLEEP: u8 = 8;
     pub const SLICE_ENDS: u8 = 11;
+    pub const TICK: u8 = 14;
     pub const EXIT: u8 = 16;
     pub const SET_AFFINITY: u8 = 17;
     pub const SET_WEIGHT: u8 = 18;
@@ -127,7 +130,7 @@ mod kind {
     pub const MISPLACE: u8 = 31;
 }
 
-/// Machines with 3 and 71 CPUs, in which twice as many tasks as CPUs wake, run, and change in one way or another.
+/// Machines with 3 and 71 CPUs, and the usual policy or one that puts tasks in every place, in which twice as many tasks as CPUs wake, run, and change in one way or another.
 fn turns() -> Vec<Vec<u8>> {
     use kind::*;
     let changes = [
@@ -139,15 +142,17 @@ fn turns() -> Vec<Vec<u8>> {
         (DISCARD, 0, 0),
         (SCRIBBLE, 0x1c, 0),
         (MISPLACE, 0x10, 0),
+        (TICK, 0, 0),
+        (LATE, 0, 0),
     ];
     let mut turns = vec![];
-    for (cpus, change) in [3_u8, 71]
+    for (cpus, every_place, change) in [(3_u8, 0), (71, 0), (3, 2), (71, 2)]
         .iter()
-        .flat_map(|cpus| changes.map(|change| (*cpus, change)))
+        .flat_map(|(cpus, policy)| changes.map(|change| (*cpus, *policy, change)))
     {
         let tasks = 2 * cpus;
         let faults = u8::from(matches!(change.0, SCRIBBLE | MISPLACE));
-        let mut bytes = vec![cpus - 2, tasks - 1, cpus & 4, faults];
+        let mut bytes = vec![cpus - 2, tasks - 1, cpus & 4, every_place | faults];
         let mut happens = |kind, a, b, c| bytes.extend([kind, a, b, c]);
         for task in 0..tasks {
             happens(WAKE, task, 0, 0);
@@ -160,6 +165,7 @@ fn turns() -> Vec<Vec<u8>> {
             happens(SLEEP, round + 1, 0, 0);
             happens(WAKE, round, 0, 0);
             happens(RELEASE, 0, 0, 0);
+            happens(BACK, 0, 0, 0);
         }
         turns.push(bytes);
     }

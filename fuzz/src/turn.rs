@@ -8,18 +8,19 @@
 //! | 0     | CPUs less 2                                                                       |
 //! | 1     | tasks less 1                                                                      |
 //! | 2     | bit 0: no built-in idle selection; bit 1: rings of 64 KiB, not 4; bits 2, 3: rings, as a power of two |
-//! | 3     | bit 0: faults happen                                                              |
+//! | 3     | bit 0: faults happen; bit 1: a policy that puts tasks in every place, not the usual one |
 //! | 4..   | an [`Event`] in every 4, at most 2,048 of them                                    |
 
+use scx_metronome::policy::Policy;
 use scx_metronome::policy::deadline::Deadline;
-use scx_metronome::sim::{Config, Event, Sim, TASKS};
+use scx_metronome::sim::{Config, Event, EveryPlace, Sim, TASKS};
 
 /// Longer inputs find nothing that shorter ones do not, and take longer.
 const EVENTS: usize = 2048;
 
-/// Lets it all happen. Without faults the books must balance besides, and nobody be taken over.
+/// Lets it all happen. Without faults the books must balance besides, and nobody be taken over from user space that is not late.
 pub fn run(bytes: &[u8]) {
-    let Some((&[cpus, tasks, flags, faults], events)) = bytes.split_first_chunk() else {
+    let Some((&[cpus, tasks, flags, kinds], events)) = bytes.split_first_chunk() else {
         return;
     };
     let config = Config {
@@ -29,17 +30,27 @@ pub fn run(bytes: &[u8]) {
         nr_tasks: 1 + u32::from(tasks),
         builtin_idle: flags & 1 == 0,
     };
-    let faults = faults & 1 == 1;
-    let mut sim = Sim::new(config, Deadline::<TASKS>::new(20_000_000, 1_000_000));
+    let faults = kinds & 1 == 1;
     let events = events
         .as_chunks()
         .0
         .iter()
-        .map(|bytes| Event::decode(*bytes));
-    for event in events
+        .map(|bytes| Event::decode(*bytes))
         .filter(|event| faults || !event.is_fault())
-        .take(EVENTS)
-    {
+        .take(EVENTS);
+    if kinds & 2 == 0 {
+        let policy = Deadline::<TASKS>::new(20_000_000, 1_000_000);
+        let mut sim = Sim::new(config, policy);
+        let_happen(&mut sim, events, faults);
+        // It names no CPU that the task may not use.
+        assert!(faults || sim.books().counts.bounced == 0);
+    } else {
+        let_happen(&mut Sim::new(config, EveryPlace::default()), events, faults);
+    }
+}
+
+fn let_happen<P: Policy>(sim: &mut Sim<P>, events: impl Iterator<Item = Event>, faults: bool) {
+    for event in events {
         sim.apply(event);
         sim.check()
             .unwrap_or_else(|violation| panic!("{event:?}: {violation}"));
@@ -48,7 +59,8 @@ pub fn run(bytes: &[u8]) {
         .unwrap_or_else(|violation| panic!("{violation}"));
     if !faults {
         let books = sim.books();
+        let counts = books.counts;
         assert!(books.balance(), "{books}");
-        assert_eq!(books.counts.takeover, 0);
+        assert!(counts.late != 0 || counts.takeover + counts.alone == 0);
     }
 }

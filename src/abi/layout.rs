@@ -94,7 +94,7 @@ fn elements(btf: &Btf<'_>, name: &str, field: &str) -> usize {
 }
 
 #[test]
-fn each_structure_is_the_same_on_both_sides() {
+fn what_travels_between_the_sides_is_the_same_on_both() {
     with_object(|_, btf| {
         assert_eq!(
             layout_in(btf, "queued_task"),
@@ -134,6 +134,12 @@ fn each_structure_is_the_same_on_both_sides() {
                 pad
             })
         );
+    });
+}
+
+#[test]
+fn what_each_side_publishes_is_the_same_on_both() {
+    with_object(|_, btf| {
         assert_eq!(
             layout_in(btf, "cpu_state"),
             layout!(CpuState {
@@ -179,6 +185,12 @@ fn each_structure_is_the_same_on_both_sides() {
                 policies
             })
         );
+    });
+}
+
+#[test]
+fn what_is_read_at_leisure_is_the_same_on_both() {
+    with_object(|_, btf| {
         assert_eq!(
             layout_in(btf, "histogram"),
             layout!(SharedHistogram { buckets })
@@ -296,11 +308,11 @@ fn counters_have_the_same_names_and_numbers() {
 fn kinds_of_records_have_the_same_names_and_numbers() {
     use crate::task::Kind::{
         Affinity, Blocked, Bounced, Direct, Dispatched, Gone, Ordered, Queued, Rescued, Stale,
-        Weight,
+        TooLate, Weight,
     };
     let kinds = [
         Queued, Ordered, Blocked, Gone, Weight, Affinity, Dispatched, Bounced, Stale, Rescued,
-        Direct,
+        Direct, TooLate,
     ];
     let here = kinds.map(|kind| {
         let name = format!("RECORD_{}", constant_case(&format!("{kind:?}")));
@@ -379,6 +391,7 @@ fn each_macro_of_the_header_has_the_same_value_here() {
         ("BIRTH_SHIFT", format!("{BIRTH_SHIFT}")),
         ("BIRTHS", format!("(1 << {})", BIRTHS.ilog2())),
         ("WAKE_FLAGS_SHIFT", format!("{WAKE_FLAGS_SHIFT}")),
+        ("FOUND_IDLE", format!("(1ULL << {})", FOUND_IDLE.ilog2())),
         (
             "DECISION_ANY_CPU",
             format!("(1ULL << {})", DECISION_ANY_CPU.ilog2()),

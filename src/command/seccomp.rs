@@ -38,7 +38,7 @@ const FREE: &[c_long] = &[
     libc::SYS_dup, libc::SYS_dup3, libc::SYS_memfd_create, libc::SYS_mkdirat, libc::SYS_unlinkat, libc::SYS_uname,
     // The scheduler thread's place.
     libc::SYS_sched_getaffinity, libc::SYS_sched_setaffinity, libc::SYS_sched_getparam, libc::SYS_sched_getscheduler,
-    libc::SYS_sched_setscheduler, libc::SYS_getcpu,
+    libc::SYS_sched_setscheduler, libc::SYS_getpriority, libc::SYS_setpriority, libc::SYS_getcpu,
     // Memory; mmap() and mprotect() are below.
     libc::SYS_brk, libc::SYS_munmap, libc::SYS_mremap, libc::SYS_madvise, libc::SYS_mlockall, libc::SYS_munlockall,
     // The socket; socket() is below. connect() wakes the server's own thread at the end.

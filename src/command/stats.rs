@@ -87,8 +87,8 @@ metrics! {
     late: "times that user space was found late, and the kernel side went on alone",
     alone: "tasks about which it therefore did not ask",
     syscalls: "system calls of the scheduler thread",
-    faults: "page faults of the scheduler thread since it began (level)",
-    allocations: "allocations of the scheduler thread since it began (level)",
+    faults: "page faults of the scheduler thread since it began to run the policy (level)",
+    allocations: "allocations of the scheduler thread while it ran a policy (level)",
 }
 
 /// A CPU at one moment.

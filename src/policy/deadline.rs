@@ -1,10 +1,26 @@
 //! Weighted virtual runtime with deadlines: fair shares by weight, and quick answers for tasks that run briefly.
 //!
-//! Each task has a virtual runtime: the CPU time it used, scaled by 100 / weight. Virtual time is the largest that has got
-//! a CPU. A task that slept comes back at most a lag behind it, so that sleep cannot be saved up. Its deadline is its
-//! virtual runtime plus the CPU time it used since it last slept, at most a lag of it, scaled likewise: of two tasks with the
+//! Each task has a virtual runtime: the CPU time it used, scaled by 100 / weight. Virtual time follows the largest that is
+//! handed out, by a lag at a time, so that a light task, which may be far ahead, does not take it along. A task that slept comes
+//! back at most a lag behind it, so that sleep cannot be saved up. Its deadline is its virtual runtime plus the CPU time it used since it last slept, at most a lag of it, scaled likewise: of two tasks with the
 //! same share, the one that runs in short bursts is served before the one that would keep the CPU. One that has not slept
 //! may be behind by as much as that puts its deadline off: a light one is due late, and must not lose its share by it.
+//!
+//! # What is not held against anybody
+//! CPU time that nobody else wanted: whom an idle CPU took is level with virtual time ([`QueuedTask::found_idle`]), and of a run that
+//! was longer than any slice, so that nobody can have waited there, a lag is charged. And no task is further ahead of virtual time
+//! than `LEAD`: a light one would be due only after the kernel's watchdog has lost its patience.
+//!
+//! # Who is urgent
+//! Who sleeps after short bursts gets a standing order, which is served before everything in the queue. That is a privilege that a
+//! task could take by sleeping on purpose, so there is an allowance: a task may have a quarter of a CPU by its orders, at weight 100,
+//! or its fair share if that is more. It is kept as a leaky bucket: CPU time by weight flows in, a quarter of real time flows out, and a
+//! task whose bucket runs over while it is ahead of virtual time is asked about, as all others, until the bucket is half empty.
+//! A game's threads stay below that; two processes that do nothing but pass messages do not, nor does who burns its CPU
+//! and naps now and then.
+//!
+//! Urgency goes along wake-up chains, from the mouse to the game and on to its workers: of a task that is mostly woken by tasks with
+//! orders, bursts may be twice as long, and it is as urgent as its caller. The allowance is the same.
 //!
 //! # Nobody starves
 //! A waiting task is overtaken only by tasks with earlier deadlines, and those are at most two lags behind (at weight 100: one
@@ -14,41 +30,96 @@
 //!
 //! `docs/POLICY.md` has the whole of it, with plots.
 
-use crate::abi::MAX_TASKS;
+use crate::abi::{BIRTHS, MAX_TASKS};
 use crate::orders::Order;
 use crate::policy::Policy;
 use crate::task::{Kind, QueuedTask};
 
-/// What is known about the task of one id. All zero: nothing.
+/// What is known about the task of one id: a cache line. All zero: nothing.
 #[derive(Clone, Copy, Debug, Default)]
+#[repr(align(64))]
 struct Account {
-    birth: u32,
-    /// Mean CPU time from wake-up to sleep, ns.
-    burst: u32,
     vruntime: u64,
     /// `sum_exec_runtime` up to which `vruntime` has been charged.
     charged: u64,
-    /// `sum_exec_runtime` and `nvcsw` at the last sleep that was seen.
-    slept_at: u64,
-    sleeps: u64,
+    /// Real time of the last record.
+    heard_at: u64,
+    /// CPU time since the last sleep that was seen, ns, and `nvcsw` then, which wraps.
+    ran: u32,
+    sleeps: u32,
+    /// Mean CPU time from wake-up to sleep, ns.
+    burst: u32,
+    /// What is in its bucket, ns of virtual time, up to [`DEEPEST`].
+    spent: u32,
+    /// The mean burst of the last task with an order that woke it, ns.
+    caller: u32,
+    pid: i32,
+    birth: u16,
     /// Sleeps seen, up to [`NEWBORN`].
-    seen: u32,
+    seen: u8,
+    /// How many of its wake-ups come from tasks with orders, of [`ALWAYS`]: a mean over the last few.
+    called: u8,
+    /// Whether it has an order.
+    is_ordered: bool,
 }
 
-/// A task whose bursts are longer in the mean is batch work.
+const _: () = assert!(size_of::<Account>() == 64 && BIRTHS <= 1 << 16);
+const _: () = assert!(DEEPEST <= u32::MAX as u64);
+
+impl Account {
+    const NONE: Self = Self {
+        vruntime: 0,
+        charged: 0,
+        heard_at: 0,
+        ran: 0,
+        sleeps: 0,
+        burst: 0,
+        spent: 0,
+        caller: 0,
+        pid: 0,
+        birth: 0,
+        seen: 0,
+        called: 0,
+        is_ordered: false,
+    };
+}
+
+/// A task whose bursts are longer in the mean is batch work, ns.
 const URGENT_BURST: u32 = 4_000_000;
 
+/// [`Account::called`] of a task that is woken by none but tasks with orders.
+const ALWAYS: u8 = 128;
+
 /// A task is batch work until it has slept this often: a compiler job is short, too.
-const NEWBORN: u32 = 4;
+const NEWBORN: u8 = 4;
+
+/// The least CPU time since its sleep for which the order of a task holds, ns. Who is interrupted pays for it, and a flood of tasks
+/// that end brings work of the kernel that nobody asked for: it calls RCU's callbacks for 3 ms at a time (`rcu_resched_ns` in
+/// kernel/rcu/tree.c), and other deferred work for 2 ms (`MAX_SOFTIRQ_TIME` in kernel/softirq.c).
+const LEAST_BUDGET: u64 = 8_000_000;
 
 /// Deadlines of urgent tasks, from the wake-up on, are their mean burst, within these bounds.
 const LATENCY: core::ops::RangeInclusive<u64> = 250_000..=8_000_000;
 
-/// The policy, for task ids below `TASKS`: about 3 MB for all of them, so build it where it shall stay.
+/// Of a CPU so much, one in so many, is what a task of weight 100 may have by its orders.
+const ALLOWANCE: u64 = 4;
+
+/// More than this in its bucket, ns of virtual time, and a task has overdrawn its allowance: some of a game's frames are long.
+const OVERDRAWN: u64 = 20_000_000;
+
+/// More the bucket does not hold: nobody is an outlaw for ever.
+const DEEPEST: u64 = 16 * OVERDRAWN;
+
+/// A task is ahead of virtual time by so many lags at most: 2.6 s while virtual time is slowest, and the kernel's watchdog waits for 5.
+const LEAD: u64 = 32;
+
+/// The policy, for task ids below `TASKS`: 4.25 MiB for all of them, so build it where it shall stay.
 #[derive(Debug)]
 pub struct Deadline<const TASKS: usize = MAX_TASKS> {
     accounts: [Account; TASKS],
-    /// The largest virtual runtime that has got a CPU.
+    /// Ids by the remainder of the thread id, to find a waker by; the account says whether it is meant.
+    by_pid: [u32; TASKS],
+    /// Virtual time.
     now: u64,
     /// Real time when `now` was looked at last, and what it was then.
     looked_at: u64,
@@ -65,15 +136,8 @@ impl<const TASKS: usize> Deadline<TASKS> {
     /// A policy that gives slices of `slice_ns`, shortened under load to no less than `slice_min_ns`.
     pub const fn new(slice_ns: u64, slice_min_ns: u64) -> Self {
         Self {
-            accounts: [Account {
-                birth: 0,
-                burst: 0,
-                vruntime: 0,
-                charged: 0,
-                slept_at: 0,
-                sleeps: 0,
-                seen: 0,
-            }; TASKS],
+            accounts: [Account::NONE; TASKS],
+            by_pid: [0; TASKS],
             now: 0,
             looked_at: 0,
             then: 0,
@@ -122,41 +186,102 @@ impl Account {
     /// The first time that a task is seen.
     fn open(task: &QueuedTask, now: u64) -> Self {
         Self {
-            birth: task.birth(),
+            birth: task.birth() as u16,
+            pid: task.pid,
             vruntime: now,
             charged: task.sum_exec_runtime,
-            slept_at: task.sum_exec_runtime,
-            sleeps: task.nvcsw,
-            ..Self::default()
+            sleeps: task.nvcsw as u32,
+            heard_at: task.enqueued_at,
+            ..Self::NONE
         }
     }
 
-    /// Takes in what a record says. Returns whether the task has slept since the one before.
-    fn update(&mut self, task: &QueuedTask) -> bool {
+    /// Charges the CPU time that it had since the record before.
+    fn charge(&mut self, task: &QueuedTask, slice_ns: u64) {
         let used = task.sum_exec_runtime.saturating_sub(self.charged);
         self.charged = task.sum_exec_runtime;
-        self.vruntime = self.vruntime.wrapping_add(scale(used, task.weight));
+        self.ran = at_most_u32(u64::from(self.ran).saturating_add(used));
+        let opposed = if used > 2 * slice_ns {
+            slice_ns / 4
+        } else {
+            used
+        };
+        let used = scale(opposed, task.weight);
+        self.vruntime = self.vruntime.wrapping_add(used);
 
-        let slept = task.nvcsw.wrapping_sub(self.sleeps);
-        if slept == 0 || slept > u64::from(u32::MAX) {
+        let passed = task.enqueued_at.saturating_sub(self.heard_at);
+        self.heard_at = self.heard_at.max(task.enqueued_at);
+        let left = u64::from(self.spent).saturating_sub(passed / ALLOWANCE);
+        let spent = match task.found_idle() {
+            true => 0,
+            false => left.saturating_add(used),
+        };
+        self.spent = spent.min(DEEPEST) as u32;
+    }
+
+    /// Takes in whether it has slept since the record before. `waker` is the mean burst of who woke it, if that has an order.
+    fn note_sleep(&mut self, task: &QueuedTask, waker: Option<u32>) -> bool {
+        let slept = (task.nvcsw as u32).wrapping_sub(self.sleeps);
+        if slept == 0 || slept > i32::MAX as u32 {
             return false;
         }
-        let ran = self.charged.saturating_sub(self.slept_at);
-        let burst = (ran / slept).min(u64::from(u32::MAX)) as u32;
+        let burst = self.ran / slept;
         // A mean over the last few bursts; the first one counts whole.
         self.burst = match self.seen {
             0 => burst,
             _ => self.burst - self.burst / 4 + burst / 4,
         };
-        self.seen = self.seen.saturating_add(slept.min(64) as u32).min(NEWBORN);
-        self.slept_at = self.charged;
-        self.sleeps = task.nvcsw;
+        self.seen = slept.saturating_add(self.seen.into()).min(NEWBORN.into()) as u8;
+        self.ran = 0;
+        self.sleeps = task.nvcsw as u32;
+        self.note_waker(waker);
         true
     }
 
-    fn is_urgent(&self) -> bool {
-        self.seen >= NEWBORN && self.burst < URGENT_BURST
+    /// It has been woken, by a task with an order of this mean burst or by another.
+    fn note_waker(&mut self, ordered: Option<u32>) {
+        self.called -= self.called / 4;
+        if let Some(burst) = ordered {
+            self.called += ALWAYS / 4;
+            self.caller = burst;
+        }
     }
+
+    fn is_called(&self) -> bool {
+        self.called > ALWAYS / 2
+    }
+
+    fn is_urgent(&self) -> bool {
+        let longest = if self.is_called() {
+            2 * URGENT_BURST
+        } else {
+            URGENT_BURST
+        };
+        self.seen >= NEWBORN && self.burst < longest
+    }
+
+    /// How soon after its wake-up it should run, in ns.
+    fn latency(&self, weight: u64) -> u64 {
+        let burst = match self.is_called() {
+            true => self.burst.min(self.caller),
+            false => self.burst,
+        };
+        scale(burst.into(), weight).clamp(*LATENCY.start(), *LATENCY.end())
+    }
+
+    /// Whether it keeps within its allowance, or else within its fair share: then it is not ahead of virtual time.
+    fn may_be_ordered(&self, now: u64) -> bool {
+        let limit = if self.is_ordered {
+            OVERDRAWN
+        } else {
+            OVERDRAWN / 2
+        };
+        u64::from(self.spent) <= limit || !before(now, self.vruntime)
+    }
+}
+
+fn at_most_u32(ns: u64) -> u32 {
+    ns.min(u32::MAX.into()) as u32
 }
 
 /// CPU time as virtual time.
@@ -165,22 +290,41 @@ fn scale(runtime: u64, weight: u64) -> u64 {
 }
 
 impl<const TASKS: usize> Deadline<TASKS> {
+    /// The mean burst of the task's waker, if that has an order.
+    fn waker_of(&self, task: &QueuedTask) -> Option<u32> {
+        let id = *self.by_pid.get(task.waker as usize % TASKS)?;
+        let waker = self.accounts.get(id as usize)?;
+        (waker.pid == task.waker && waker.is_ordered).then_some(waker.burst)
+    }
+
     /// Brings the account of a task up to date.
     fn account(&mut self, task: &QueuedTask) -> Option<&mut Account> {
         self.look_at_clock(task.enqueued_at);
-        let (now, lag) = (self.now, self.lag());
+        let waker = self.waker_of(task);
+        if let Some(id) = self.by_pid.get_mut(task.pid as usize % TASKS) {
+            *id = task.id;
+        }
+        let (slice_ns, lag) = (self.slice_ns, self.lag());
         let account = self.accounts.get_mut(task.id as usize)?;
-        if account.birth != task.birth() {
-            *account = Account::open(task, now);
+        if u32::from(account.birth) != task.birth() {
+            *account = Account::open(task, self.now);
+        }
+        account.charge(task, slice_ns);
+        // Virtual time is not taken along: those who wait meanwhile have their deadlines, and would all be early.
+        if task.found_idle() && before(self.now, account.vruntime) {
+            account.vruntime = self.now;
         }
         // Whoever sleeps saves nothing up. Who waits all the time falls behind by as much as its bursts put its deadline off.
-        let may_be_behind = match account.update(task) {
+        let may_be_behind = match account.note_sleep(task, waker) {
             true => lag,
             false => lag.max(scale(lag, task.weight)),
         };
-        let earliest = now.wrapping_sub(may_be_behind);
+        let earliest = self.now.wrapping_sub(may_be_behind);
+        let latest = self.now.wrapping_add(LEAD * lag);
         if before(account.vruntime, earliest) {
             account.vruntime = earliest;
+        } else if before(latest, account.vruntime) {
+            account.vruntime = latest;
         }
         Some(account)
     }
@@ -188,29 +332,43 @@ impl<const TASKS: usize> Deadline<TASKS> {
 
 impl<const TASKS: usize> Policy for Deadline<TASKS> {
     fn deadline(&mut self, task: &QueuedTask) -> u64 {
-        let (now, lag) = (self.now, self.lag());
-        self.account(task).map_or(now, |account| {
-            let burst = scale(task.exec_runtime.min(lag), task.weight);
-            account.vruntime.wrapping_add(burst)
-        })
+        let lag = self.lag();
+        let burst = scale(task.exec_runtime.min(lag), task.weight);
+        let vruntime = self.account(task).map(|account| account.vruntime);
+        let deadline = vruntime.unwrap_or(self.now).wrapping_add(burst);
+        let latest = self.now.wrapping_add(LEAD * lag);
+        if before(latest, deadline) {
+            latest
+        } else {
+            deadline
+        }
     }
 
     fn slice_ns(&mut self, id: u32, waiting: usize) -> u64 {
+        // It is handed out, but has no CPU yet: with a few tasks waiting all are handed out at once, and a light one, far ahead, must not
+        // take virtual time along.
+        let furthest = self.now.wrapping_add(self.lag());
         if let Some(account) = self.accounts.get(id as usize)
             && before(self.now, account.vruntime)
         {
-            self.now = account.vruntime;
+            self.now = match before(account.vruntime, furthest) {
+                true => account.vruntime,
+                false => furthest,
+            };
         }
         (self.slice_ns / (waiting as u64 + 1)).max(self.slice_min_ns)
     }
 
     fn order(&mut self, task: &QueuedTask) -> Option<Order> {
-        let account = self.accounts.get(task.id as usize)?;
+        let now = self.now;
+        let account = self.accounts.get_mut(task.id as usize)?;
+        account.is_ordered =
+            account.is_urgent() && account.may_be_ordered(now) && !self.without_orders;
         let burst = u64::from(account.burst);
-        (account.is_urgent() && !self.without_orders).then(|| Order {
-            latency_ns: burst.clamp(*LATENCY.start(), *LATENCY.end()),
+        account.is_ordered.then(|| Order {
+            latency_ns: account.latency(task.weight),
             slice_ns: self.slice_min_ns.max(2 * burst),
-            budget_ns: self.slice_min_ns.max(4 * burst),
+            budget_ns: LEAST_BUDGET.max(4 * burst),
             preempts: true,
             hand_off: true,
             cpu: None,
@@ -270,13 +428,26 @@ mod tests {
     fn a_long_sleep_earns_one_lag_of_credit_and_no_more() {
         let mut policy = policy();
         policy.deadline(&task(1, 100, 0, 0));
-        policy.deadline(&task(2, 100, 0, 0));
-        policy.deadline(&task(2, 100, 900_000_000, 0));
-        policy.slice_ns(2, 0);
+        for ms in 0..=900 {
+            policy.deadline(&task(2, 100, ms * 1_000_000, 0));
+            policy.slice_ns(2, 0);
+        }
         assert_eq!(
             policy.deadline(&task(1, 100, 0, 0)),
             900_000_000 - 5_000_000
         );
+    }
+
+    #[test]
+    fn a_light_task_is_late_though_it_is_handed_out_early() {
+        let mut policy = policy();
+        let hog = |policy: &mut Deadline<8>| policy.deadline(&task(1, 100, 0, 0));
+        let before_it = hog(&mut policy);
+        for used in [0, 1_000_000] {
+            policy.deadline(&task(2, 1, used, 0));
+            policy.slice_ns(2, 0);
+        }
+        assert!(hog(&mut policy).wrapping_sub(before_it) <= policy.lag());
     }
 
     #[test]
@@ -325,6 +496,138 @@ mod tests {
             policy.deadline(&wakes_at(ms * 1_000_000));
         }
         assert!(!overtakes(&mut policy, 32 * 5_000_000));
+    }
+
+    #[test]
+    fn an_order_outlasts_the_work_of_the_kernel_that_interrupts_its_task() {
+        let mut policy = policy();
+        let sleeps = |nvcsw| QueuedTask {
+            nvcsw,
+            ..task(1, 100, nvcsw * 100_000, 0)
+        };
+        for nvcsw in 0..=u64::from(NEWBORN) {
+            assert_eq!(policy.order(&sleeps(nvcsw)), None);
+            policy.event(&sleeps(nvcsw));
+        }
+        let (own, softirqs, rcu) = (100_000, 2_000_000, 3_000_000);
+        let order = policy.order(&sleeps(u64::from(NEWBORN)));
+        assert!(order.is_some_and(|order| order.budget_ns > own + softirqs + rcu));
+    }
+
+    /// A second of a task that has run for `runs` of each `period` (us), hears of itself every 4 ms, and competes with such that virtual
+    /// time moves by `pace` % of real time. Returns for how much of it the task had an order, in %.
+    fn ordered_for(weight: u64, runs: u64, period: u64, pace: u64, found_idle: bool) -> u64 {
+        let mut policy = policy();
+        let mut ordered = 0;
+        for ms in (0..1_200).step_by(4) {
+            let real = ms * 1_000_000;
+            policy.now = policy.now.max(real / 100 * pace);
+            let record = QueuedTask {
+                nvcsw: ms * 1000 / period,
+                enqueued_at: real,
+                flags: u64::from(found_idle) * crate::abi::FOUND_IDLE,
+                ..task(1, weight, ms * 1000 / period * runs * 1000, 0)
+            };
+            policy.event(&record);
+            ordered += u64::from(policy.order(&record).is_some() && ms >= 200);
+        }
+        ordered * 100 / 250
+    }
+
+    #[test]
+    fn a_game_s_thread_keeps_its_order_on_a_full_machine() {
+        // 3 ms of each frame, beside so many hogs that its share is a tenth of a CPU.
+        assert_eq!(ordered_for(100, 3_000, 16_667, 10, false), 100);
+    }
+
+    #[test]
+    fn who_keeps_within_its_share_keeps_its_order() {
+        assert_eq!(ordered_for(100, 3_000, 6_000, 60, false), 100);
+    }
+
+    #[test]
+    fn who_sleeps_on_purpose_has_no_order_for_more_than_its_share() {
+        let percent = ordered_for(100, 3_000, 3_100, 43, false);
+        assert!(percent <= 5, "{percent} %");
+        // Its allowance is a two hundredth of one of weight 100.
+        let percent = ordered_for(1, 3_000, 3_100, 43, false);
+        assert!(percent <= 2, "{percent} %");
+    }
+
+    /// A task that runs for 6 ms each time that task 1 has woken it; that one runs for 1 ms, or for 20. Returns its order.
+    fn order_of_the_called(caller_runs: u64) -> Option<Order> {
+        let mut policy = policy();
+        let (caller, called) = (task(1, 100, 0, 0), task(2, 100, 0, 0));
+        for n in 0..10 {
+            let at = |task, used, waker| QueuedTask {
+                nvcsw: n,
+                enqueued_at: n * 50_000_000,
+                sum_exec_runtime: n * used,
+                waker,
+                ..task
+            };
+            for record in [
+                at(caller, caller_runs, 0),
+                at(called, 6_000_000, caller.pid),
+            ] {
+                policy.event(&record);
+                policy.order(&record);
+            }
+        }
+        policy.order(&called)
+    }
+
+    #[test]
+    fn urgency_goes_along_a_chain() {
+        let order = order_of_the_called(1_000_000);
+        assert_eq!(order.map(|order| order.latency_ns), Some(1_000_000));
+        assert_eq!(order_of_the_called(20_000_000), None);
+    }
+
+    #[test]
+    fn on_idle_cpus_nobody_loses_an_order() {
+        assert!(ordered_for(100, 3_000, 3_100, 0, true) >= 99);
+    }
+
+    #[test]
+    fn who_ran_while_nobody_waited_is_not_late_when_somebody_does() {
+        let alone = |found_idle: u64, seconds: u64| {
+            let mut policy = policy();
+            for record in 0..=seconds * 60 {
+                policy.event(&QueuedTask {
+                    nvcsw: record,
+                    enqueued_at: record * 16_666_667,
+                    flags: found_idle * crate::abi::FOUND_IDLE,
+                    ..task(1, 100, record * 8_000_000, 0)
+                });
+            }
+            policy
+        };
+        let at = 600_000_000_000;
+        let late = |mut policy: Deadline<8>, used: u64| {
+            let waits = |id, used| QueuedTask {
+                enqueued_at: at,
+                ..task(id, 100, used, 0)
+            };
+            let hog = policy.deadline(&waits(2, 0));
+            policy.deadline(&waits(1, used)).wrapping_sub(hog) as i64
+        };
+        let lag = policy().lag() as i64;
+        // Half a CPU for ten minutes, asleep and awake.
+        let used = 600 * 60 * 8_000_000;
+        assert!(late(alone(1, 600), used) <= lag);
+        // And without ever sleeping, so that nothing was heard of it.
+        assert!(late(alone(0, 0), 600_000_000_000) <= lag);
+    }
+
+    #[test]
+    fn no_task_is_due_after_the_watchdog_has_lost_its_patience() {
+        let mut policy = policy();
+        for used in 0..100 {
+            policy.deadline(&task(1, 1, used * 20_000_000, 20_000_000));
+        }
+        let late = policy.deadline(&task(1, 1, 2_000_000_000, 20_000_000));
+        assert!(late.wrapping_sub(policy.now) <= LEAD * policy.lag());
     }
 
     #[test]

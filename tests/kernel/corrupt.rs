@@ -1,5 +1,5 @@
-//! Rings whose bytes no kernel side of ours wrote. The kernel lets nobody write there but BPF programs, so one of our own does:
-//! `tests/bpf/spoil.bpf.c`, which is given the scheduler's ring.
+//! Rings whose bytes no kernel side of ours wrote, and mailboxes that somebody else wrote into. The kernel lets nobody write into a ring
+//! but BPF programs, so one of our own does: `tests/bpf/spoil.bpf.c`, which is given the scheduler's.
 
 use std::mem::MaybeUninit;
 
@@ -8,7 +8,7 @@ use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use scx_metronome::abi::MAX_TASKS;
 use scx_metronome::task::QueuedTask;
 
-use super::inject::{Pauses, Words, map_of_scheduler, saturate};
+use super::inject::{Mailboxes, Pauses, Words, map_of_scheduler, saturate};
 use super::*;
 
 mod skeleton {
@@ -79,6 +79,12 @@ fn move_position() {
 
 /// The scheduler is told of something that cannot be; it ends by itself and says what it was.
 fn assert_it_ends(what: &str, spoil: impl FnOnce(), says: &str) {
+    let ended = end_by(what, spoil, says);
+    assert!(ended.stderr.contains("books balance"), "{}", ended.stderr);
+}
+
+/// The same, whatever has become of its books.
+fn end_by(what: &str, spoil: impl FnOnce(), says: &str) -> Ended {
     let scheduler = Scheduler::start("scx_metronome", &[]);
     let pause = Pauses::of_heartbeat(|| {
         spoil();
@@ -87,29 +93,22 @@ fn assert_it_ends(what: &str, spoil: impl FnOnce(), says: &str) {
     let ended = scheduler.wait();
     println!("{what}: {pause}: {}", ended.stderr.lines().last().unwrap());
     assert_eq!(ended.status.code(), Some(1), "{what}: {}", ended.stderr);
-    let complaints = ended
-        .stderr
-        .lines()
-        .filter(|line| line.contains("no record"));
+    let complaints = ended.stderr.lines().filter(|line| line.contains(says));
     assert_eq!(complaints.count(), 1, "{what}: {}", ended.stderr);
-    assert!(ended.stderr.contains(says), "{what}: {}", ended.stderr);
-    assert!(ended.stderr.contains("books balance"), "{}", ended.stderr);
     pause.assert_heartbeat_short(what);
+    ended
 }
 
 #[test]
 fn a_record_that_cannot_be_ends_the_scheduler_and_nobody_waits() {
     let mut load = saturate();
-    let cpu = (cpus() as u32).to_ne_bytes();
     let id = (MAX_TASKS as u32).to_ne_bytes();
     assert_it_ends("a bad id", with_bytes(0, &id), "1 refused (Id)");
+    let cpu = (cpus() as i32).to_ne_bytes();
     assert_it_ends("a bad CPU", with_bytes(16, &cpu), "1 refused (Cpu)");
     assert_it_ends("a bad kind", with_bytes(20, &[99]), "1 refused (Kind)");
-    assert_it_ends(
-        "a bad weight",
-        with_bytes(32, &[0; 8]),
-        "1 refused (Weight)",
-    );
+    assert_it_ends("no CPU", with_bytes(22, &[0; 2]), "1 refused (Affinity)");
+    assert_it_ends("no weight", with_bytes(32, &[0; 8]), "1 refused (Weight)");
     let short = || write_records(&mut [record(1, 1 << 20)], true);
     assert_it_ends("a bad length", short, "1 refused (Length)");
     load.assert_running();
@@ -119,6 +118,34 @@ fn a_record_that_cannot_be_ends_the_scheduler_and_nobody_waits() {
 fn a_position_that_somebody_else_wrote_ends_the_scheduler_and_nobody_waits() {
     let mut load = saturate();
     assert_it_ends("a wrong position", move_position, "1 positions moved");
+    load.assert_running();
+}
+
+/// The kernel side would take nothing more from it, or the scheduler find it full for ever.
+#[test]
+fn a_mailbox_that_somebody_else_wrote_into_ends_the_scheduler_and_nobody_waits() {
+    let mut load = saturate();
+    let says = "the mailbox of CPU 1 holds a position of nobody's making";
+    let move_head = |by: u64| {
+        Mailboxes::of_scheduler().of(1)[0].fetch_add(by, Ordering::Relaxed);
+    };
+    end_by("a head too far", || move_head(1 << 40), says);
+    end_by(
+        "a head too far back",
+        || move_head(0_u64.wrapping_sub(1 << 40)),
+        says,
+    );
+    let fill = || {
+        for slot in Mailboxes::of_scheduler().of(1)[8..].chunks(8) {
+            slot[0].store(1 << 50, Ordering::Relaxed);
+        }
+    };
+    end_by("slots of no position", fill, says);
+    let shared = || {
+        let (map, size) = map_of_scheduler("shared_mailbox");
+        Words::map(&map, size)[0].fetch_add(1 << 40, Ordering::Relaxed);
+    };
+    end_by("the shared one", shared, "the mailbox of all CPUs holds");
     load.assert_running();
 }
 
@@ -143,17 +170,8 @@ fn records_that_name_nobody_or_an_enqueue_that_is_over_are_harmless_and_counted(
     println!("records of nobody: {pause}, stale {stale}, gone {gone}");
     // The kernel side counted those that it wrote itself, and no others are missing.
     let books = ended.books();
-    let fates = [
-        "dispatched",
-        "stale",
-        "gone",
-        "rescued",
-        "superseded",
-        "left",
-    ];
-    let accounted: u64 = fates.iter().map(|fate| books[*fate]).sum();
     assert_eq!(
-        accounted,
+        accounted(&books),
         books["queued"] + records.len() as u64,
         "{books:?}"
     );

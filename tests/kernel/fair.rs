@@ -114,3 +114,112 @@ fn each_nice_level_gets_its_share() {
     }
     scheduler.stop(libc::SIGINT).assert_clean();
 }
+
+/// Computes for `run` and sleeps for `nap`, over and over until `end`. Returns the CPU time that it had from `begin` on.
+fn napper(nice: i32, (run, nap): (Duration, Duration), begin: Instant, end: Instant) -> Duration {
+    set_nice(nice);
+    let work = || {
+        let used = cpu_time();
+        while cpu_time() - used < run {}
+        thread::sleep(nap);
+    };
+    while Instant::now() < begin {
+        work();
+    }
+    let used = cpu_time();
+    while Instant::now() < end {
+        work();
+    }
+    cpu_time() - used
+}
+
+/// Short bursts earn a quick answer, and no more than a share or a quarter of a CPU, whichever is more.
+#[test]
+fn who_sleeps_on_purpose_gets_no_more_than_its_share() {
+    let workers = cpus() - 1;
+    let share = workers as f64 / (2 * workers + 1) as f64;
+    let (run, nap) = (Duration::from_millis(3), Duration::from_micros(100));
+    for (nice, most) in [(0, 1.1 * share), (19, 0.05)] {
+        let scheduler = Scheduler::start("scx_metronome", &[]);
+        let begin = Instant::now() + Duration::from_millis(500);
+        let end = begin + Duration::from_secs(2);
+        let got = thread::scope(|scope| {
+            for _ in 0..2 * workers {
+                scope.spawn(|| hog(0, begin, end));
+            }
+            let napper = scope.spawn(|| napper(nice, (run, nap), begin, end));
+            napper.join().unwrap().as_secs_f64() / 2.
+        });
+        println!(
+            "nice {nice}: {:.1} % of a CPU, {:.1} % at most",
+            100. * got,
+            100. * most
+        );
+        assert!(got <= most, "nice {nice}: {got}");
+        scheduler.stop(libc::SIGINT).assert_clean();
+    }
+}
+
+/// By its weight it is due long after the kernel's watchdog has lost its patience.
+#[test]
+fn the_lightest_task_of_a_full_machine_runs_in_time() {
+    let scheduler = Scheduler::start("scx_metronome", &[]);
+    let begin = Instant::now() + Duration::from_millis(500);
+    let end = begin + Duration::from_secs(5);
+    let got = thread::scope(|scope| {
+        for _ in 0..6 * cpus() {
+            scope.spawn(move || {
+                sleep_until(begin);
+                hog(0, begin, end)
+            });
+        }
+        let light = scope.spawn(|| hog(19, begin - Duration::from_millis(300), end));
+        light.join().unwrap()
+    });
+    println!("{got:?}");
+    assert!(got.wait < Duration::from_millis(2500), "{got:?}");
+    scheduler.stop(libc::SIGINT).assert_clean();
+}
+
+/// Who is woken by an urgent task is as urgent, though it computes for longer: the mouse's thread wakes the game's.
+#[test]
+fn urgency_goes_along_a_chain() {
+    let scheduler = Scheduler::start("scx_metronome", &[]);
+    let begin = Instant::now() + Duration::from_secs(1);
+    let end = begin + Duration::from_secs(2);
+    let work = |time: Duration| {
+        let used = cpu_time();
+        while cpu_time() - used < time {}
+    };
+    let (sender, receiver) = std::sync::mpsc::channel::<Instant>();
+    let mut delays = thread::scope(|scope| {
+        for _ in 0..2 * cpus() {
+            scope.spawn(|| hog(0, begin, end));
+        }
+        let game = scope.spawn(move || {
+            let mut delays = Vec::new();
+            for called in receiver {
+                if called > begin {
+                    delays.push(called.elapsed());
+                }
+                work(Duration::from_millis(6));
+            }
+            delays
+        });
+        let mut due = Instant::now();
+        while due < end {
+            sleep_until(due);
+            work(Duration::from_micros(200));
+            sender.send(Instant::now()).unwrap();
+            due += Duration::from_millis(37);
+        }
+        drop(sender);
+        game.join().unwrap()
+    });
+    delays.sort();
+    let (p50, p90) = (delays[delays.len() / 2], delays[delays.len() * 9 / 10]);
+    println!("{} calls: p50 {p50:?}, p90 {p90:?}", delays.len());
+    assert!(delays.len() > 40, "{delays:?}");
+    assert!(p90 <= Duration::from_millis(1), "{delays:?}");
+    scheduler.stop(libc::SIGINT).assert_clean();
+}

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::mpsc;
 
+use scx_metronome::abi::MAILBOX_SLOTS;
+
 use super::*;
 
 /// How late the scheduler thread may be, by default.
@@ -23,24 +25,47 @@ pub(super) struct Pauses {
     strangers: Duration,
 }
 
+/// The longest pauses so far, ns.
+#[derive(Default)]
+pub(super) struct Meter([AtomicU64; 2]);
+
+impl Meter {
+    /// The pauses that have ended since the last call. One that goes on counts in the part in which it ends.
+    pub(super) fn next_part(&self) -> Pauses {
+        let take = |longest: &AtomicU64| Duration::from_nanos(longest.swap(0, Ordering::Relaxed));
+        let [heartbeat, strangers] = self.0.each_ref().map(take);
+        Pauses {
+            heartbeat,
+            strangers,
+        }
+    }
+}
+
 impl Pauses {
     pub(super) fn during(run: impl FnOnce()) -> Self {
-        Self::measure(true, run)
+        Self::measure(true, |_| run())
     }
 
     /// Without strangers: none is born.
     pub(super) fn of_heartbeat(run: impl FnOnce()) -> Self {
-        Self::measure(false, run)
+        Self::measure(false, |_| run())
     }
 
-    fn measure(with_strangers: bool, run: impl FnOnce()) -> Self {
-        let longest = [const { AtomicU64::new(0) }; 2];
+    /// While `run` goes on, which may ask in between what there has been so far, and have the rest measured by itself.
+    pub(super) fn in_parts(run: impl FnOnce(&Meter)) -> Self {
+        Self::measure(true, run)
+    }
+
+    fn measure(with_strangers: bool, run: impl FnOnce(&Meter)) -> Self {
+        let meter = Meter::default();
+        let Meter(longest) = &meter;
         let over = AtomicBool::new(false);
         let beat = |longest: &AtomicU64, times: u32| {
             let mut last = Instant::now();
             for _ in 0..times {
                 thread::sleep(Duration::from_millis(1));
-                longest.fetch_max(last.elapsed().as_nanos() as u64, Ordering::Relaxed);
+                let took = last.elapsed().as_nanos() as u64;
+                longest.fetch_max(took, Ordering::Relaxed);
                 last = Instant::now();
             }
         };
@@ -57,22 +82,23 @@ impl Pauses {
             });
             let _stop = Stop(&over);
             thread::sleep(Duration::from_millis(300));
-            longest
-                .iter()
-                .for_each(|longest| longest.store(0, Ordering::Relaxed));
-            run();
+            meter.next_part();
+            run(&meter);
         });
-        let [heartbeat, strangers] =
-            longest.map(|longest| Duration::from_nanos(longest.into_inner()));
-        Self {
-            heartbeat,
-            strangers,
-        }
+        meter.next_part()
     }
 
     pub(super) fn assert_short(self, name: &str) {
         self.assert_heartbeat_short(name);
         assert!(self.strangers <= BUDGET + STARVED, "{name}: {self}");
+    }
+
+    /// What was has left no trace.
+    pub(super) fn assert_over(self, name: &str) {
+        assert!(
+            self.heartbeat <= Duration::from_millis(20),
+            "{name}: {self}"
+        );
     }
 
     pub(super) fn assert_heartbeat_short(self, name: &str) {
@@ -281,7 +307,7 @@ pub(super) fn trace(scheduler: &Scheduler, time: Duration) {
     request(libc::PTRACE_DETACH);
 }
 
-fn set_class(tid: i32, class: i32, sched_priority: i32) {
+pub(super) fn set_class(tid: i32, class: i32, sched_priority: i32) {
     let parameters = libc::sched_param { sched_priority };
     assert_eq!(
         unsafe { libc::sched_setscheduler(tid, class, &parameters) },
@@ -340,11 +366,9 @@ pub(super) fn move_threads(tids: &[i32], random: &mut Random, time: Duration) ->
                 0 => allow(*tid, [random.below(all)]),
                 1 => allow(*tid, [all - 1]),
                 _ => {
-                    let (bits, one) = (random.word(), random.below(all));
-                    allow(
-                        *tid,
-                        (0..all).filter(|cpu| *cpu == one || bits >> cpu & 1 == 1),
-                    );
+                    let one = random.below(all);
+                    let set = (0..all).filter(|cpu| *cpu == one || random.below(2) == 1);
+                    allow(*tid, set);
                 }
             }
             moves += 1;
@@ -445,6 +469,40 @@ impl Drop for Words {
     fn drop(&mut self) {
         let start = self.0.as_ptr().cast_mut().cast();
         assert_eq!(unsafe { libc::munmap(start, size_of_val(self.0)) }, 0);
+    }
+}
+
+/// The mailboxes of the CPUs, of the scheduler that is loaded.
+pub(super) struct Mailboxes(Words);
+
+impl Mailboxes {
+    /// Words of a mailbox: its head and its slots, a cache line each.
+    const WORDS: usize = 8 * (1 + MAILBOX_SLOTS);
+
+    pub(super) fn of_scheduler() -> Self {
+        let (map, size) = map_of_scheduler("mailboxes");
+        Self(Words::map(&map, size))
+    }
+
+    /// The words of the mailbox of a CPU.
+    pub(super) fn of(&self, cpu: usize) -> &[AtomicU64] {
+        &self.0[cpu * Self::WORDS..][..Self::WORDS]
+    }
+
+    /// Puts a decision where the kernel side takes the next one, as if its scheduler had: id and generation in one word, slice,
+    /// vtime, flags. Returns whether there was room.
+    pub(super) fn post(&self, cpu: usize, decision: [u64; 4]) -> bool {
+        let (head, slots) = self.of(cpu).split_at(8);
+        let head = head[0].load(Ordering::Acquire);
+        let slot = &slots[8 * (head as usize % MAILBOX_SLOTS)..][..8];
+        if slot[0].load(Ordering::Acquire) != 0 {
+            return false;
+        }
+        for (to, word) in slot[1..].iter().zip(decision) {
+            to.store(word, Ordering::Relaxed);
+        }
+        slot[0].store(head + 1, Ordering::Release);
+        true
     }
 }
 

@@ -11,12 +11,12 @@ const TIME: Duration = Duration::from_millis(1500);
 /// Workers are moved about on a busy machine: all reach the end, and no decision about them is lost.
 fn assert_all_arrive(name: &str, move_about: impl FnOnce(&[i32], &mut Random) -> u64) {
     let mut load = saturate();
-    let scheduler = Scheduler::start("scx_metronome", &["--stats", "0.1"]);
+    let mut scheduler = Scheduler::start("scx_metronome", &["--stats", "0.1"]);
     let workers = Workers::start(4);
     let mut moves = 0;
     let pause = Pauses::during(|| moves = move_about(workers.tids(), &mut Random::new(1)));
     let passed = workers.finish();
-    assert_eq!(state(), "enabled", "{name}");
+    scheduler.assert_enabled(name);
     load.assert_running();
     let ended = scheduler.stop(libc::SIGINT);
     ended.assert_clean();
@@ -101,5 +101,38 @@ fn cpu_hotplug_restarts_the_scheduler_under_load_and_takes_no_task_along() {
         let found = ended.stderr.matches(what).count();
         assert_eq!(found, times, "{}", ended.stderr);
     }
+    // The CPU that went second was its own: it went to another and came back.
+    let own = |stderr: &str| -> Vec<String> {
+        let lines = stderr.lines();
+        let place = |line: &str| {
+            line.split("its own thread on CPU ")
+                .nth(1)?
+                .split(' ')
+                .next()
+                .map(str::to_owned)
+        };
+        lines.filter_map(place).collect()
+    };
+    let (last, other) = (cpus() - 1, cpus() - 2);
+    let expected = [last, last, last, other, last].map(|cpu| cpu.to_string());
+    assert_eq!(own(&ended.stderr), expected, "{}", ended.stderr);
     pause.assert_heartbeat_short("CPU hotplug");
+}
+
+/// In the same process. Some CPUs are free: how a full machine takes it is what the test above shows.
+#[test]
+fn cpu_hotplug_restarts_a_scheduler_in_the_verbs_of_the_seed() {
+    let mut load = Load::start(&[&format!("stress-ng --cpu {} --pipe 1 -t 3600s", cpus() / 2)]);
+    let mut scheduler = Scheduler::start("fifo", &[]);
+    let pid = scheduler.pid();
+    // As above: the hogs are forked before a scheduler is unloaded.
+    thread::sleep(Duration::from_secs(1));
+    for online in [false, true] {
+        set_online(&mut scheduler, 1, online);
+    }
+    assert_eq!(scheduler.pid(), pid);
+    load.assert_running();
+    let ended = scheduler.stop(libc::SIGTERM);
+    ended.assert_clean();
+    assert_eq!(ended.lines_of_books().count(), 3, "{}", ended.stderr);
 }

@@ -1,5 +1,6 @@
 //! Machines and places that are not plain: several caches, CPUs without a tick, a cpuset, a pid namespace. `vm/test` runs these on
-//! a machine with two caches and a CPU without a tick as well as with the others; what is expected follows from the machine.
+//! a machine with two caches and a CPU without a tick as well as with the others; what is expected follows from the machine, and
+//! a machine that was booted with either must have it.
 
 use std::collections::HashSet;
 use std::fs;
@@ -26,6 +27,14 @@ fn caches() -> HashSet<String> {
         .collect()
 }
 
+/// The sockets that are there: each has a cache of its own.
+fn sockets() -> usize {
+    let socket = |cpu| format!("/sys/devices/system/cpu/cpu{cpu}/topology/physical_package_id");
+    let online = list(&read("/sys/devices/system/cpu/online"));
+    let sockets: HashSet<_> = online.into_iter().map(|cpu| read(&socket(cpu))).collect();
+    sockets.len()
+}
+
 #[test]
 fn the_llc_example_keeps_most_tasks_under_their_cache() {
     let scheduler = Scheduler::start("llc", &[]);
@@ -42,14 +51,23 @@ fn the_llc_example_keeps_most_tasks_under_their_cache() {
             .unwrap(),
     );
     println!("{} caches: {counts:?}", caches().len());
+    assert_eq!(
+        caches().len(),
+        sockets(),
+        "this machine has its cache files"
+    );
+    assert_eq!(counts["caches"], caches().len() as u64, "{counts:?}");
     assert!(counts["kept"] > counts["left"], "{counts:?}");
     assert!(counts["kept"] > 200, "{counts:?}");
 }
 
 #[test]
 fn the_scheduler_thread_takes_a_cpu_without_a_tick_if_there_is_one_and_says_so() {
-    let tickless = read("/sys/devices/system/cpu/nohz_full");
-    let expected = match list(tickless.trim_matches(['(', ')', 'n', 'u', 'l'])).last() {
+    // "(null)" on kernels that can, but were not told to.
+    let tickless = read("/sys/devices/system/cpu/nohz_full").replace("(null)", "");
+    let asked_for = read("/proc/cmdline").contains("nohz_full=");
+    assert_eq!(!tickless.is_empty(), asked_for, "the kernel does as told");
+    let expected = match list(&tickless).last() {
         Some(cpu) => format!("CPU {cpu} (a CPU without a tick)"),
         None => format!("CPU {} (the last CPU)", cpus() - 1),
     };
@@ -63,6 +81,30 @@ fn the_scheduler_thread_takes_a_cpu_without_a_tick_if_there_is_one_and_says_so()
     assert!(
         ended.stderr.contains(&expected),
         "{expected}: {}",
+        ended.stderr
+    );
+    assert!(ended.books()["dispatched"] > 50, "{}", ended.stderr);
+}
+
+#[test]
+fn a_scheduler_thread_takes_the_cpu_asked_for_and_says_so() {
+    let scheduler = Scheduler::start("scx_metronome", &["--cpu", "1"]);
+    let pid = scheduler.pid();
+    let n = 2 * cpus();
+    let mut load = Load::start(&[&format!("stress-ng --cpu {n} --pipe 2 --fork 1 -t 3s")]);
+    let status = read(&format!("/proc/{pid}/task/{pid}/status"));
+    let allowed = status
+        .lines()
+        .find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+    assert_eq!(allowed.map(str::trim), Some("1"), "{status}");
+    load.assert_ends_well();
+    assert_eq!(state(), "enabled");
+    let ended = scheduler.stop(libc::SIGINT);
+    ended.assert_clean();
+    println!("{}", ended.stderr);
+    assert!(
+        ended.stderr.contains("CPU 1 (as asked)"),
+        "{}",
         ended.stderr
     );
     assert!(ended.books()["dispatched"] > 50, "{}", ended.stderr);

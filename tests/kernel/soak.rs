@@ -1,5 +1,5 @@
 //! Random faults under random loads, one period after the other: `make soak HOURS=2`. `SOAK_SECONDS` says for how long (default
-//! 1, which is one period), `SOAK_SEED` replays a run that has printed that seed.
+//! 1, which is one period), `SOAK_SEED` replays a run that has printed that seed, or begins with the period that has.
 
 use super::inject::{self, Pauses, Random, Workers, set_online, with_scribbles};
 use super::*;
@@ -43,24 +43,47 @@ const FAULTS: [Fault; 11] = [
     Fault::Hotplug,
 ];
 
-impl Fault {
-    fn inject(self, scheduler: &mut Scheduler, tids: &[i32], random: &mut Random) {
-        let time = Duration::from_millis(200 + random.below(600) as u64);
-        let (worker, last) = (random.below(cpus() - 1), cpus() - 1);
-        match self {
-            Self::Stopped => inject::stop(scheduler, time),
-            Self::Frozen => inject::freeze(scheduler, time),
-            Self::Traced => inject::trace(scheduler, time),
-            Self::ItsCpuHeld => inject::hold_cpu(last, time),
-            Self::CpuHeld => inject::hold_cpu(worker, time),
-            Self::ForkBomb => inject::fork_bomb(100, time),
-            Self::Affinity => drop(inject::move_threads(tids, random, time)),
-            Self::Classes => drop(inject::change_classes(tids, random, time)),
-            Self::Cpusets => drop(inject::change_cpusets(random, time)),
-            Self::RandomOrders => with_scribbles("orders", || thread::sleep(time)),
-            Self::Hotplug => {
+/// A fault, and all that was left to chance about it.
+#[derive(Clone, Copy, Debug)]
+struct Plan {
+    fault: Fault,
+    time: Duration,
+    /// One of all but the last.
+    worker: usize,
+    /// Whether it is the scheduler's CPU that goes, if one does.
+    takes_last: bool,
+    /// Of what is drawn for as long as the fault lasts, so that how often that is changes nothing else.
+    seed: u64,
+}
+
+impl Plan {
+    fn draw(random: &mut Random) -> Self {
+        Self {
+            fault: random.pick(&FAULTS),
+            time: Duration::from_millis(200 + random.below(600) as u64),
+            worker: random.below(cpus() - 1),
+            takes_last: random.below(2) == 1,
+            seed: random.word(),
+        }
+    }
+
+    fn inject(self, scheduler: &mut Scheduler, tids: &[i32]) {
+        let Self { time, worker, .. } = self;
+        let (last, random) = (cpus() - 1, &mut Random::new(self.seed));
+        match self.fault {
+            Fault::Stopped => inject::stop(scheduler, time),
+            Fault::Frozen => inject::freeze(scheduler, time),
+            Fault::Traced => inject::trace(scheduler, time),
+            Fault::ItsCpuHeld => inject::hold_cpu(last, time),
+            Fault::CpuHeld => inject::hold_cpu(worker, time),
+            Fault::ForkBomb => inject::fork_bomb(100, time),
+            Fault::Affinity => drop(inject::move_threads(tids, random, time)),
+            Fault::Classes => drop(inject::change_classes(tids, random, time)),
+            Fault::Cpusets => drop(inject::change_cpusets(random, time)),
+            Fault::RandomOrders => with_scribbles("orders", || thread::sleep(time)),
+            Fault::Hotplug => {
                 // CPU 0 stays.
-                let cpu = random.pick(&[1, last]);
+                let cpu = if self.takes_last { last } else { 1 };
                 set_online(scheduler, cpu, false);
                 set_online(scheduler, cpu, true);
             }
@@ -71,11 +94,11 @@ impl Fault {
 /// One scheduler's life: a load, one to three faults, and an end; one time in four it is killed.
 fn live_through_a_period(random: &mut Random) -> String {
     let load = random.pick(&LOADS);
-    let faults: Vec<_> = (0..1 + random.below(3))
-        .map(|_| random.pick(&FAULTS))
+    let plans: Vec<_> = (0..1 + random.below(3))
+        .map(|_| Plan::draw(random))
         .collect();
     let is_killed = random.below(4) == 0;
-    let name = format!("{load}, {faults:?}, killed {is_killed}");
+    let name = format!("{load}, {plans:?}, killed {is_killed}");
     println!("{name}");
 
     let hogs = cpus();
@@ -83,8 +106,8 @@ fn live_through_a_period(random: &mut Random) -> String {
     let mut scheduler = Scheduler::start("scx_metronome", &["--stats", "1"]);
     let workers = Workers::start(3);
     let pause = Pauses::of_heartbeat(|| {
-        for fault in faults {
-            fault.inject(&mut scheduler, workers.tids(), random);
+        for plan in plans {
+            plan.inject(&mut scheduler, workers.tids());
             thread::sleep(Duration::from_millis(200));
         }
     });
@@ -115,14 +138,16 @@ fn random_faults_under_random_loads_are_lived_through() {
     let number = |name, default| std::env::var(name).map_or(default, |text| text.parse().unwrap());
     let (seconds, seed) = (number("SOAK_SECONDS", 1), number("SOAK_SEED", 1));
     println!("SOAK_SECONDS={seconds} SOAK_SEED={seed}");
-    let (start, mut random) = (Instant::now(), Random::new(seed));
-    let mut periods = 0;
-    while start.elapsed() < Duration::from_secs(seconds) {
-        let result = live_through_a_period(&mut random);
-        periods += 1;
-        println!(
-            "period {periods}, {} s: {result}",
-            start.elapsed().as_secs()
-        );
+    let start = Instant::now();
+    for period in 0.. {
+        // Each from a seed of its own: how long the one before took, and what was drawn meanwhile, changes nothing.
+        let own: u64 = seed ^ period;
+        println!("period {period}, SOAK_SEED={own}");
+        let result = live_through_a_period(&mut Random::new(own));
+        let passed = start.elapsed();
+        println!("period {period}, {} s: {result}", passed.as_secs());
+        if passed >= Duration::from_secs(seconds) {
+            break;
+        }
     }
 }

@@ -17,7 +17,7 @@ struct Cost {
     busy: u64,
 }
 
-const WINDOW: Duration = Duration::from_secs(4);
+const WINDOW: Duration = Duration::from_secs(2);
 
 fn self_ticks() -> u64 {
     cpu_ticks(std::process::id() as i32)

@@ -1,0 +1,12 @@
+//! Compiles the programs in `bpf/`, which include headers of the scheduler's own.
+
+#[path = "../bpf/build.rs"]
+mod bpf;
+
+fn main() {
+    println!("cargo::rerun-if-changed=../bpf");
+    bpf::build(&[
+        ("bpf/bench.bpf.c", "bench.skel.rs"),
+        ("bpf/spoil.bpf.c", "spoil.skel.rs"),
+    ]);
+}

@@ -28,9 +28,7 @@ fn record(id: u32, generation: u32) -> [u8; BYTES] {
 fn write_records(records: &mut [[u8; BYTES]], is_short: bool) {
     let (ring, _) = map_of_scheduler("ring");
     let mut object = MaybeUninit::uninit();
-    let mut open = SpoilSkelBuilder::default()
-        .open(&mut object)
-        .unwrap();
+    let mut open = SpoilSkelBuilder::default().open(&mut object).unwrap();
     open.maps.ring.reuse_fd(ring.as_fd()).unwrap();
     let skel = open.load().unwrap();
     let program = if is_short {

@@ -1,9 +1,6 @@
 //! What each wait mode costs: the table in `src/wait.rs`.
 
-use std::thread;
-use std::time::Duration;
-
-use super::{Scheduler, cpu_ticks, cpus, hops, with_threads};
+use super::*;
 
 /// In ticks of 10 ms, and µs.
 struct Cost {
@@ -91,4 +88,46 @@ fn what_each_wait_mode_costs() {
         park.hogs > spin.hogs,
         "whoever sleeps leaves its CPU to others"
     );
+}
+
+#[test]
+fn a_scheduler_thread_that_may_park_leaves_an_idle_machine_idle() {
+    for (wait, most) in [("adaptive", 4), ("park", 4), ("spin", 1000)] {
+        let scheduler = Scheduler::start("scx_metronome", &["--wait", wait]);
+        thread::sleep(Duration::from_secs(1));
+        let before = cpu_ticks(scheduler.pid());
+        thread::sleep(Duration::from_secs(4));
+        let used = cpu_ticks(scheduler.pid()) - before;
+        println!("--wait {wait}: {used} ticks of 10 ms in 4 s");
+        // 1 %, or all of it.
+        assert!(used <= most, "--wait {wait}: {used} ticks");
+        assert!(wait != "spin" || used > 300, "--wait spin: {used} ticks");
+        scheduler.stop(libc::SIGINT).assert_clean();
+    }
+}
+
+#[test]
+fn the_cpu_of_a_parked_scheduler_thread_is_everybodys() {
+    let scheduler = Scheduler::start("scx_metronome", &["--wait", "park"]);
+    let window = Duration::from_secs(3);
+    let (idle, used): (Vec<u64>, u64) = with_threads(
+        2 * cpus(),
+        || {},
+        || {
+            thread::sleep(Duration::from_millis(500));
+            let (before, used_before) = (idle_ticks(), cpu_ticks(scheduler.pid()));
+            thread::sleep(window);
+            let idle = idle_ticks()
+                .iter()
+                .zip(before)
+                .map(|(a, b)| a - b)
+                .collect();
+            (idle, cpu_ticks(scheduler.pid()) - used_before)
+        },
+    );
+    scheduler.stop(libc::SIGINT).assert_clean();
+    println!("--wait park: idle ticks {idle:?}, scheduler {used}");
+    let allowed = window.as_millis() as u64 / 10 / 10;
+    assert!(idle.iter().all(|idle| *idle <= allowed), "{idle:?}");
+    assert!(used <= 150, "the scheduler took {used} ticks of 300");
 }

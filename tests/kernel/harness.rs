@@ -1,0 +1,449 @@
+//! What the tests of a booted kernel share: schedulers, loads, and what is read of them.
+
+use super::*;
+
+pub(super) const SCHED_EXT: &str = "/sys/kernel/sched_ext";
+
+pub(super) fn seconds() -> u64 {
+    std::env::var("LOAD_SECONDS").map_or(30, |text| text.parse().expect("LOAD_SECONDS is a number"))
+}
+
+pub(super) fn read(path: &str) -> String {
+    fs::read_to_string(path)
+        .map(|text| text.trim().to_owned())
+        .unwrap_or_default()
+}
+
+pub(super) fn state() -> String {
+    read(&format!("{SCHED_EXT}/state"))
+}
+
+pub(super) fn wait_for(what: &str, limit: Duration, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(
+            start.elapsed() < limit,
+            "{what}: not within {limit:?}; state is {}",
+            state()
+        );
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+pub(super) fn cpus() -> usize {
+    thread::available_parallelism().unwrap().get()
+}
+
+/// A scheduler process. Killed when dropped, so that a failing test does not spoil the next.
+pub(super) struct Scheduler {
+    pub(super) child: Child,
+}
+
+/// How a scheduler ended, and what it printed.
+pub(super) struct Ended {
+    pub(super) status: ExitStatus,
+    pub(super) stdout: String,
+    pub(super) stderr: String,
+}
+
+impl Scheduler {
+    /// Starts it and waits until it schedules.
+    pub(super) fn start(command: &str, args: &[&str]) -> Self {
+        wait_for(
+            "no scheduler is loaded before the test",
+            Duration::from_secs(10),
+            || state() == "disabled",
+        );
+        let child = Command::new(command)
+            .args(args)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{command}: {error}"));
+        // What it prints is read when it has ended.
+        let stdout = child.stdout.as_ref().unwrap().as_raw_fd();
+        assert!(unsafe { libc::fcntl(stdout, libc::F_SETPIPE_SZ, 1 << 20) } > 0);
+        let mut scheduler = Self { child };
+        scheduler.wait_until_enabled("started", || true);
+        scheduler
+    }
+
+    /// Waits until it schedules and `condition` holds too; fails with what it said if it ends instead.
+    pub(super) fn wait_until_enabled(&mut self, when: &str, mut condition: impl FnMut() -> bool) {
+        wait_for(when, Duration::from_secs(30), || {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                panic!("{when}: it ended with {status}: {}", self.take_stderr());
+            }
+            state() == "enabled" && condition()
+        });
+    }
+
+    /// Fails with what the scheduler said if the kernel has ended it.
+    pub(super) fn assert_enabled(&mut self, when: &str) {
+        let state = state();
+        if state != "enabled" {
+            wait_for("the scheduler ends", Duration::from_secs(60), || {
+                self.child.try_wait().unwrap().is_some()
+            });
+            panic!("{when}: state is {state}: {}", self.take_stderr());
+        }
+    }
+
+    pub(super) fn take_stderr(&mut self) -> String {
+        let mut text = String::new();
+        self.child
+            .stderr
+            .take()
+            .unwrap()
+            .read_to_string(&mut text)
+            .unwrap();
+        text
+    }
+
+    pub(super) fn pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+
+    pub(super) fn signal(&self, signal: i32) {
+        assert_eq!(unsafe { libc::kill(self.pid(), signal) }, 0);
+    }
+
+    pub(super) fn wait(mut self) -> Ended {
+        wait_for("the scheduler ends", Duration::from_secs(60), || {
+            self.child.try_wait().unwrap().is_some()
+        });
+        let status = self.child.wait().unwrap();
+        let mut stdout = String::new();
+        self.child
+            .stdout
+            .take()
+            .unwrap()
+            .read_to_string(&mut stdout)
+            .unwrap();
+        let stderr = self.take_stderr();
+        Ended {
+            status,
+            stdout,
+            stderr,
+        }
+    }
+
+    pub(super) fn stop(self, signal: i32) -> Ended {
+        self.signal(signal);
+        self.wait()
+    }
+}
+
+impl Drop for Scheduler {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Ended {
+    /// Ended as asked, by itself, without complaint, and with balanced books.
+    pub(super) fn assert_clean(&self) {
+        assert!(self.status.success(), "{}: {}", self.status, self.stderr);
+        self.assert_books_balance();
+        wait_for_default_scheduler();
+    }
+
+    /// Each time it was detached every task is accounted for, and it did not end with a crowd in its hands.
+    pub(super) fn assert_books_balance(&self) {
+        let mut lines = self.lines_of_books().peekable();
+        assert!(lines.peek().is_some(), "no books: {}", self.stderr);
+        for line in lines {
+            assert!(line.starts_with("books balance: "), "{line}");
+            let books = numbers(line);
+            assert_eq!(accounted(&books), books["queued"], "{line}");
+            assert!(books["left"] <= LEFT_AT_THE_END, "{line}");
+        }
+    }
+
+    pub(super) fn lines_of_books(&self) -> impl Iterator<Item = &str> {
+        self.stderr
+            .lines()
+            .filter(|line| line.starts_with("books "))
+    }
+
+    /// The numbers of the last line of the books, by name.
+    pub(super) fn books(&self) -> HashMap<String, u64> {
+        numbers(self.lines_of_books().last().expect("a line of books"))
+    }
+}
+
+/// As many tasks may be on their way when a scheduler is detached: those that are runnable at that moment.
+pub(super) const LEFT_AT_THE_END: u64 = 50;
+
+/// Of how many tasks the books say what became of them.
+pub(super) fn accounted(books: &HashMap<String, u64>) -> u64 {
+    let fates = [
+        "dispatched",
+        "stale",
+        "gone",
+        "rescued",
+        "superseded",
+        "left",
+    ];
+    fates.iter().map(|fate| books[*fate]).sum()
+}
+
+pub(super) fn wait_for_default_scheduler() {
+    wait_for(
+        "the default scheduler is back",
+        Duration::from_secs(10),
+        || state() == "disabled",
+    );
+}
+
+/// "a 1 b-c 2" as a map.
+pub(super) fn numbers(line: &str) -> HashMap<String, u64> {
+    let words: Vec<&str> = line
+        .split([' ', ',', '(', ')'])
+        .filter(|word| !word.is_empty())
+        .collect();
+    words
+        .windows(2)
+        .filter_map(|pair| Some((pair[0].to_owned(), pair[1].parse().ok()?)))
+        .collect()
+}
+
+/// Processes that must all end with status 0.
+pub(super) struct Load(pub(super) Vec<(String, Child)>);
+
+impl Load {
+    pub(super) fn start(commands: &[&str]) -> Self {
+        Self(
+            commands
+                .iter()
+                .map(|command| {
+                    let mut words = command.split_whitespace();
+                    let child = Command::new(words.next().unwrap())
+                        .args(words)
+                        .stdout(Stdio::null())
+                        .stderr(Stdio::null())
+                        .spawn()
+                        .unwrap_or_else(|error| panic!("{command}: {error}"));
+                    ((*command).to_owned(), child)
+                })
+                .collect(),
+        )
+    }
+
+    pub(super) fn assert_running(&mut self) {
+        for (command, child) in &mut self.0 {
+            assert!(child.try_wait().unwrap().is_none(), "{command} has ended");
+        }
+    }
+
+    pub(super) fn assert_ends_well(&mut self) {
+        for (command, child) in &mut self.0 {
+            let status = child.wait().unwrap();
+            assert!(status.success(), "{command}: {status}");
+        }
+        self.0.clear();
+    }
+}
+
+/// Processes that a load has forked and that stay: they are there from the first to the last, and get on.
+pub(super) struct Crew(pub(super) Vec<(i32, String)>);
+
+impl Crew {
+    /// Those of a load's first command, once there are so many.
+    pub(super) fn of(load: &Load, number: usize) -> Self {
+        let parent = load.0[0].1.id() as i32;
+        let mut crew = Vec::new();
+        wait_for("the workers are there", Duration::from_secs(30), || {
+            crew = children(parent);
+            let is_named = |(_, name): &(i32, String)| name.starts_with("stress-ng-");
+            crew.len() == number && crew.iter().all(is_named)
+        });
+        Self(crew)
+    }
+
+    /// All are there, no other has taken the place of one, and each CPU hog has used CPU time since this began to look.
+    pub(super) fn assert_get_on(&self, load: &Load, when: &str) {
+        assert_eq!(children(load.0[0].1.id() as i32), self.0, "{when}");
+        let hogs = self.0.iter().filter(|(_, name)| name.contains("cpu"));
+        let used = hogs.map(|(pid, _)| (*pid, cpu_ticks(*pid)));
+        let used: Vec<_> = used.collect();
+        assert!(used.len() >= 2 * cpus(), "{when}: {used:?}");
+        let mut waiting = used.clone();
+        wait_for(when, Duration::from_secs(2), || {
+            waiting.retain(|(pid, before)| cpu_ticks(*pid) == *before);
+            waiting.is_empty()
+        });
+    }
+}
+
+/// The children of a process whose first thread has forked them, and their names.
+pub(super) fn children(parent: i32) -> Vec<(i32, String)> {
+    let children = read(&format!("/proc/{parent}/task/{parent}/children"));
+    let pids = children.split_whitespace().map(|pid| pid.parse().unwrap());
+    pids.map(|pid: i32| (pid, read(&format!("/proc/{pid}/comm"))))
+        .collect()
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        for (_, child) in &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Tells threads to end, also when what they were for panics: their scope waits for them.
+pub(super) struct Stop<'a>(pub(super) &'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Threads of this process that do `work` over and over for as long as `run` takes.
+pub(super) fn with_threads<T>(number: usize, work: fn(), run: impl FnOnce() -> T) -> T {
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let _stop = Stop(&stop);
+        for _ in 0..number {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    work();
+                }
+            });
+        }
+        run()
+    })
+}
+
+/// The sum of a counter over the statistics lines.
+pub(super) fn total(stdout: &str, counter: &str) -> u64 {
+    stdout
+        .lines()
+        .map(|line| numbers(line).get(counter).copied().unwrap_or(0))
+        .sum()
+}
+
+/// Time that each CPU has been idle, in ticks of 10 ms.
+pub(super) fn idle_ticks() -> Vec<u64> {
+    read("/proc/stat")
+        .lines()
+        .filter(|line| line.starts_with("cpu") && !line.starts_with("cpu "))
+        .map(|line| {
+            line.split_whitespace()
+                .skip(4)
+                .take(2)
+                .map(|field| field.parse::<u64>().unwrap())
+                .sum()
+        })
+        .collect()
+}
+
+/// Runs a command that must fail and returns its status and its one line of complaint.
+pub(super) fn complaint(command: &mut Command) -> (Option<i32>, String) {
+    let output = command.output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    assert_eq!(stderr.lines().count(), 1, "one line: {stderr}");
+    (output.status.code(), stderr)
+}
+
+/// Names of what a scheduler leaves behind in the kernel if it does not clean up.
+pub(super) fn leftovers() -> String {
+    fs::read_dir("/sys/fs/bpf")
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect()
+}
+
+/// CPU time that a process has used, in ticks of 10 ms.
+pub(super) fn cpu_ticks(pid: i32) -> u64 {
+    let stat = read(&format!("/proc/{pid}/stat"));
+    let fields: Vec<&str> = stat
+        .rsplit(')')
+        .next()
+        .unwrap()
+        .split_whitespace()
+        .collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}
+
+/// The table of the hops, by name: how many were measured, and mean, p50, p99, p99.9 and max in µs.
+pub(super) fn hops(stderr: &str) -> HashMap<String, Vec<f64>> {
+    let line = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        (words.len() == 9 && words[1] == "->").then(|| {
+            let figures = words[3..].iter().map(|word| word.parse().unwrap());
+            (format!("{} -> {}", words[0], words[2]), figures.collect())
+        })
+    };
+    stderr.lines().filter_map(line).collect()
+}
+
+pub(super) const SOCKET: &str = "/var/run/scx/root/stats";
+
+pub(super) fn wait_for_socket() {
+    wait_for("the socket answers", Duration::from_secs(10), || {
+        std::os::unix::net::UnixStream::connect(SOCKET).is_ok()
+    });
+}
+
+/// A number in a text like that of /proc/PID/status.
+pub(super) fn field(text: &str, name: &str, radix: u32) -> u64 {
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    let word = line.and_then(|line| line.split_whitespace().next());
+    let word = word.unwrap_or_else(|| panic!("no {name} in {text}"));
+    u64::from_str_radix(word, radix).unwrap()
+}
+
+/// How much later than asked for a thread that sleeps `period` runs again: p50 and p99, in µs.
+pub(super) fn lateness(nice: i32, period: Duration, samples: usize) -> (u64, u64) {
+    let sleeper = thread::spawn(move || {
+        assert_eq!(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) }, 0);
+        let mut late: Vec<_> = (0..samples)
+            .map(|_| {
+                let start = Instant::now();
+                thread::sleep(period);
+                (start.elapsed() - period).as_micros() as u64
+            })
+            .collect();
+        late.sort_unstable();
+        (late[samples / 2], late[samples * 99 / 100])
+    });
+    sleeper.join().unwrap()
+}
+
+/// p50 and p99 of the lateness of a thread beside four hogs for each CPU, in µs, under a scheduler and under the default one:
+/// medians of three rounds in turn.
+pub(super) fn lateness_under(scheduler: &str, nice: i32) -> ((u64, u64), (u64, u64)) {
+    let measure = || {
+        with_threads(
+            4 * cpus(),
+            || {},
+            || {
+                // Until a policy knows what kind of task it is.
+                lateness(nice, Duration::from_millis(3), 50);
+                lateness(nice, Duration::from_millis(3), 300)
+            },
+        )
+    };
+    let median = |mut rounds: Vec<u64>| {
+        rounds.sort_unstable();
+        rounds[rounds.len() / 2]
+    };
+    let (mut ours, mut default) = (vec![], vec![]);
+    for _ in 0..3 {
+        default.push(measure());
+        let scheduler = Scheduler::start(scheduler, &[]);
+        ours.push(measure());
+        scheduler.stop(libc::SIGINT).assert_clean();
+    }
+    println!("p50 and p99 of lateness in µs: {ours:?}, default scheduler {default:?}");
+    let medians = |rounds: Vec<(u64, u64)>| {
+        let (p50, p99) = rounds.into_iter().unzip();
+        (median(p50), median(p99))
+    };
+    (medians(ours), medians(default))
+}

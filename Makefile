@@ -1,6 +1,7 @@
 # The table of contents: `make` lists what there is.
 
-.PHONY: help setup demo compare compare-check peers results bench test lint unit loom kernel-test matrix vm-selftest soak sanitize fuzz corpus install deb deb-test clean
+.PHONY: help setup demo compare compare-check peers results bench test check flaky lint unit loom gate vm-selftest soak sanitize fuzz \
+	corpus install deb deb-test clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -40,31 +41,31 @@ results: ## docs/RESULTS.md anew from the samples of the last `make compare` wit
 	cargo build --release --package compare
 	target/release/compare report $(compare_options) --results docs/RESULTS.md
 
-test: setup lint unit loom kernel-test ## everything: format, lints, unit tests, models, fuzzers, and the tests on the oldest and the newest kernel
-	fuzz/run 20
+test: setup lint unit loom gate ## before each change lands, a quarter of an hour: lints, unit tests, models, the gate set on two kernels
 
-lint: setup ## format and lints
+check: setup ## everything there is, in pieces, hours; goes on where it was stopped; ONLY=faults,life runs these pieces
+	tests/check
+
+flaky: setup ## the gate set N=10 times: how often each test passed, and how its figures spread
+	cargo build --workspace --bins --examples
+	vm/flaky $(or $(N),10)
+
+lint: setup ## format, lints and documentation
 	cargo fmt --all -- --check
+	cargo fmt --manifest-path fuzz/Cargo.toml -- --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo clippy --lib --no-default-features -- -D warnings
-	cargo fmt --manifest-path fuzz/Cargo.toml -- --check
-	cargo clippy --manifest-path fuzz/Cargo.toml --target-dir target/fuzz --all-targets -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings cargo doc --quiet --no-deps --lib
 
 unit: setup ## tests that need no kernel of their own
 	cargo test --workspace
-	cargo test --lib --no-default-features
 
 loom: setup ## models of the handshakes with the kernel side: each interleaving, within bounds
 	RUSTFLAGS="--cfg loom" cargo test --release --lib --no-default-features --target-dir target/loom models::
 
-kernel-test: setup ## tests on booted kernels
-	cargo build --release --workspace --bins --examples
-	vm/test
-
-matrix: setup ## all tests on every series of kernels, from the oldest to the newest: two hours
-	cargo build --release --workspace --bins --examples
-	vm/test matrix
+gate: setup ## the gate set (tests/kernel/gate.rs) on the newest and the oldest kernel
+	cargo build --workspace --bins --examples
+	vm/gate
 
 vm-selftest: setup ## that vm/run does what vm/README.md says: six minutes
 	vm/selftest

@@ -77,7 +77,7 @@ fn version_and_help_are_told() {
 #[test]
 fn without_privilege_or_sched_ext_one_line_says_what_to_do() {
     if std::fs::exists("/sys/kernel/sched_ext").unwrap() {
-        // It would start. tests/kernel.rs has this case with sched_ext hidden.
+        // It would start. tests/kernel/ has this case with sched_ext hidden.
         return;
     }
     let output = metronome(&[]);
@@ -123,7 +123,7 @@ fn where_no_filter_can_be_installed_one_line_says_what_to_do() {
 #[test]
 fn confined_it_says_the_same_as_free() {
     if std::fs::exists("/sys/kernel/sched_ext").unwrap() {
-        // It would start. tests/kernel.rs has that.
+        // It would start. tests/kernel/ has that.
         return;
     }
     assert_eq!(metronome(&["--seccomp"]).stderr, metronome(&[]).stderr);

@@ -75,8 +75,18 @@ write_source() { # FILE SUITE
     } >"$1"
 }
 
-# Builds tests/kernel.rs and prints the program's path; nothing if it does not build.
-kernel_tests() {
-    cargo test --quiet --release --test kernel --no-run --message-format=json |
-        sed -nE 's/.*"executable":"([^"]*\/kernel-[0-9a-f]+)".*/\1/p' | tail -n 1
+# Builds the tests of tests/kernel/ and prints the program's path.
+kernel_tests() { # [CARGO-OPTION...]
+    local program
+    program=$(cargo test --quiet "$@" --test kernel --no-run --message-format=json |
+        sed -nE 's/.*"executable":"([^"]*\/kernel-[0-9a-f]+)".*/\1/p' | tail -n 1)
+    [ -n "$program" ] || die "tests/kernel/ does not build: see cargo test $* --test kernel --no-run"
+    printf '%s\n' "$program"
+}
+
+# Runs a command in the background once fewer than $slots are at work there. Two guests at a time: each keeps a CPU busy.
+slots=${JOBS:-$(nproc)}
+in_turn() { # COMMAND...
+    while [ "$(jobs -rp | wc -l)" -ge "$slots" ]; do wait -n || true; done
+    "$@" &
 }

@@ -132,8 +132,8 @@ fn a_mailbox_that_somebody_else_wrote_into_ends_the_scheduler_and_nobody_waits()
 
 #[test]
 fn records_that_name_nobody_or_an_enqueue_that_is_over_are_harmless_and_counted() {
-    let mut load = saturate();
     let scheduler = Scheduler::start("scx_metronome", &["--stats", "0.1"]);
+    let mut load = saturate();
     // Those who live have the lowest ids. No enqueue has the number 0.
     let mut records: Vec<_> = (0..100)
         .chain(MAX_TASKS as u32 - 100..MAX_TASKS as u32)

@@ -19,6 +19,7 @@ use super::*;
 /// What the same does to another scheduler, by the name of its program: `SCHEDULER=scx_rustland`. Nothing is asserted of it.
 fn measure_peer(name: &str, peer: &str, fault: impl FnOnce(&Scheduler)) {
     let scheduler = Scheduler::start(peer, &[]);
+    let _load = saturate();
     let pause = Pauses::during(|| fault(&scheduler));
     println!("{name}: {peer}: {pause}, then {}", state());
 }
@@ -28,13 +29,13 @@ fn assert_the_machine_goes_on(name: &str, fault: impl FnOnce(&Scheduler)) {
     assert_it_goes_on_with(&[], name, fault);
 }
 
-fn assert_it_goes_on_with(args: &[&str], name: &str, fault: impl FnOnce(&Scheduler)) {
-    let mut load = saturate();
+pub(super) fn assert_it_goes_on_with(args: &[&str], name: &str, fault: impl FnOnce(&Scheduler)) {
     if let Ok(peer) = std::env::var("SCHEDULER") {
         return measure_peer(name, &peer, fault);
     }
     let args: Vec<_> = ["--stats", "0.1"].iter().chain(args).copied().collect();
     let scheduler = Scheduler::start("scx_metronome", &args);
+    let mut load = saturate();
     let workers = Workers::start(1);
     let pause = Pauses::during(|| fault(&scheduler));
     thread::sleep(Duration::from_millis(500));
@@ -116,8 +117,8 @@ fn a_scheduler_whose_cpu_is_held_by_a_real_time_task_holds_nobody_up() {
 
 #[test]
 fn a_cpu_that_is_held_by_a_real_time_task_costs_no_more_than_that_cpu() {
-    let mut load = saturate();
     let scheduler = Scheduler::start("scx_metronome", &[]);
+    let mut load = saturate();
     let pause = Pauses::during(|| hold_cpu(0, Duration::from_secs(1)));
     println!("SCHED_FIFO hog on another CPU: {pause}");
     pause.assert_short("another CPU");
@@ -145,8 +146,8 @@ fn sysctls() -> Vec<(String, String)> {
 /// Whatever kills a scheduler, the default one takes over, nothing is left behind, and the next scheduler starts.
 fn assert_it_dies_cleanly(name: &str, kill: impl FnOnce(&Scheduler)) {
     let before = sysctls();
-    let mut load = saturate();
     let scheduler = Scheduler::start("scx_metronome", &[]);
+    let mut load = saturate();
     wait_for_socket();
     // Until 6.19 the kernel may not get on with unloading a scheduler while threads are born on a busy machine.
     let pause = Pauses::of_heartbeat(|| {
@@ -828,4 +829,33 @@ fn any_decisions_are_carried_out_or_dropped_and_end_nothing() {
     others.assert_running();
     let fates = [counts.dispatched, counts.stale, counts.gone, counts.bounced];
     assert!(fates.iter().all(|count| *count > 10), "{counts}");
+}
+
+/// A load runs on under the default scheduler after each of these signals to a scheduler.
+pub(super) fn assert_any_end_is_clean(scheduler: &str, signals: &[i32]) {
+    let mut first = Some(Scheduler::start(scheduler, &[]));
+    let mut load = Load::start(&[&format!("stress-ng --cpu {} --pipe 2 -t 3600s", 2 * cpus())]);
+    let crew = Crew::of(&load, 2 * cpus() + 2);
+    for signal in signals {
+        let loaded = first.take();
+        let ended = loaded
+            .unwrap_or_else(|| Scheduler::start(scheduler, &[]))
+            .stop(*signal);
+        if *signal == libc::SIGKILL {
+            assert_eq!(ended.status.signal(), Some(libc::SIGKILL));
+            wait_for_default_scheduler();
+        } else {
+            ended.assert_clean();
+            assert!(!ended.stderr.contains("restarting"), "{}", ended.stderr);
+        }
+        assert_eq!(leftovers(), "");
+        crew.assert_get_on(&load, &format!("{scheduler} after signal {signal}"));
+    }
+    load.assert_running();
+}
+
+#[test]
+fn any_signal_leaves_the_default_scheduler_and_a_running_load() {
+    assert_any_end_is_clean("scx_metronome", &[libc::SIGINT, libc::SIGTERM]);
+    assert_any_end_is_clean("fifo", &[libc::SIGINT, libc::SIGTERM, libc::SIGKILL]);
 }

@@ -1,12 +1,19 @@
-//! The gate set: what must hold on every kernel before a change lands. Few seconds each.
+//! The gate set: what must hold on the newest and on the oldest kernel before a change lands.
 
+use super::faults::{assert_any_end_is_clean, assert_it_goes_on_with};
+use super::inject::{self, set_online};
 use super::*;
+
+#[test]
+fn a_heavy_load_is_scheduled_and_its_books_balance() {
+    schedules_a_heavy_load("scx_metronome", &[]);
+}
 
 #[test]
 fn the_seed_program_schedules_a_load() {
     let scheduler = Scheduler::start("seed_fifo", &[]);
     let n = 2 * cpus();
-    let mut load = Load::start(&[&format!("stress-ng --cpu {n} --fork 1 --pipe 1 -t 3s")]);
+    let mut load = Load::start(&[&format!("stress-ng --cpu {n} --fork 1 --pipe 1 -t 1s")]);
     load.assert_ends_well();
     assert_eq!(state(), "enabled");
     let ended = scheduler.stop(libc::SIGINT);
@@ -14,203 +21,141 @@ fn the_seed_program_schedules_a_load() {
     wait_for_default_scheduler();
 }
 
+/// The tests beside this one end theirs by SIGINT or SIGTERM.
 #[test]
-fn any_end_leaves_the_default_scheduler_and_a_running_load() {
-    let mut load = Load::start(&[&format!("stress-ng --cpu {} --pipe 2 -t 3600s", 2 * cpus())]);
-    let crew = Crew::of(&load, 2 * cpus() + 2);
-    for scheduler in ["scx_metronome", "fifo"] {
-        for signal in [libc::SIGINT, libc::SIGTERM] {
-            let ended = Scheduler::start(scheduler, &[]).stop(signal);
-            ended.assert_clean();
-            crew.assert_get_on(&load, &format!("{scheduler} after signal {signal}"));
-            assert!(!ended.stderr.contains("restarting"), "{}", ended.stderr);
-            let reports = ended
-                .stderr
-                .lines()
-                .filter(|line| line.starts_with("EXIT: "));
-            let expected = usize::from(scheduler == "scx_metronome");
-            assert_eq!(reports.count(), expected, "{}", ended.stderr);
-        }
-        let ended = Scheduler::start(scheduler, &[]).stop(libc::SIGKILL);
-        assert_eq!(ended.status.signal(), Some(libc::SIGKILL));
-        wait_for_default_scheduler();
-        crew.assert_get_on(&load, &format!("{scheduler} after SIGKILL"));
-    }
-    load.assert_running();
+fn a_kill_leaves_the_default_scheduler_and_a_running_load() {
+    assert_any_end_is_clean("scx_metronome", &[libc::SIGKILL]);
 }
 
-/// SCHED_EXT of the kernel's include/uapi/linux/sched.h.
-const POLICY_EXT: i32 = 7;
+#[test]
+fn a_scheduler_that_is_stopped_or_frozen_holds_no_task_up() {
+    assert_it_goes_on_with(&[], "stopped and frozen", |scheduler| {
+        inject::stop(scheduler, Duration::from_millis(300));
+        thread::sleep(Duration::from_millis(200));
+        inject::freeze(scheduler, Duration::from_millis(300));
+        thread::sleep(Duration::from_millis(200));
+    });
+}
 
-/// A load whose processes have all asked to be scheduled by us.
-fn start_as_sched_ext(command: &str) -> Load {
-    let mut words = command.split_whitespace();
-    let mut process = Command::new(words.next().unwrap());
-    process
-        .args(words)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    unsafe {
-        process.pre_exec(|| {
-            let parameters = libc::sched_param { sched_priority: 0 };
-            match libc::sched_setscheduler(0, POLICY_EXT, &parameters) {
-                0 => Ok(()),
-                _ => Err(std::io::Error::last_os_error()),
-            }
+#[test]
+fn a_cpu_that_goes_and_comes_restarts_the_scheduler_and_takes_no_task_along() {
+    let mut scheduler = Scheduler::start("scx_metronome", &[]);
+    let pid = scheduler.pid();
+    // No more: loading again takes its share of what the guest's CPUs get from the host.
+    let mut load = Load::start(&["yes"]);
+    let hog = load.0[0].1.id() as i32;
+    for online in [false, true] {
+        set_online(&mut scheduler, 1, online);
+        let before = cpu_ticks(hog);
+        wait_for("the load goes on", Duration::from_secs(5), || {
+            cpu_ticks(hog) > before
         });
     }
-    Load(vec![(command.to_owned(), process.spawn().unwrap())])
-}
-
-/// Whether the kernel has a task in the class of our scheduler.
-fn is_in_our_class(pid: i32) -> bool {
-    let text = read(&format!("/proc/{pid}/sched"));
-    let line = text.lines().find(|line| line.starts_with("ext.enabled"));
-    let line = line.unwrap_or_else(|| panic!("no ext.enabled: {text}"));
-    line.rsplit(':').next().unwrap().trim() == "1"
-}
-
-/// Ways of a task through the kernel side when it becomes runnable.
-const ENQUEUES: [&str; 7] = [
-    "queued",
-    "direct",
-    "ordered",
-    "kernel",
-    "no-id",
-    "alone",
-    "ring-full",
-];
-
-/// How often a task became runnable under a partial scheduler while a load ran whose workers are, or are not, in our class.
-fn enqueues_of_partial_mode(start: impl FnOnce(&str) -> Load, is_ours: bool) -> u64 {
-    let scheduler = Scheduler::start("scx_metronome", &["--partial", "--stats", "0.2"]);
-    assert_eq!(read(&format!("{SCHED_EXT}/switch_all")), "0");
-    let mut load = start(&format!("stress-ng --cpu {} --pipe 2 -t 2s", 2 * cpus()));
-    let parent = load.0[0].1.id() as i32;
-    let crew = Crew::of(&load, 2 * cpus() + 2);
-    for pid in crew.0.iter().map(|(pid, _)| *pid).chain([parent]) {
-        assert_eq!(is_in_our_class(pid), is_ours, "{pid}");
-        let policy = unsafe { libc::sched_getscheduler(pid) };
-        assert_eq!(policy == POLICY_EXT, is_ours, "{pid}");
-    }
-    load.assert_ends_well();
+    assert_eq!(scheduler.pid(), pid);
+    load.assert_running();
     let ended = scheduler.stop(libc::SIGINT);
     ended.assert_clean();
-    let counts = ENQUEUES.map(|way| total(&ended.stdout, way));
-    println!("{ENQUEUES:?} {counts:?}, {}", ended.stderr);
-    counts.iter().sum()
+    assert_eq!(ended.stderr.matches("restarting").count(), 2);
+    assert_eq!(ended.lines_of_books().count(), 3, "{}", ended.stderr);
+}
+
+#[test]
+fn policies_are_swapped_a_hundred_times_under_load_and_lose_no_task() {
+    let mut scheduler = Scheduler::start("swap", &["20"]);
+    let n = 2 * cpus();
+    let load = &format!("stress-ng --cpu {n} --fork 1 --pipe 2 -t 2s");
+    Load::start(&[load]).assert_ends_well();
+    let mut line = String::new();
+    let stdout = scheduler.child.stdout.as_mut().unwrap();
+    BufReader::new(stdout).read_line(&mut line).unwrap();
+    assert_eq!(line, "100 swaps\n");
+    assert_eq!(state(), "enabled");
+    scheduler.stop(libc::SIGINT).assert_clean();
+}
+
+/// How late a thread runs after its sleep, with an order and without.
+#[test]
+fn an_order_is_sooner_than_a_question() {
+    let [order, question] = [&[][..], &["--no-orders"]].map(|args| {
+        let scheduler = Scheduler::start("scx_metronome", args);
+        let (p50, p99) = lateness_on_a_full_machine(0, 150);
+        scheduler.stop(libc::SIGINT).assert_clean();
+        println!("{args:?}: late by {p50} µs in the median, p99 {p99} µs");
+        p99
+    });
+    // The answer to a question waits for a tick. An order displaces a hog at once.
+    figure(
+        "p99 with an order to p99 without",
+        order as f64 / question as f64,
+        "",
+        Bound::AtMost(1.0),
+    );
 }
 
 #[test]
 fn partial_mode_schedules_only_sched_ext_tasks() {
     // What remains are the threads of the scheduler's own process: they are in our class, too.
     let own = enqueues_of_partial_mode(|command| Load::start(&[command]), false);
-    assert!(own < 50, "ordinary tasks were scheduled by us: {own}");
+    figure(
+        "enqueues of ordinary tasks",
+        own as f64,
+        "",
+        Bound::AtMost(50.0),
+    );
     let all = enqueues_of_partial_mode(start_as_sched_ext, true);
-    assert!(all > 1000, "tasks were not scheduled by us: {all}");
+    figure(
+        "enqueues of SCHED_EXT tasks",
+        all as f64,
+        "",
+        Bound::AtLeast(500.0),
+    );
 }
 
-/// System calls that a thread makes in `seconds`, as the kernel counts them.
-fn system_calls(tid: i32, seconds: u64) -> u64 {
-    let output = Command::new("perf")
-        .args([
-            "stat",
-            "-x",
-            ",",
-            "-e",
-            "raw_syscalls:sys_enter",
-            "-t",
-            &tid.to_string(),
-            "--",
-        ])
-        .args(["sleep", &seconds.to_string()])
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    let count = text
-        .lines()
-        .find(|line| line.contains("raw_syscalls"))
-        .and_then(|line| line.split(',').next());
-    count
-        .and_then(|count| count.parse().ok())
-        .unwrap_or_else(|| panic!("perf stat: {text}"))
-}
-
+/// The load has hogs, tasks that sleep, and births: the machine is full, and there is always something to decide.
 #[test]
-fn the_scheduler_thread_of_a_saturated_machine_neither_faults_nor_allocates_and_hardly_calls_the_kernel()
- {
-    let scheduler = Scheduler::start("scx_metronome", &["--stats", "1"]);
+fn a_full_machine_idles_on_no_cpu_and_its_scheduler_neither_faults_nor_allocates() {
+    let scheduler = Scheduler::start("scx_metronome", &["--stats", "0.5"]);
     let n = 2 * cpus();
     let mut load = Load::start(&[&format!("stress-ng --cpu {n} --pipe 4 --fork 1 -t 3600s")]);
-    thread::sleep(Duration::from_secs(2));
-    let mut yes = Command::new("yes").stdout(Stdio::null()).spawn().unwrap();
-    let counted = system_calls(yes.id() as i32, 1);
-    yes.kill().unwrap();
-    yes.wait().unwrap();
-    assert!(counted > 10, "calls are counted: {counted}");
-    let calls = system_calls(scheduler.pid(), 10);
+    thread::sleep(Duration::from_millis(1000));
+    let before = idle_ticks();
+    let calls = system_calls(scheduler.pid(), seconds());
+    let idle: Vec<u64> = idle_ticks()
+        .iter()
+        .zip(before)
+        .map(|(after, before)| after - before)
+        .collect();
     load.assert_running();
     assert_eq!(state(), "enabled");
     let ended = scheduler.stop(libc::SIGINT);
     ended.assert_clean();
-    let lines: Vec<_> = ended.stdout.lines().map(numbers).collect();
-    let last = lines.last().unwrap();
+    let last = numbers(ended.stdout.lines().last().unwrap());
     assert_eq!(
         (last["faults"], last["allocations"]),
         (0, 0),
         "{}",
         ended.stdout
     );
-    let busy = &lines[3..lines.len().min(13)];
-    let sum = |counter: &str| busy.iter().map(|line| line[counter]).sum::<u64>();
-    let (queued, ordered) = (sum("queued"), sum("ordered"));
+    let queued = total(&ended.stdout, "queued");
     println!(
-        "in 10 s: {queued} questions, {ordered} orders carried out, {calls} system calls, 0 faults, 0 allocations"
+        "{queued} questions, {calls} system calls in {} s, idle ticks {idle:?}",
+        seconds()
     );
-    assert!(
-        queued + ordered > 1000,
-        "the machine was saturated: {}",
-        ended.stdout
+    // A system call costs as much as 20 decisions. Without a sleep there is one to wake an idle CPU, and all are busy.
+    figure(
+        "system calls for 100 questions",
+        100.0 * calls as f64 / queued as f64,
+        "",
+        Bound::AtMost(20.0),
     );
-    // Of those alone about which it was asked.
-    assert!(
-        5 * calls <= queued,
-        "{calls} system calls for {queued} questions"
+    // The last CPU is the scheduler thread's. 1 % is what an accounting by ticks may get wrong.
+    let most = idle[..idle.len() - 1].iter().max().unwrap();
+    figure(
+        "idle time of a CPU",
+        *most as f64 / seconds() as f64,
+        "%",
+        Bound::AtMost(1.0),
     );
-}
-
-#[test]
-fn no_cpu_is_idle_while_tasks_wait() {
-    for (scheduler, args) in [
-        ("scx_metronome", &[][..]),
-        ("fifo", &[]),
-        ("scx_metronome", &["--no-builtin-idle"]),
-    ] {
-        let scheduler = Scheduler::start(scheduler, args);
-        let window = Duration::from_secs(4);
-        let idle: Vec<u64> = with_threads(
-            2 * cpus(),
-            || {},
-            || {
-                thread::sleep(Duration::from_millis(500));
-                let before = idle_ticks();
-                thread::sleep(window);
-                idle_ticks()
-                    .iter()
-                    .zip(before)
-                    .map(|(after, before)| after - before)
-                    .collect()
-            },
-        );
-        scheduler.stop(libc::SIGINT).assert_clean();
-        println!("idle ticks of 10 ms in {window:?}: {idle:?}");
-        // The last CPU is the scheduler's.
-        let allowed = window.as_millis() as u64 / 10 / 100;
-        assert!(
-            idle[..idle.len() - 1].iter().all(|idle| *idle <= allowed),
-            "{idle:?}"
-        );
-    }
 }
 
 #[test]
@@ -274,6 +219,94 @@ fn wrong_use_is_told_in_one_line_and_leaves_nothing_attached() {
     assert_eq!(leftovers(), "");
 }
 
+/// SCHED_EXT of the kernel's include/uapi/linux/sched.h.
+const POLICY_EXT: i32 = 7;
+
+/// A load whose processes have all asked to be scheduled by us.
+fn start_as_sched_ext(command: &str) -> Load {
+    let mut words = command.split_whitespace();
+    let mut process = Command::new(words.next().unwrap());
+    process
+        .args(words)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    unsafe {
+        process.pre_exec(|| {
+            let parameters = libc::sched_param { sched_priority: 0 };
+            match libc::sched_setscheduler(0, POLICY_EXT, &parameters) {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            }
+        });
+    }
+    Load(vec![(command.to_owned(), process.spawn().unwrap())])
+}
+
+/// Whether the kernel has a task in the class of our scheduler.
+fn is_in_our_class(pid: i32) -> bool {
+    let text = read(&format!("/proc/{pid}/sched"));
+    let line = text.lines().find(|line| line.starts_with("ext.enabled"));
+    let line = line.unwrap_or_else(|| panic!("no ext.enabled: {text}"));
+    line.rsplit(':').next().unwrap().trim() == "1"
+}
+
+/// Ways of a task through the kernel side when it becomes runnable.
+const ENQUEUES: [&str; 7] = [
+    "queued",
+    "direct",
+    "ordered",
+    "kernel",
+    "no-id",
+    "alone",
+    "ring-full",
+];
+
+/// How often a task became runnable under a partial scheduler while a load ran whose workers are, or are not, in our class.
+fn enqueues_of_partial_mode(start: impl FnOnce(&str) -> Load, is_ours: bool) -> u64 {
+    let scheduler = Scheduler::start("scx_metronome", &["--partial", "--stats", "0.2"]);
+    assert_eq!(read(&format!("{SCHED_EXT}/switch_all")), "0");
+    let mut load = start(&format!("stress-ng --cpu {} --pipe 2 -t 1s", 2 * cpus()));
+    let parent = load.0[0].1.id() as i32;
+    let crew = Crew::of(&load, 2 * cpus() + 2);
+    for pid in crew.0.iter().map(|(pid, _)| *pid).chain([parent]) {
+        assert_eq!(is_in_our_class(pid), is_ours, "{pid}");
+        let policy = unsafe { libc::sched_getscheduler(pid) };
+        assert_eq!(policy == POLICY_EXT, is_ours, "{pid}");
+    }
+    load.assert_ends_well();
+    let ended = scheduler.stop(libc::SIGINT);
+    ended.assert_clean();
+    let counts = ENQUEUES.map(|way| total(&ended.stdout, way));
+    println!("{ENQUEUES:?} {counts:?}, {}", ended.stderr);
+    counts.iter().sum()
+}
+
+/// System calls that a thread makes in `seconds`, as the kernel counts them.
+fn system_calls(tid: i32, seconds: u64) -> u64 {
+    let output = Command::new("perf")
+        .args([
+            "stat",
+            "-x",
+            ",",
+            "-e",
+            "raw_syscalls:sys_enter",
+            "-t",
+            &tid.to_string(),
+            "--",
+        ])
+        .args(["sleep", &seconds.to_string()])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    let count = text
+        .lines()
+        .find(|line| line.contains("raw_syscalls"))
+        .and_then(|line| line.split(',').next());
+    count
+        .and_then(|count| count.parse().ok())
+        .unwrap_or_else(|| panic!("perf stat: {text}"))
+}
+
 /// Takes away the right to lock memory, and all but 64 KiB of the limit.
 fn without_memlock(command: &mut Command) -> &mut Command {
     const CAP_IPC_LOCK: libc::c_ulong = 14;
@@ -315,24 +348,4 @@ fn without_sched_ext(command: &mut Command) -> &mut Command {
             }
         })
     }
-}
-
-#[test]
-fn policies_are_swapped_a_hundred_times_under_load_and_lose_no_task() {
-    let mut scheduler = Scheduler::start("swap", &[]);
-    let n = 2 * cpus();
-    let load = &format!("stress-ng --cpu {n} --fork 1 --pipe 2 -t 11s");
-    Load::start(&[load]).assert_ends_well();
-    assert_eq!(state(), "enabled");
-    let mut line = String::new();
-    let stdout = scheduler.child.stdout.as_mut().unwrap();
-    BufReader::new(stdout).read_line(&mut line).unwrap();
-    assert_eq!(line, "100 swaps\n");
-    scheduler.stop(libc::SIGINT).assert_clean();
-}
-
-#[test]
-fn a_task_with_a_standing_order_is_sooner_there_than_under_the_default_scheduler() {
-    let (ours, default) = lateness_under("scx_metronome", 0);
-    assert!(ours.1 < default.1, "{ours:?} {default:?}");
 }

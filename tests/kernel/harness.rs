@@ -415,35 +415,57 @@ pub(super) fn lateness(nice: i32, period: Duration, samples: usize) -> (u64, u64
     sleeper.join().unwrap()
 }
 
-/// p50 and p99 of the lateness of a thread beside four hogs for each CPU, in µs, under a scheduler and under the default one:
-/// medians of three rounds in turn.
-pub(super) fn lateness_under(scheduler: &str, nice: i32) -> ((u64, u64), (u64, u64)) {
+/// p50 and p99 of the lateness of a thread beside four hogs for each CPU, in µs.
+pub(super) fn lateness_on_a_full_machine(nice: i32, samples: usize) -> (u64, u64) {
+    let period = Duration::from_millis(3);
     let measure = || {
-        with_threads(
-            4 * cpus(),
-            || {},
-            || {
-                // Until a policy knows what kind of task it is.
-                lateness(nice, Duration::from_millis(3), 50);
-                lateness(nice, Duration::from_millis(3), 300)
-            },
-        )
+        // Until a policy knows what kind of task it is.
+        lateness(nice, period, 50);
+        lateness(nice, period, samples)
     };
-    let median = |mut rounds: Vec<u64>| {
-        rounds.sort_unstable();
-        rounds[rounds.len() / 2]
-    };
-    let (mut ours, mut default) = (vec![], vec![]);
-    for _ in 0..3 {
-        default.push(measure());
-        let scheduler = Scheduler::start(scheduler, &[]);
-        ours.push(measure());
-        scheduler.stop(libc::SIGINT).assert_clean();
+    with_threads(4 * cpus(), || {}, measure)
+}
+
+pub(super) fn schedules_a_heavy_load(scheduler: &str, args: &[&str]) {
+    let rejected = read(&format!("{SCHED_EXT}/nr_rejected"));
+    let scheduler = Scheduler::start(scheduler, args);
+    let (n, seconds) = (2 * cpus(), seconds());
+    let started = Instant::now();
+    let mut load = Load::start(&[
+        &format!("stress-ng --cpu {n} --fork 2 --pipe 2 --affinity 1 -t {seconds}s"),
+        &format!("hackbench -g 2 -l {}", 20 * seconds),
+    ]);
+    while started.elapsed() < Duration::from_secs(seconds) {
+        assert_eq!(state(), "enabled");
+        thread::sleep(Duration::from_millis(200));
     }
-    println!("p50 and p99 of lateness in µs: {ours:?}, default scheduler {default:?}");
-    let medians = |rounds: Vec<(u64, u64)>| {
-        let (p50, p99) = rounds.into_iter().unzip();
-        (median(p50), median(p99))
+    load.assert_ends_well();
+    assert_eq!(state(), "enabled");
+    assert_eq!(read(&format!("{SCHED_EXT}/nr_rejected")), rejected);
+    let ended = scheduler.stop(libc::SIGTERM);
+    ended.assert_clean();
+    println!("{}", ended.stderr);
+    let books = ended.books();
+    assert!(
+        books["queued"] > 20 * seconds,
+        "user space was asked: {books:?}"
+    );
+}
+
+/// What a figure may be.
+#[derive(Clone, Copy)]
+pub(super) enum Bound {
+    AtMost(f64),
+    AtLeast(f64),
+}
+
+/// Prints a figure, for `vm/flaky`, and fails if it is out of its bound.
+pub(super) fn figure(what: &str, value: f64, unit: &str, bound: Bound) {
+    let test = thread::current().name().unwrap_or("?").to_owned();
+    let (holds, word, limit) = match bound {
+        Bound::AtMost(limit) => (value <= limit, "at most", limit),
+        Bound::AtLeast(limit) => (value >= limit, "at least", limit),
     };
-    (medians(ours), medians(default))
+    println!("\nfigure|{test}|{what}|{value:.2}|{unit}|{word} {limit}");
+    assert!(holds, "{what}: {value:.2} {unit}, must be {word} {limit}");
 }

@@ -90,7 +90,14 @@ impl Pauses {
 
     pub(super) fn assert_short(self, name: &str) {
         self.assert_heartbeat_short(name);
-        assert!(self.strangers <= BUDGET + STARVED, "{name}: {self}");
+        let most = (BUDGET + STARVED).as_millis() as f64;
+        let pause = ms(self.strangers);
+        figure(
+            &format!("{name}: pause of strangers"),
+            pause,
+            "ms",
+            Bound::AtMost(most),
+        );
     }
 
     /// What was has left no trace.
@@ -102,13 +109,23 @@ impl Pauses {
     }
 
     pub(super) fn assert_heartbeat_short(self, name: &str) {
-        assert!(self.heartbeat <= BUDGET + MARGIN, "{name}: {self}");
+        let most = (BUDGET + MARGIN).as_millis() as f64;
+        let pause = ms(self.heartbeat);
+        figure(
+            &format!("{name}: pause of a heartbeat"),
+            pause,
+            "ms",
+            Bound::AtMost(most),
+        );
     }
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
 }
 
 impl std::fmt::Display for Pauses {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let ms = |pause: Duration| pause.as_secs_f64() * 1e3;
         let (heartbeat, strangers) = (ms(self.heartbeat), ms(self.strangers));
         write!(
             out,

@@ -10,8 +10,8 @@ const TIME: Duration = Duration::from_millis(1500);
 
 /// Workers are moved about on a busy machine: all reach the end, and no decision about them is lost.
 fn assert_all_arrive(name: &str, move_about: impl FnOnce(&[i32], &mut Random) -> u64) {
-    let mut load = saturate();
     let mut scheduler = Scheduler::start("scx_metronome", &["--stats", "0.1"]);
+    let mut load = saturate();
     let workers = Workers::start(4);
     let mut moves = 0;
     let pause = Pauses::during(|| moves = move_about(workers.tids(), &mut Random::new(1)));

@@ -5,6 +5,7 @@
 #ifndef METRONOME_DECISIONS_H
 #define METRONOME_DECISIONS_H
 
+#include "latecomers.h"
 #include "mailbox.h"
 #include "records.h"
 
@@ -24,6 +25,9 @@ static enum record_kind move_pending(struct task_struct *p, struct task_ctx *tct
 	bool here, displaces;
 
 	if (!bpf_iter_scx_dsq_new(&it, PENDING_DSQ, 0)) {
+		/* On SHARED_DSQ all other CPUs would walk past it. */
+		if (cpu < 0 && p->nr_cpus_allowed == 1 && scx_bpf_task_cpu(p) != agent_cpu)
+			cpu = scx_bpf_task_cpu(p);
 		here = cpu >= 0 && bpf_cpumask_test_cpu(cpu, p->cpus_ptr);
 		displaces = here && decision->flags & DECISION_PREEMPT;
 		scx_bpf_dsq_move_set_slice(&it, clamp_slice(decision->slice_ns) ?: default_slice_ns());
@@ -39,6 +43,11 @@ static enum record_kind move_pending(struct task_struct *p, struct task_ctx *tct
 		}
 	}
 	bpf_iter_scx_dsq_destroy(&it);
+	if (fate == RECORD_DISPATCHED || fate == RECORD_BOUNCED) {
+		tctx->waits_on = here ? cpu : SHARED_DSQ;
+		if (decision->vtime && time_before(decided_now + limits.far_ahead_ns, vtime))
+			note_latecomer(tctx->id, decision->generation);
+	}
 	return fate;
 }
 
@@ -48,6 +57,8 @@ static enum record_kind carry_out_for(struct task_struct *p, struct task_ctx *tc
 	enum record_kind fate;
 
 	tctx->has_deadline = decision->vtime;
+	tctx->in_order = !(decision->flags & DECISION_PREEMPT);
+	tctx->is_decided = tctx->in_order && decision->vtime;
 	/* Before the move: once it has moved, another CPU may run it. */
 	sample_drained(tctx, decision);
 
@@ -183,6 +194,28 @@ static void drain_shared_mailbox(void)
 			break;
 		carry_out(&decision, -1);
 	}
+}
+
+/*
+ * A CPU, plus 1, that runs a task which did not come through dispatch(), with mail in its mailbox: an idle CPU reads it instead.
+ */
+static u32 unread;
+
+static void offer_mail(s32 cpu)
+{
+	struct bpf_cpumask *mask = workers;
+	u32 key = cpu;
+	struct mailbox *box = bpf_map_lookup_elem(&mailboxes, &key);
+	u64 vtime;
+	s32 idle;
+
+	if (!box || !mask || !first_mail_vtime(&box->head, box->slots, MAILBOX_SLOTS, &vtime))
+		return;
+	idle = scx_bpf_pick_idle_cpu((const struct cpumask *)mask, 0);
+	if (idle < 0)
+		return;
+	__sync_lock_test_and_set(&unread, cpu + 1);
+	scx_bpf_kick_cpu(idle, SCX_KICK_IDLE);
 }
 
 static bool has_mail(s32 cpu)

@@ -167,6 +167,14 @@ struct sched_ext_ops {
 #define ENOMEM 12
 #define EINVAL 22
 
+/*
+ * x86, per CPU: nested sections without preemption in bits 0 to 7, softirqs in 8 to 15, interrupts and NMIs above: from bit 16 on, or from
+ * bit 24 on in kernels that count in between what keeps interrupts off.
+ */
+extern const int __preempt_count __ksym __weak;
+/* Bit 8 alone tells that a softirq is served; those up to 15 count sections that keep softirqs off. */
+#define IN_INTERRUPT 0x1fff0100
+
 /* Kfuncs */
 
 s32 scx_bpf_create_dsq(u64 dsq_id, s32 node) __ksym __weak;
@@ -222,6 +230,17 @@ static __always_inline void dsq_insert_vtime(struct task_struct *p, u64 dsq_id, 
 	} else {
 		scx_bpf_dsq_insert_vtime(p, dsq_id, slice, vtime, enq_flags);
 	}
+}
+
+/* Does an interrupt or a softirq call us? The current task is then the one that was interrupted. */
+static __always_inline bool in_interrupt(void)
+{
+	const int *count;
+
+	if (!bpf_ksym_exists(&__preempt_count))
+		return false;
+	count = bpf_this_cpu_ptr(&__preempt_count);
+	return *count & IN_INTERRUPT;
 }
 
 static __always_inline s32 select_cpu_and(struct task_struct *p, s32 prev_cpu, u64 wake_flags)

@@ -9,7 +9,7 @@
  *
  * So a runnable task is always on a DSQ that the kernel knows (Invariant 3): a decision only moves it. A decision that is
  * late, doubled or wrong finds the task elsewhere and changes nothing, and if user space falls silent its tasks can be
- * run in the order of their last deadlines without asking anybody (Invariant 6).
+ * run in turn without asking anybody (Invariant 6).
  *
  * A task for which user space has left a standing order is spared all this: the order is carried out (orders.h).
  *
@@ -73,7 +73,7 @@ s32 BPF_PROG(metronome_init_task, struct task_struct *p, struct scx_init_task_ar
 	if (args->fork)
 		inherit_order(tctx);
 	if (p->flags & PF_KTHREAD) {
-		tctx->born_with = ORDER_OF_KTHREADS;
+		tctx->born_with = limits.order_of_kthreads;
 		tctx->born_under = EVERY_POLICY;
 		__builtin_memcpy(comm, p->comm, sizeof(comm));
 		tctx->house_keeping = has_prefix(comm, kswapd, 6) || has_prefix(comm, khugepaged, 10) ||
@@ -129,6 +129,12 @@ void BPF_PROG(metronome_enable, struct task_struct *p)
  * Wake-up
  */
 
+/* 0: no task wakes it, but a timer or a device. */
+static s32 waker_pid(void)
+{
+	return in_interrupt() ? 0 : bpf_get_current_task_btf()->pid;
+}
+
 SEC("struct_ops/runnable")
 void BPF_PROG(metronome_runnable, struct task_struct *p, u64 enq_flags)
 {
@@ -139,7 +145,7 @@ void BPF_PROG(metronome_runnable, struct task_struct *p, u64 enq_flags)
 	tctx->exec_runtime = 0;
 	/* The kernel does not ask select_cpu() about those that have no choice. */
 	if (p->nr_cpus_allowed == 1 || is_migration_disabled(p))
-		tctx->waker = bpf_get_current_task_btf()->pid;
+		tctx->waker = waker_pid();
 }
 
 /* An idle CPU takes the task at once: where there is no choice to make, nobody is asked. */
@@ -152,7 +158,7 @@ s32 BPF_PROG(metronome_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wake
 
 	if (!tctx || is_agent(p))
 		return prev_cpu;
-	tctx->waker = bpf_get_current_task_btf()->pid;
+	tctx->waker = waker_pid();
 	tctx->wake_flags = wake_flags;
 
 	order = order_of(tctx);
@@ -168,6 +174,8 @@ s32 BPF_PROG(metronome_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wake
 		count(COUNT_HANDED_OFF);
 	}
 
+	tctx->in_order = false;
+	tctx->is_decided = false;
 	if (order) {
 		begin_order(tctx, order, true, chain_ns);
 		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, order_slice_ns(order), 0);
@@ -194,7 +202,7 @@ static void enqueue_first(struct task_struct *p, u64 enq_flags)
 /* @p can run only where the scheduler thread lives: the two take turns. Several of its kind run first come, first served. */
 static void enqueue_guest(struct task_struct *p, u64 enq_flags)
 {
-	scx_bpf_dsq_insert(p, agent_cpu, GUEST_SLICE_NS, enq_flags);
+	scx_bpf_dsq_insert(p, agent_cpu, limits.guest_slice_ns, enq_flags);
 	if (agent_unlimited)
 		scx_bpf_kick_cpu(agent_cpu, SCX_KICK_PREEMPT);
 	else
@@ -213,6 +221,8 @@ static void enqueue_fallback(struct task_struct *p, struct task_ctx *tctx, u64 e
 	if (tctx)
 		tctx->has_deadline = false;
 	if (p->nr_cpus_allowed == 1 && cpu != agent_cpu) {
+		if (tctx)
+			tctx->in_order = true;
 		/* On FALLBACK_DSQ all other CPUs would walk past it, each time that they look there. */
 		dsq_insert_vtime(p, cpu, undecided_slice_ns(), vtime_now, enq_flags);
 		scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE);
@@ -247,8 +257,12 @@ static bool enqueue_kernel_side(struct task_struct *p, struct task_ctx *tctx, u6
 	} else if (p->nr_cpus_allowed < nr_cpus && only_on_agent_cpu(p)) {
 		enqueue_guest(p, enq_flags);
 		return true;
-	} else if (p->tgid == agent_tgid || p->flags & PF_EXITING || (tctx && tctx->house_keeping)) {
+	} else if (p->tgid == agent_tgid || (tctx && tctx->house_keeping)) {
 		enqueue_first(p, enq_flags);
+		return true;
+	} else if (p->flags & PF_EXITING) {
+		/* Others may wait for its memory, but to give back much takes long: it goes in turn with them. */
+		enqueue_fallback(p, tctx, enq_flags, COUNT_KERNEL_SIDE);
 		return true;
 	} else {
 		return false;
@@ -271,7 +285,7 @@ static bool enqueue_pending(struct task_struct *p, struct task_ctx *tctx, u32 ge
 	begin_sample(tctx, generation, tctx->id + generation);
 	rec->kind = RECORD_QUEUED;
 	fill_record(rec, p, tctx, generation, enq_flags);
-	dsq_insert_vtime(p, PENDING_DSQ, undecided_slice_ns(), p->scx.dsq_vtime, enq_flags);
+	scx_bpf_dsq_insert(p, PENDING_DSQ, undecided_slice_ns(), enq_flags);
 	bpf_ringbuf_submit(rec, wakeup);
 	watch_user_space();
 	return true;
@@ -289,6 +303,8 @@ void BPF_PROG(metronome_enqueue, struct task_struct *p, u64 enq_flags)
 		restore_vtime(p, tctx);
 		tctx->sample.since = 0;
 		tctx->found_idle = false;
+		tctx->in_order = false;
+		tctx->is_decided = false;
 	}
 	/* Whatever was decided about earlier enqueues is void. */
 	if (slot) {
@@ -389,7 +405,7 @@ static void rescue_stranded(void)
 {
 	u32 cpu = __sync_lock_test_and_set(&stranded, 0) - 1;
 
-	if (cpu >= nr_cpus || !is_taken(cpu, TAKEN_NS))
+	if (cpu >= nr_cpus || !is_taken(cpu, limits.taken_ns))
 		return;
 	drain_mailbox(cpu, -1);
 	give_away_dsq_of(cpu);
@@ -433,10 +449,24 @@ static bool move_starved_to_local(s32 cpu, u64 turn)
 {
 	struct cpu_ctx *cctx = cpu_ctx(cpu);
 
-	if (!cctx || elapsed_since(cctx->decided_since) < urgent_ns() || !move_next_to_local(cpu, turn))
+	if (!cctx || !starves_others(cctx) || !move_next_to_local(cpu, turn))
 		return false;
-	cctx->protected_until = scx_bpf_now() + PROTECTED_NS;
+	cctx->protected_until = scx_bpf_now() + limits.protected_ns;
 	return true;
+}
+
+/* This CPU is about to idle, and decisions for another that is busy may lie unread. */
+static bool move_unread_to_local(void)
+{
+	u32 cpu;
+
+	if (!*(volatile u32 *)&unread)
+		return false;
+	cpu = __sync_lock_test_and_set(&unread, 0) - 1;
+	if (cpu >= nr_cpus)
+		return false;
+	drain_mailbox(cpu, -1);
+	return scx_bpf_dsq_move_to_local(SHARED_DSQ);
 }
 
 /* Does the scheduler thread not need its CPU? */
@@ -447,11 +477,24 @@ static bool agent_is_away(void)
 	return (ctl && *(volatile u32 *)&ctl->parked) || is_alone();
 }
 
+/*
+ * A task that has waited too long is next, whatever the deadlines say: one whose decision does not come, or one whose deadline does not.
+ * One dispatch() in so many looks for them; of two, if the last look has found one.
+ */
+static bool move_overdue_to_local(s32 cpu, u64 turn)
+{
+	bool looks = turn % PATIENCE_TURNS == 0;
+
+	return ((looks || (turn & 1 && pending_overdue)) && take_over(false)) ||
+	       ((looks || (turn & 1 && latecomers_overdue)) && cpu != agent_cpu && move_latecomer_to_local(cpu));
+}
+
 /* @cpu needs a task. */
 SEC("struct_ops/dispatch")
 void BPF_PROG(metronome_dispatch, s32 cpu, struct task_struct *prev)
 {
 	struct cpu_state *state = cpu_state(cpu);
+	struct cpu_ctx *cctx = cpu_ctx(cpu);
 	bool displaces;
 	u64 turn;
 
@@ -462,24 +505,29 @@ void BPF_PROG(metronome_dispatch, s32 cpu, struct task_struct *prev)
 			pass_on_shared();
 		return;
 	}
-	if (!state)
+	if (!state || !cctx)
 		return;
 
+	cctx->is_kicked = false;
+	turn = state->counters[COUNT_TURNS]++;
+	if (move_overdue_to_local(cpu, turn))
+		return;
+	/* Before the mailboxes are opened, which may take long. */
+	if (!starves_others(cctx) && scx_bpf_dsq_move_to_local(URGENT_DSQ)) {
+		pass_on_shared();
+		return;
+	}
 	displaces = drain_own_mailbox(cpu);
 	drain_shared_mailbox();
 	if (*(volatile u32 *)&stranded)
 		rescue_stranded();
-
-	turn = state->counters[COUNT_TURNS]++;
-	if (turn % PATIENCE_TURNS == 0 && take_over(false))
-		return;
 	if ((displaces && scx_bpf_dsq_move_to_local(cpu)) || move_starved_to_local(cpu, turn) ||
 	    scx_bpf_dsq_move_to_local(URGENT_DSQ) || move_next_to_local(cpu, turn)) {
 		pass_on_shared();
 		return;
 	}
 	give_away_dsq_of(cpu);
-	if (take_over(true))
+	if (take_over(true) || move_unread_to_local())
 		return;
 
 	/*
@@ -494,6 +542,7 @@ SEC("struct_ops/update_idle")
 void BPF_PROG(metronome_update_idle, s32 cpu, bool is_idle)
 {
 	struct cpu_state *state = cpu_state(cpu);
+	struct cpu_ctx *cctx = cpu_ctx(cpu);
 
 	if (cpu == agent_cpu)
 		return;
@@ -501,8 +550,11 @@ void BPF_PROG(metronome_update_idle, s32 cpu, bool is_idle)
 	/* Until a task of ours runs there. One of another class may come first. */
 	if (is_idle && state)
 		state->running.kind = RUNS_OTHER;
+	/* No task has waited for it. */
+	if (is_idle && cctx)
+		cctx->urgent_since = 0;
 	/* Whoever put something there since this CPU looked has not seen it idle. */
-	if (is_idle && shared_waits())
+	if (is_idle && (shared_waits() || elapsed_since(*(volatile u64 *)&enqueued_last) < ENQUEUE_NS))
 		scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE);
 }
 
@@ -542,8 +594,11 @@ static void publish_running(struct task_struct *p, struct task_ctx *tctx)
 
 	cctx->begun_at = tctx->start_ts - tctx->exec_runtime;
 	cctx->left_at = OCCUPIED;
+	cctx->is_kicked = false;
 	if (running->kind == RUNS_DECIDED)
-		cctx->decided_since = running->since;
+		cctx->urgent_since = 0;
+	else if (running->kind == RUNS_ORDERED && !cctx->urgent_since)
+		cctx->urgent_since = running->since;
 	if (!tctx->is_handed_off)
 		cctx->chain_since = running->since;
 	tctx->is_handed_off = false;
@@ -557,6 +612,7 @@ static void level_vtime(struct task_struct *p, struct task_ctx *tctx)
 {
 	tctx->found_idle = false;
 	tctx->has_deadline = true;
+	tctx->in_order = true;
 	if (time_before(p->scx.dsq_vtime, vtime_now))
 		set_vtime(p, vtime_now);
 }
@@ -569,7 +625,7 @@ void BPF_PROG(metronome_running, struct task_struct *p)
 	if (is_agent(p)) {
 		agent_unlimited = scx_bpf_dsq_nr_queued(agent_cpu) <= 0 &&
 				  scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL_ON | agent_cpu) <= 0;
-		set_slice(p, agent_unlimited ? SCX_SLICE_INF : AGENT_SLICE_NS);
+		set_slice(p, agent_unlimited ? SCX_SLICE_INF : limits.agent_slice_ns);
 		return;
 	}
 	if (!tctx)
@@ -578,10 +634,15 @@ void BPF_PROG(metronome_running, struct task_struct *p)
 	if (tctx->sample.since)
 		end_sample(tctx);
 	restore_vtime(p, tctx);
-	if (tctx->found_idle)
+	if (tctx->found_idle) {
 		level_vtime(p, tctx);
+		offer_mail(scx_bpf_task_cpu(p));
+	}
 	publish_running(p, tctx);
-	advance_vtime_now(p->scx.dsq_vtime);
+	if (tctx->in_order)
+		advance_vtime_now(p->scx.dsq_vtime);
+	if (tctx->is_decided)
+		decided_now = p->scx.dsq_vtime;
 }
 
 /*
@@ -596,14 +657,15 @@ static bool is_overtaken(struct task_struct *p, struct task_ctx *tctx, s32 cpu)
 	struct shared_mailbox *shared = bpf_map_lookup_elem(&shared_mailbox, &zero);
 	u64 first;
 
-	if (first_vtime(KERNEL_SIDE_DSQ, cpu, &first) ||
-	    (ran >= undecided_slice_ns() && first_vtime(FALLBACK_DSQ, cpu, &first)))
+	if (first_vtime(KERNEL_SIDE_DSQ, cpu, &first))
+		return true;
+	if (ran >= undecided_slice_ns() &&
+	    (first_vtime(FALLBACK_DSQ, cpu, &first) || (is_alone() && first_vtime(PENDING_DSQ, cpu, &first))))
 		return true;
 	if (!own || !shared || !tctx->has_deadline)
 		return false;
 	return (first_vtime(cpu, cpu, &first) && time_before(first, deadline)) ||
 	       (first_vtime(SHARED_DSQ, cpu, &first) && time_before(first, deadline)) ||
-	       (is_alone() && first_vtime(PENDING_DSQ, cpu, &first) && time_before(first, deadline)) ||
 	       (first_mail_vtime(&own->head, own->slots, MAILBOX_SLOTS, &first) && time_before(first, deadline)) ||
 	       (first_mail_vtime(&shared->head, shared->slots, SHARED_MAILBOX_SLOTS, &first) &&
 		time_before(first, deadline));
@@ -619,13 +681,13 @@ static bool is_in_the_way(struct task_ctx *tctx, s32 cpu)
 		return false;
 	if (scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL_ON | cpu) > 0)
 		return true;
-	if (tctx->is_ordered && elapsed_since(cctx->decided_since) > urgent_ns() &&
+	if (tctx->is_ordered && starves_others(cctx) &&
 	    (scx_bpf_dsq_nr_queued(SHARED_DSQ) > 0 || scx_bpf_dsq_nr_queued(cpu) > 0 ||
 	     scx_bpf_dsq_nr_queued(KERNEL_SIDE_DSQ) > 0 || scx_bpf_dsq_nr_queued(FALLBACK_DSQ) > 0))
 		return true;
 	if (!first_vtime(URGENT_DSQ, cpu, &first))
 		return false;
-	return !tctx->is_ordered || time_before(first + PREEMPT_MARGIN_NS, tctx->deadline);
+	return !tctx->is_ordered || time_before(first + limits.preempt_margin_ns, tctx->deadline);
 }
 
 /* User space cannot read the clock of scx_bpf_now(), in which it is told what runs since when. */
@@ -675,7 +737,12 @@ void BPF_PROG(metronome_stopping, struct task_struct *p, bool runnable)
 	ran = elapsed_since(tctx->start_ts);
 	tctx->exec_runtime += ran;
 	/* Virtual time is nobody's weight. */
-	advance_vtime_now(p->scx.dsq_vtime + ran);
+	if (tctx->in_order)
+		advance_vtime_now(p->scx.dsq_vtime + ran);
+	/* It may go on without an enqueue: a light task's own virtual time, which is far ahead then, is not that of the others. */
+	if (p->scx.weight < 100)
+		tctx->in_order = false;
+	tctx->is_decided = false;
 	/* Whoever has run goes behind those who have not, should user space not say otherwise in time. */
 	set_vtime(p, p->scx.dsq_vtime + virtual_time(p, ran));
 }

@@ -5,9 +5,7 @@
  * A task with an order goes to an idle CPU, or is handed its waker's, or waits on URGENT_DSQ by deadline, which is served
  * before all else, and displaces a running task if its order says so. User space is told, not asked.
  *
- * The limits are ours: an order holds for so much CPU time since the task last slept; a chain of hand-offs may keep a CPU
- * for HAND_OFF_NS; whoever waits without an order gets a CPU for PROTECTED_NS after URGENT_NS of nothing but urgent tasks,
- * or a quarter of it while user space is late.
+ * An order holds for so much CPU time since the task last slept. What it may do to others is limited by `limits`.
  */
 #ifndef METRONOME_ORDERS_H
 #define METRONOME_ORDERS_H
@@ -27,30 +25,19 @@
 #define ORDER_PREFERS (1ULL << 61)
 #define ORDER_INHERIT (1ULL << 62)
 
-/*
- * What kernel threads are born with: an answer within 1 ms for up to 4 ms of work. Others wait for it, and so does the watchdog
- * that throws out schedulers; it is a kernel thread's work itself.
- */
-#define ORDER_OF_KTHREADS (ORDER_VALID | 62ULL << 12 | 62ULL << 24 | 250ULL << 36)
-
-/* A running task with an order gives way only to a deadline that is earlier by this. */
-#define PREEMPT_MARGIN_NS 500000
-/*
- * A task without an order that has woken gives way only after so much CPU time: most go back to sleep sooner, and those who pass
- * messages around would otherwise displace each other all the time.
- */
-#define BEGUN_NS 500000
-#define HAND_OFF_NS 3000000
-#define URGENT_NS 20000000
-#define PROTECTED_NS 1000000
-
 /* CPUs looked at for one that can be preempted. */
 #define PREEMPT_SEARCH 64
 
 /* How long a CPU may run nothing but tasks with orders. While user space is away nobody takes back the orders of those who overdo it. */
 static u64 urgent_ns(void)
 {
-	return is_alone() ? URGENT_NS / 4 : URGENT_NS;
+	return is_alone() ? limits.urgent_ns / 4 : limits.urgent_ns;
+}
+
+/* Has @cctx's CPU run nothing but tasks with orders for so long that one without must have its turn? */
+static bool starves_others(struct cpu_ctx *cctx)
+{
+	return cctx->urgent_since && elapsed_since(cctx->urgent_since) > urgent_ns();
 }
 
 static u64 birth_order(struct task_ctx *tctx)
@@ -73,7 +60,7 @@ static u64 order_of(struct task_ctx *tctx)
 	if (!slot || !written)
 		return 0;
 	order = *(volatile u64 *)written;
-	if (ORDER_BIRTH(order) != slot->generation >> BIRTH_SHIFT)
+	if (ORDER_BIRTH(order) != slot->generation >> BIRTH_SHIFT || (tctx->born_under == EVERY_POLICY && !(order & ORDER_VALID)))
 		order = birth_order(tctx);
 	return order & ORDER_VALID ? order : 0;
 }
@@ -135,11 +122,11 @@ static bool may_be_handed_off(struct task_struct *p, u64 order, u64 wake_flags, 
 	struct cpu_state *state = cpu_state(cpu);
 	struct cpu_ctx *cctx = cpu_ctx(cpu);
 
-	if (!(order & ORDER_HAND_OFF) || !(wake_flags & SCX_WAKE_SYNC) || cpu == agent_cpu || !state || !cctx)
+	if (!(order & ORDER_HAND_OFF) || !(wake_flags & SCX_WAKE_SYNC) || in_interrupt() || cpu == agent_cpu || !state || !cctx)
 		return false;
 	*chain_ns = elapsed_since(cctx->chain_since);
 	return wctx && wctx->is_ordered && !(waker->flags & PF_EXITING) && state->running.pid == waker->pid &&
-	       bpf_cpumask_test_cpu(cpu, p->cpus_ptr) && *chain_ns < HAND_OFF_NS &&
+	       bpf_cpumask_test_cpu(cpu, p->cpus_ptr) && *chain_ns < limits.hand_off_ns &&
 	       scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL_ON | cpu) <= 0;
 }
 
@@ -168,14 +155,14 @@ static enum running_kind may_displace(const struct cpumask *allowed, s32 cpu, u6
 	u64 now = scx_bpf_now();
 	u32 kind;
 
-	if (!state || !cctx || cpu == agent_cpu || !bpf_cpumask_test_cpu(cpu, allowed) ||
+	if (!state || !cctx || cpu == agent_cpu || cctx->is_kicked || !bpf_cpumask_test_cpu(cpu, allowed) ||
 	    time_before(now, cctx->protected_until))
 		return RUNS_OTHER;
 	kind = state->running.kind;
 	*displaced = state->running.deadline;
-	if (kind == RUNS_DECIDED && time_before(now, cctx->begun_at + BEGUN_NS))
+	if (kind == RUNS_DECIDED && time_before(now, cctx->begun_at + limits.undisturbed_ns))
 		return RUNS_OTHER;
-	if (kind == RUNS_ORDERED && !time_before(deadline + PREEMPT_MARGIN_NS, *displaced))
+	if (kind == RUNS_ORDERED && !time_before(deadline + limits.preempt_margin_ns, *displaced))
 		return RUNS_OTHER;
 	return kind;
 }
@@ -219,21 +206,22 @@ static s32 find_victim(struct task_struct *p, u64 deadline)
 static void find_cpu_for_urgent(struct task_struct *p, u64 order, u64 deadline)
 {
 	s32 cpu = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);
-	struct cpu_state *state;
+	struct cpu_ctx *cctx;
 
 	if (cpu >= 0) {
 		scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE);
 		return;
 	}
+	note_enqueue();
 	if (!(order & ORDER_PREEMPT))
 		return;
 	cpu = find_victim(p, deadline);
 	if (cpu < 0)
 		return;
-	/* Until it runs something else, nobody else need kick it. */
-	state = cpu_state(cpu);
-	if (state)
-		state->running.kind = RUNS_OTHER;
+	/* Until it has looked for a task, it is no victim for others. What it runs goes on if @p runs elsewhere first. */
+	cctx = cpu_ctx(cpu);
+	if (cctx)
+		cctx->is_kicked = true;
 	scx_bpf_kick_cpu(cpu, SCX_KICK_PREEMPT);
 	count(COUNT_PREEMPTED);
 }

@@ -13,9 +13,24 @@ const volatile u32 nr_cpus = 1;		/* possible CPUs: CPU numbers are below it */
 const volatile u32 nr_rings = 1;	/* a power of two */
 const volatile s32 agent_cpu;		/* where the scheduler thread lives */
 const volatile u64 budget_ns = 10000000;	/* how late user space may be */
-const volatile u64 patience_ns = 1000000000;	/* how long a task may wait for a decision at all */
 const volatile bool builtin_idle = true;
 const volatile u32 exit_dump_len = 32768;
+
+/* Options, too: what tasks are allowed before the kernel side acts by itself. src/limits.rs has the defaults, and the reasons. */
+const volatile struct limits {
+	u64 preempt_margin_ns;	/* a running task with an order gives way only to a deadline that is earlier by this */
+	u64 undisturbed_ns;	/* a task without an order that has woken gives way to orders only after so much CPU time */
+	u64 hand_off_ns;	/* a chain of hand-offs may keep a CPU for so long */
+	u64 urgent_ns;		/* after so long with nothing but orders on a CPU a task without one has its turn */
+	u64 protected_ns;	/* and is not displaced for so long */
+	u64 longest_wait_ns;	/* a task that has waited for so long runs, whatever the deadlines say */
+	u64 far_ahead_ns;	/* so far ahead of decided_now is a deadline for which that is watched */
+	u64 taken_ns;		/* a CPU that another class has for longer loses what waits for it alone */
+	u64 longest_slice_ns;	/* no slice that user space names is longer */
+	u64 guest_slice_ns;	/* what a task that is bound to the scheduler thread's CPU runs there at a time */
+	u64 agent_slice_ns;	/* what the thread then has to itself */
+	u64 order_of_kthreads;	/* what kernel threads are born with; 0: no order */
+} limits;
 
 /* The default slice. User space may change it at any moment. */
 volatile u64 slice_ns = 20000000;
@@ -24,12 +39,15 @@ volatile u64 slice_ns = 20000000;
 s32 agent_pid;
 s32 agent_tgid;
 
-/* DSQs below MAX_CPUS belong to the CPU of that number. All are ordered by deadline but that of agent_cpu and the last two. */
+/*
+ * DSQs below MAX_CPUS belong to the CPU of that number. All are ordered by deadline but that of agent_cpu,
+ * PENDING_DSQ and the last two, which are first come, first served.
+ */
 #define SHARED_DSQ MAX_CPUS		/* decided, for any CPU */
 #define PENDING_DSQ (MAX_CPUS + 1)	/* user space is asked */
 #define URGENT_DSQ (MAX_CPUS + 2)	/* tasks with standing orders, by the time when they should have run */
-#define KERNEL_SIDE_DSQ (MAX_CPUS + 3)	/* user space is not asked; first come, first served, whatever its deadlines mean */
-#define FALLBACK_DSQ (MAX_CPUS + 4)	/* user space cannot be asked; first come, first served */
+#define KERNEL_SIDE_DSQ (MAX_CPUS + 3)	/* user space is not asked */
+#define FALLBACK_DSQ (MAX_CPUS + 4)	/* user space cannot be asked */
 
 /* The part of the default slice that a task gets while nobody shortens slices as tasks wait. */
 #define UNDECIDED_SLICE 8
@@ -37,18 +55,11 @@ s32 agent_tgid;
 /* Decisions that one dispatch() carries out at most: it runs with the run queue locked. */
 #define DRAIN_BATCH 32
 
-/* One dispatch() in so many looks for tasks whose decision does not come, even if there is other work. */
+/* One dispatch() in so many looks for tasks that have waited too long, even if there is other work. */
 #define PATIENCE_TURNS 16
-
-/* No slice that user space names is longer: others wait, and the kernel's watchdog counts. */
-#define MAX_SLICE_NS 1000000000ULL
 
 /* How exactly user space is told the clock of scx_bpf_now(). */
 #define CLOCK_TOLERANCE_NS 10000
-
-/* What a task pinned to the scheduler thread's CPU may run there, and how long the thread then has to itself. */
-#define GUEST_SLICE_NS 1000000
-#define AGENT_SLICE_NS 4000000
 
 /*
  * Records for user space. A task's records all go through the ring of its id, so they stay in order; several rings keep
@@ -196,6 +207,8 @@ struct task_ctx {
 	bool has_vtime;
 	bool is_handed_off;
 	bool has_deadline;	/* p->scx.dsq_vtime tells when it is due: user space gave it one, or it was levelled */
+	bool in_order;		/* it waits or runs by p->scx.dsq_vtime, so that this moves vtime_now on */
+	bool is_decided;	/* the same, and user space has said so: it moves decided_now on */
 	bool found_idle;	/* an idle CPU took it without an order, and it has not run since */
 	bool house_keeping;	/* memory management thread of the kernel: must not wait for user space, which may wait for it */
 	u64 enqueued_at;
@@ -203,6 +216,7 @@ struct task_ctx {
 	u64 stop_ts;
 	u64 exec_runtime;
 	u32 nr_ordered;		/* wake-ups by standing orders */
+	u32 waits_on;		/* the DSQ that the last decision has put it on */
 	struct sample sample;
 };
 
@@ -220,11 +234,12 @@ struct {
 /* What a CPU keeps for itself. */
 struct cpu_ctx {
 	u64 chain_since;	/* since when it is handed from task to task */
-	u64 decided_since;	/* when it began to run a task without an order last */
+	u64 urgent_since;	/* since when it has run nothing but tasks with orders; 0: it does not */
 	u64 protected_until;	/* until then what runs there is not displaced */
 	u64 begun_at;		/* when what runs there would have woken, had it run ever since */
 	u64 left_at;		/* when a task of ours left it last; OCCUPIED while one is there */
-	u64 pad[3];
+	bool is_kicked;		/* it has been told to give way, and has not looked for a task since */
+	u64 pad[2];
 };
 
 struct {
@@ -237,8 +252,14 @@ struct {
 /* The CPUs that take tasks from the DSQs of all: those online, less agent_cpu. A hotplug event ends the scheduler. */
 static struct bpf_cpumask __kptr *workers SEC(".bss.workers");
 
-/* The largest deadline that has got a CPU, and where it went while it ran. */
+/* The largest deadline by which a task has got a CPU, and where it went while the task ran. */
 static u64 vtime_now;
+
+/*
+ * The deadline by which a decided task has got a CPU last. The clock of user space's deadlines: it may stand far behind vtime_now, which
+ * runs while CPUs are idle and user space is not asked, and starts anew with another policy.
+ */
+static u64 decided_now;
 
 /* Does the scheduler thread hold its CPU without limit? */
 static bool agent_unlimited;
@@ -325,7 +346,7 @@ static __always_inline struct task_ctx *task_ctx(struct task_struct *p)
 
 static __always_inline u64 clamp_slice(u64 slice)
 {
-	return slice < MAX_SLICE_NS ? slice : MAX_SLICE_NS;
+	return slice < limits.longest_slice_ns ? slice : limits.longest_slice_ns;
 }
 
 static __always_inline u64 default_slice_ns(void)
@@ -368,22 +389,53 @@ static bool is_unrestricted(struct task_struct *p)
 	return p->nr_cpus_allowed > 1 && mask && bpf_cpumask_subset((const struct cpumask *)mask, p->cpus_ptr);
 }
 
-/* Sets *@vtime to the deadline of the first task on a DSQ, if there is one and @cpu may run it. A negative @cpu stands for any. */
+/* Of the tasks at the head of a DSQ so many are looked at for one that a CPU may run. */
+#define FIRST_SEARCH 8
+
+/*
+ * Sets *@vtime to the deadline of the first task on a DSQ that @cpu may run, if there is one near its head. A negative @cpu stands for
+ * any. An empty DSQ costs no lock: ticks of all CPUs look here.
+ */
 static bool first_vtime(u64 dsq_id, s32 cpu, u64 *vtime)
 {
 	struct bpf_iter_scx_dsq it;
 	struct task_struct *p;
 	bool found = false;
+	u32 i;
 
+	if (scx_bpf_dsq_nr_queued(dsq_id) <= 0)
+		return false;
 	if (!bpf_iter_scx_dsq_new(&it, dsq_id, 0)) {
-		p = bpf_iter_scx_dsq_next(&it);
-		if (p && (cpu < 0 || bpf_cpumask_test_cpu(cpu, p->cpus_ptr))) {
+		bpf_for(i, 0, FIRST_SEARCH) {
+			p = bpf_iter_scx_dsq_next(&it);
+			if (!p)
+				break;
+			if (cpu >= 0 && !bpf_cpumask_test_cpu(cpu, p->cpus_ptr))
+				continue;
 			*vtime = p->scx.dsq_vtime;
 			found = true;
+			break;
 		}
 	}
 	bpf_iter_scx_dsq_destroy(&it);
 	return found;
+}
+
+/*
+ * When a task was enqueued last for which no CPU was idle, ns. It reaches its DSQ only as the op returns, within ENQUEUE_NS: a CPU that
+ * goes idle in between finds the DSQ empty and must look again.
+ */
+static u64 enqueued_last;
+
+#define ENQUEUE_NS 50000
+
+static void note_enqueue(void)
+{
+	u64 now = scx_bpf_now();
+
+	/* All CPUs write it: not more often than it takes. */
+	if (now - *(volatile u64 *)&enqueued_last > ENQUEUE_NS / 8)
+		*(volatile u64 *)&enqueued_last = now;
 }
 
 static void kick_idle_cpu_for(struct task_struct *p)
@@ -392,6 +444,8 @@ static void kick_idle_cpu_for(struct task_struct *p)
 
 	if (cpu >= 0)
 		scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE);
+	else
+		note_enqueue();
 }
 
 #endif /* METRONOME_STATE_H */

@@ -4,7 +4,7 @@
  * its CPU (Invariant 6).
  *
  * User space is late when its heart has not beaten for budget_ns while tasks wait on PENDING_DSQ. From then on nobody is
- * asked: a task that becomes runnable goes to FALLBACK_DSQ, those on PENDING_DSQ run by their last deadlines, and
+ * asked: a task that becomes runnable goes to FALLBACK_DSQ, those on PENDING_DSQ run in turn, and
  * standing orders hold as ever. `machine.takeover` is odd meanwhile. User space that is back reads its rings empty, writes that
  * number into `control.caught_up`, and is asked again. Its decisions about tasks that have run meanwhile find them elsewhere.
  *
@@ -54,9 +54,6 @@ struct {
 
 /* Has user space been asked since the timer looked last? Is the timer started? */
 static u32 watch_asked, watch_started;
-
-/* A task of another class that has a CPU for longer than this may have it for long: most run for some 10 us. */
-#define TAKEN_NS 2000000
 
 /* Was a CPU taken while tasks waited on its own DSQ, or has the timer found that they still do? */
 static u32 watch_taken;
@@ -129,6 +126,9 @@ static void end_takeover(void)
 		__sync_val_compare_and_swap(&machine->takeover, seq, seq + 1);
 }
 
+/* Had the first task of PENDING_DSQ been there for too long? Then there may be more, and CPUs look more often. */
+static bool pending_overdue;
+
 /* Has the first task of PENDING_DSQ been there for longer than @limit? */
 static bool first_pending_is_overdue(u64 limit)
 {
@@ -137,6 +137,8 @@ static bool first_pending_is_overdue(u64 limit)
 	struct task_struct *p;
 	bool overdue = false;
 
+	if (scx_bpf_dsq_nr_queued(PENDING_DSQ) <= 0)
+		return false;
 	if (!bpf_iter_scx_dsq_new(&it, PENDING_DSQ, 0)) {
 		p = bpf_iter_scx_dsq_next(&it);
 		if (p)
@@ -153,8 +155,14 @@ static bool first_pending_is_overdue(u64 limit)
  */
 static bool take_over(bool idle)
 {
-	if (!is_alone() && !first_pending_is_overdue(idle ? budget_ns : patience_ns))
-		return false;
+	if (!is_alone()) {
+		bool overdue = first_pending_is_overdue(idle ? budget_ns : limits.longest_wait_ns);
+
+		if (!idle)
+			pending_overdue = overdue;
+		if (!overdue)
+			return false;
+	}
 	if (!scx_bpf_dsq_move_to_local(PENDING_DSQ))
 		return false;
 	count(COUNT_TAKEOVER);
@@ -222,7 +230,7 @@ static bool find_stranded(void)
 		if (!is_taken(cpu, 0) || !work_waits_for(cpu))
 			continue;
 		any = true;
-		if (!is_taken(cpu, TAKEN_NS))
+		if (!is_taken(cpu, limits.taken_ns))
 			continue;
 		look_from = cpu + 1 < nr_cpus ? cpu + 1 : 0;
 		__sync_lock_test_and_set(&stranded, cpu + 1);

@@ -27,6 +27,7 @@ use crate::bpf::{MetronomeSkel, MetronomeSkelBuilder, OpenMetronomeSkel};
 use crate::exit::{UserExitInfo, handle_signals, stop_requested};
 use crate::idle::Unrestricted;
 use crate::latency::Latency;
+use crate::limits::Limits;
 use crate::mailbox::Full;
 use crate::memory::{self, Mapping, page_size};
 use crate::policy::{Machine, Policy, Running};
@@ -60,6 +61,7 @@ pub struct Builder {
     slice: Duration,
     timeout: Duration,
     budget: Duration,
+    limits: Limits,
     rings: Option<u32>,
     wait: Wait,
     preferred: Vec<u32>,
@@ -78,6 +80,7 @@ impl Default for Builder {
             slice: Duration::from_millis(20),
             timeout: Duration::from_secs(5),
             budget: Duration::from_millis(10),
+            limits: Limits::default(),
             rings: None,
             wait: Wait::default(),
             preferred: Vec::new(),
@@ -145,6 +148,12 @@ impl Builder {
     /// How late the scheduler thread may be before the kernel side goes on alone, until it is back: 1 ms to 10 s.
     pub fn budget(mut self, budget: Duration) -> Self {
         self.budget = budget;
+        self
+    }
+
+    /// What the kernel side allows tasks before it acts by itself: each more than 0, and at most 10 s; the slices at most 1 s.
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
         self
     }
 
@@ -260,7 +269,7 @@ impl Builder {
                 self.slice
             );
         }
-        Ok(())
+        self.limits.check()
     }
 
     fn configure(
@@ -309,6 +318,7 @@ impl Builder {
         rodata.agent_cpu = agent_cpu as i32;
         rodata.budget_ns = self.budget.as_nanos() as u64;
         rodata.builtin_idle = self.builtin_idle;
+        self.limits.write(&mut rodata.limits);
         rodata.exit_dump_len = dump_len;
         open.maps
             .data_data
@@ -316,6 +326,48 @@ impl Builder {
             .context("the BPF object has no parameters")?
             .slice_ns = self.slice.as_nanos() as u64;
         Ok(())
+    }
+}
+
+impl Limits {
+    fn check(&self) -> Result<()> {
+        let (second, longest) = (Duration::from_secs(1), Duration::from_secs(10));
+        for (name, value, most) in [
+            ("preempt_margin", self.preempt_margin, longest),
+            ("undisturbed", self.undisturbed, longest),
+            ("hand_off", self.hand_off, longest),
+            ("urgent", self.urgent, longest),
+            ("protected", self.protected, longest),
+            ("longest_wait", self.longest_wait, longest),
+            ("far_ahead", self.far_ahead, longest),
+            ("taken", self.taken, longest),
+            ("longest_slice", self.longest_slice, second),
+            ("guest_slice", self.guest_slice, second),
+            ("agent_slice", self.agent_slice, second),
+        ] {
+            if value.is_zero() || value > most {
+                bail!(
+                    "the limit {name} is {value:?}, but must be more than 0 and at most {most:?}"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&self, to: &mut crate::bpf::types::limits) {
+        let ns = |time: Duration| time.as_nanos() as u64;
+        to.preempt_margin_ns = ns(self.preempt_margin);
+        to.undisturbed_ns = ns(self.undisturbed);
+        to.hand_off_ns = ns(self.hand_off);
+        to.urgent_ns = ns(self.urgent);
+        to.protected_ns = ns(self.protected);
+        to.longest_wait_ns = ns(self.longest_wait);
+        to.far_ahead_ns = ns(self.far_ahead);
+        to.taken_ns = ns(self.taken);
+        to.longest_slice_ns = ns(self.longest_slice);
+        to.guest_slice_ns = ns(self.guest_slice);
+        to.agent_slice_ns = ns(self.agent_slice);
+        to.order_of_kthreads = self.kernel_threads.map_or(0, |order| order.encode(0));
     }
 }
 

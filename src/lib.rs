@@ -180,6 +180,7 @@
 pub mod abi;
 pub mod idle;
 pub mod latency;
+pub mod limits;
 pub mod mailbox;
 #[cfg(all(loom, test))]
 mod models;
@@ -231,4 +232,5 @@ pub mod topology;
 pub use exit::UserExitInfo;
 #[cfg(feature = "kernel")]
 pub use kernel::{BadMailbox, BadRing, BpfScheduler, Builder, MailboxesFull, Tuning, Watch};
+pub use limits::Limits;
 pub use task::{DispatchedTask, QueuedTask, RL_CPU_ANY, RL_PREEMPT};

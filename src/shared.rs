@@ -365,8 +365,10 @@ impl Shared {
         if self.promise(cpu as u32) || self.mailed.push(cpu as u16).is_ok() {
             return true;
         }
-        // More mail in a turn than there are CPUs, so some are listed twice: a kick too many does no harm.
-        self.kicks.push(cpu as u32).is_ok()
+        // More mail in a turn than there are CPUs, so some are listed twice: a kick too many does no harm, and one too few neither, for
+        // the CPU is in one of the lists.
+        let _ = self.kicks.push(cpu as u32);
+        true
     }
 
     /// No task has a standing order, nor is any born with one; what tasks were born with is void, those of kernel threads aside.

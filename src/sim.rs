@@ -675,7 +675,6 @@ impl Kernel {
         let task = &mut self.tasks[id as usize];
         task.generation += 1;
         task.slice = SLICE_NS / UNDECIDED_SLICE;
-        let vtime = task.vtime;
         if self.is_alone() {
             return self.enqueue_fallback(id, Counter::Alone);
         }
@@ -687,7 +686,8 @@ impl Kernel {
         for (word, value) in words_of(record).into_iter().enumerate() {
             self.write(ring, at + 8 + 8 * word as u64, value);
         }
-        self.insert(id, DsqId::Pending, vtime);
+        // All keys are equal: first come, first served.
+        self.insert(id, DsqId::Pending, 0);
         self.count(Counter::Queued);
         if core::mem::take(&mut self.hold) {
             self.held = Some((ring, at));
@@ -699,7 +699,6 @@ impl Kernel {
     /// User space cannot be asked.
     fn enqueue_fallback(&mut self, id: u32, counter: Counter) {
         self.tasks[id as usize].has_deadline = false;
-        // All keys are equal: first come, first served.
         self.insert(id, DsqId::Fallback, 0);
         self.count(counter);
         if let Some(cpu) = self.idle_cpu_for(id) {
@@ -843,6 +842,9 @@ impl Kernel {
             0 => SLICE_NS,
             slice => slice,
         };
+        let mut workers = (0..self.agent_cpu()).filter(|cpu| self.allows(id, *cpu));
+        let only = workers.next().filter(|_| workers.next().is_none());
+        let cpu = cpu.or(only);
         let here = cpu.filter(|cpu| self.allows(id, *cpu));
         if cpu.is_some() && here.is_none() {
             self.count(Counter::Bounced);

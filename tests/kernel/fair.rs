@@ -4,10 +4,10 @@ use super::*;
 
 /// What a thread got between two points of time.
 #[derive(Debug)]
-struct Got {
-    cpu: Duration,
+pub(super) struct Got {
+    pub(super) cpu: Duration,
     /// The longest time that it wanted to run and did not.
-    wait: Duration,
+    pub(super) wait: Duration,
 }
 
 fn cpu_time() -> Duration {
@@ -32,7 +32,7 @@ fn sleep_until(when: Instant) {
 }
 
 /// Computes until `end`; counts from `begin` on.
-fn hog(nice: i32, begin: Instant, end: Instant) -> Got {
+pub(super) fn hog(nice: i32, begin: Instant, end: Instant) -> Got {
     set_nice(nice);
     while Instant::now() < begin {
         std::hint::spin_loop();
@@ -177,8 +177,10 @@ fn the_lightest_task_of_a_full_machine_runs_in_time() {
         light.join().unwrap()
     });
     println!("{got:?}");
-    assert!(got.wait < Duration::from_millis(2500), "{got:?}");
     scheduler.stop(libc::SIGINT).assert_clean();
+    // A task that is overdue is looked for after 400 ms, now and then.
+    let wait = got.wait.as_secs_f64() * 1e3;
+    figure("longest wait", wait, "ms", Bound::AtMost(1000.0));
 }
 
 /// Who is woken by an urgent task is as urgent, though it computes for longer: the mouse's thread wakes the game's.

@@ -55,10 +55,11 @@ pub(super) fn assert_it_goes_on_with(args: &[&str], name: &str, fault: impl FnOn
     assert!(count("late") >= 1, "{name}: {}", ended.stdout);
     assert!(count("alone") >= 20, "{name}: {}", ended.stdout);
     assert!(count("takeover") >= 1, "{name}: {}", ended.stdout);
-    let last: Vec<_> = ended.stdout.lines().rev().take(3).map(numbers).collect();
+    // Nothing more is counted while it is unloaded, which takes an old kernel seconds.
+    let lines: Vec<_> = ended.stdout.lines().map(numbers).collect();
+    let last = lines.iter().rposition(|line| line["alone"] > 0).unwrap();
     assert!(
-        last.iter()
-            .any(|line| line["dispatched"] > 0 && line["alone"] == 0),
+        lines[last + 1..].iter().any(|line| line["dispatched"] > 0),
         "{name}: it schedules again: {}",
         ended.stdout
     );
@@ -188,14 +189,14 @@ fn a_scheduler_that_the_kernel_kills_for_want_of_memory_leaves_the_default_one_a
     assert_it_dies_cleanly("out of memory", inject::starve_of_memory);
 }
 
-/// The kernel side takes no task from a scheduler that is stopped as long as it is patient: a second, if the budget is longer. The
-/// kernel's watchdog is less so.
+/// The kernel side takes no task from a scheduler that is stopped within its budget, and none for `Limits::longest_wait`. The kernel's
+/// watchdog is less patient.
 #[test]
 fn a_scheduler_that_the_kernel_throws_out_says_why_and_leaves_a_running_load() {
     // Until 6.19 a kernel that unloads a scheduler may not get on while hogs are forked: these are there before.
     let mut load = Load::start(&[&format!("stress-ng --cpu {} --pipe 2 -t 3600s", 2 * cpus())]);
     let crew = Crew::of(&load, 2 * cpus() + 2);
-    let args = ["--budget-ms", "10000", "--timeout-ms", "500"];
+    let args = ["--budget-ms", "10000", "--timeout-ms", "300"];
     let scheduler = Scheduler::start("scx_metronome", &args);
     as_real_time(|| {
         scheduler.signal(libc::SIGSTOP);

@@ -398,30 +398,43 @@ pub(super) fn field(text: &str, name: &str, radix: u32) -> u64 {
     u64::from_str_radix(word, radix).unwrap()
 }
 
-/// How much later than asked for a thread that sleeps `period` runs again: p50 and p99, in µs.
-pub(super) fn lateness(nice: i32, period: Duration, samples: usize) -> (u64, u64) {
-    let sleeper = thread::spawn(move || {
-        assert_eq!(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) }, 0);
-        let mut late: Vec<_> = (0..samples)
-            .map(|_| {
+/// How much later than asked for a thread runs again, µs.
+#[derive(Debug)]
+pub(super) struct Lateness {
+    pub(super) mean: f64,
+    p50: u64,
+    pub(super) p99: u64,
+}
+
+impl Lateness {
+    /// Of one that sleeps `period`, so often.
+    fn of(nice: i32, period: Duration, samples: usize) -> Self {
+        let sleeper = thread::spawn(move || {
+            assert_eq!(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) }, 0);
+            let late = (0..samples).map(|_| {
                 let start = Instant::now();
                 thread::sleep(period);
                 (start.elapsed() - period).as_micros() as u64
-            })
-            .collect();
-        late.sort_unstable();
-        (late[samples / 2], late[samples * 99 / 100])
-    });
-    sleeper.join().unwrap()
+            });
+            let mut late: Vec<_> = late.collect();
+            late.sort_unstable();
+            Self {
+                mean: late.iter().sum::<u64>() as f64 / samples as f64,
+                p50: late[samples / 2],
+                p99: late[samples * 99 / 100],
+            }
+        });
+        sleeper.join().unwrap()
+    }
 }
 
-/// p50 and p99 of the lateness of a thread beside four hogs for each CPU, in µs.
-pub(super) fn lateness_on_a_full_machine(nice: i32, samples: usize) -> (u64, u64) {
+/// Of a thread beside four hogs for each CPU.
+pub(super) fn lateness_on_a_full_machine(nice: i32, samples: usize) -> Lateness {
     let period = Duration::from_millis(3);
     let measure = || {
         // Until a policy knows what kind of task it is.
-        lateness(nice, period, 50);
-        lateness(nice, period, samples)
+        Lateness::of(nice, period, 50);
+        Lateness::of(nice, period, samples)
     };
     with_threads(4 * cpus(), || {}, measure)
 }

@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 use libbpf_rs::MapHandle;
 use libbpf_rs::query::MapInfoIter;
 
+mod bounds;
 mod command;
 mod corrupt;
 mod fair;

@@ -1,0 +1,196 @@
+//! Bounds that hold for every task beside any load: how long it may wait, and for whom.
+
+use std::sync::Mutex;
+
+use super::fair::{Got, hog};
+use super::inject::{Cgroup, allow, hold_cpu, set_class};
+use super::*;
+
+/// SCHED_IDLE of the kernel's include/uapi/linux/sched.h.
+const SCHED_IDLE: i32 = 5;
+
+fn longest(got: &[Got]) -> f64 {
+    let waits = got.iter().map(|got| got.wait);
+    waits.max().unwrap().as_secs_f64() * 1e3
+}
+
+/// By their weights they are due long after the kernel's watchdog has lost its patience.
+#[test]
+fn every_task_of_a_machine_with_16_hogs_for_each_cpu_runs_within_a_second() {
+    let scheduler = Scheduler::start("scx_metronome", &[]);
+    let begin = Instant::now() + Duration::from_millis(500);
+    let end = begin + Duration::from_secs(5);
+    let light: Vec<_> = thread::scope(|scope| {
+        for _ in 0..16 * cpus() {
+            scope.spawn(move || hog(0, begin, end));
+        }
+        let nice = [10, 19, 19].map(|nice| scope.spawn(move || hog(nice, begin, end)));
+        let idle = scope.spawn(|| {
+            set_class(0, SCHED_IDLE, 0);
+            hog(0, begin, end)
+        });
+        let all = nice.into_iter().chain([idle]);
+        all.map(|hog| hog.join().unwrap()).collect()
+    });
+    println!("{light:?}");
+    scheduler.stop(libc::SIGINT).assert_clean();
+    // A fifth of what the watchdog allows.
+    figure("longest wait", longest(&light), "ms", Bound::AtMost(1000.0));
+}
+
+/// How late a thread is that is due every 2 ms and then runs for 100 µs, as sound does: p50, p99 and max in µs.
+fn beat(samples: usize) -> [u64; 3] {
+    let period = Duration::from_millis(2);
+    let mut late = Vec::with_capacity(samples);
+    let mut due = Instant::now();
+    while late.len() < samples {
+        due += period;
+        thread::sleep(due.saturating_duration_since(Instant::now()));
+        late.push(due.elapsed().as_micros() as u64);
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_micros(100) {}
+        // One that is behind does not catch up.
+        due = due.max(Instant::now() - period);
+    }
+    late.sort_unstable();
+    [
+        late[samples / 2],
+        late[samples * 99 / 100],
+        late[samples - 1],
+    ]
+}
+
+/// A SCHED_FIFO task that runs for half of the time, each millisecond on another CPU.
+fn rove(over: &AtomicBool) {
+    set_class(0, libc::SCHED_FIFO, 50);
+    for cpu in (0..cpus()).cycle() {
+        if over.load(Ordering::Relaxed) {
+            return;
+        }
+        allow(0, [cpu]);
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_millis(1) {}
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+const LOADS: [&str; 3] = [
+    "a hog for each worker, messages",
+    "the same, SCHED_FIFO",
+    "3 hogs for each worker",
+];
+
+fn beat_beside(load: usize) -> [u64; 3] {
+    let hogs = (cpus() - 1) * if load == 2 { 3 } else { 1 };
+    let _messages = (load < 2).then(|| Load::start(&["stress-ng -q --pipe 1 -t 3600s"]));
+    let over = AtomicBool::new(false);
+    with_threads(
+        hogs,
+        || {},
+        || {
+            thread::scope(|scope| {
+                let _stop = Stop(&over);
+                if load == 1 {
+                    scope.spawn(|| rove(&over));
+                }
+                let beats = scope.spawn(|| {
+                    beat(100);
+                    beat(500)
+                });
+                beats.join().unwrap()
+            })
+        },
+    )
+}
+
+/// Medians of three rounds in turn.
+#[test]
+fn a_thread_with_a_short_period_is_sooner_than_under_the_default_scheduler() {
+    for (load, name) in LOADS.iter().enumerate() {
+        let rounds = [(); 3].map(|()| {
+            let default = beat_beside(load);
+            let scheduler = Scheduler::start("scx_metronome", &[]);
+            let ours = beat_beside(load);
+            scheduler.stop(libc::SIGINT).assert_clean();
+            [default, ours]
+        });
+        let median = |of: usize, figure: usize| {
+            let mut values = rounds.map(|round| round[of][figure]);
+            values.sort_unstable();
+            values[1] as f64
+        };
+        let row = |of| [0, 1, 2].map(|figure| median(of, figure));
+        println!(
+            "{name}: p50, p99, max in µs: default {:?}, ours {:?}; rounds {rounds:?}",
+            row(0),
+            row(1)
+        );
+        let ratio = |figure| median(1, figure) / median(0, figure);
+        figure(
+            &format!("{name}: p99 to default"),
+            ratio(1),
+            "",
+            Bound::AtMost(0.5),
+        );
+        figure(
+            &format!("{name}: max to default"),
+            ratio(2),
+            "",
+            Bound::AtMost(1.0),
+        );
+    }
+}
+
+/// The memory of processes that are killed together is given back beside the others, not before them.
+#[test]
+fn hogs_go_on_while_many_processes_exit() {
+    let scheduler = Scheduler::start("scx_metronome", &[]);
+    let group = Cgroup::new("exit", &[]);
+    let fill = "stress-ng -q --vm 24 --vm-bytes 1200m --vm-keep --vm-populate --vm-hang 0 -t 3600s";
+    let mut victims = Load::start(&[]);
+    let mut command = Command::new("sh");
+    command.args(["-c", &group.shell(fill)]);
+    victims.0.push((fill.to_owned(), command.spawn().unwrap()));
+    thread::sleep(Duration::from_secs(2));
+    let begin = Instant::now() + Duration::from_millis(500);
+    let end = begin + Duration::from_secs(2);
+    let got = Mutex::new(vec![]);
+    thread::scope(|scope| {
+        for _ in 0..6 {
+            scope.spawn(|| {
+                let mine = hog(0, begin, end);
+                got.lock().unwrap().push(mine);
+            });
+        }
+        thread::sleep(Duration::from_millis(700));
+        group.write("cgroup.kill", "1");
+    });
+    let got = got.into_inner().unwrap();
+    println!("{got:?}");
+    scheduler.stop(libc::SIGINT).assert_clean();
+    // They take turns of 2.5 ms. The default scheduler: some 40 ms.
+    figure("longest wait", longest(&got), "ms", Bound::AtMost(200.0));
+}
+
+/// What waits for a CPU that a real-time task holds is anybody's.
+#[test]
+fn an_unbound_task_does_not_wait_for_a_cpu_that_a_real_time_task_holds() {
+    let scheduler = Scheduler::start("scx_metronome", &[]);
+    let begin = Instant::now() + Duration::from_millis(500);
+    let end = begin + Duration::from_secs(3);
+    let got: Vec<_> = thread::scope(|scope| {
+        let bound = scope.spawn(|| {
+            allow(0, [1]);
+            hog(0, begin, end)
+        });
+        let free = [(); 4].map(|()| scope.spawn(|| hog(0, begin, end)));
+        thread::sleep(Duration::from_millis(1000));
+        hold_cpu(1, Duration::from_millis(1500));
+        bound.join().unwrap();
+        free.into_iter().map(|hog| hog.join().unwrap()).collect()
+    });
+    println!("{got:?}");
+    scheduler.stop(libc::SIGINT).assert_clean();
+    // Four hogs on three CPUs, of which one is the scheduler's.
+    figure("longest wait", longest(&got), "ms", Bound::AtMost(60.0));
+}

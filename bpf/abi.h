@@ -82,7 +82,7 @@ struct queued_task {
 	__u64 sum_exec_runtime;	/* CPU time since it was born, ns */
 	__u64 nvcsw;		/* voluntary context switches since it was born */
 	__u32 slice;		/* what is left of its slice, ns */
-	__s32 waker;		/* the thread that ran where it was woken, 0 if it was not */
+	__s32 waker;		/* the thread that woke it; 0: none has, or an interrupt */
 	__u64 vtime;		/* the deadline that user space gave it last, plus the CPU time it had since, scaled by weight */
 	char comm[16];		/* may lack a terminating NUL when the kernel changes it meanwhile */
 };

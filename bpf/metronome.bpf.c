@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The kernel side of Metronome: mechanism, no policy.
+ * The kernel side of Metronome: mechanism. What it allows tasks before it acts by itself, its user sets (src/limits.rs).
  *
  * A task that wakes finds an idle CPU (select_cpu), or waits in PENDING_DSQ while user space is told of it through the
  * rings `queued` (enqueue). User space answers with a decision in a mailbox, of one CPU or of all. Whichever CPU needs
@@ -14,8 +14,8 @@
  * A task for which user space has left a standing order is spared all this: the order is carried out (orders.h).
  *
  * Here are the ops, in the order of a task's life. What they do with it: state.h (what is kept), records.h (user space is told),
- * orders.h (standing orders), decisions.h (what user space has decided), takeover.h (while it is late), latency.h (how long
- * each hop takes).
+ * orders.h (standing orders), decisions.h (what user space has decided), latecomers.h (tasks that have waited too long),
+ * takeover.h (while user space is late), latency.h (how long each hop takes).
  */
 #include "state.h"
 #include "records.h"

@@ -40,8 +40,9 @@
 //! 4. **No stale decision.** A decision names a task by dense id and generation; the kernel side checks both.
 //! 5. **No blind trust.** What is read from shared memory is an allegation until one function has checked it
 //!    ([`QueuedTask::from_record`]). No byte pattern causes undefined behaviour, a panic or an endless loop.
-//! 6. **Fail open.** A task whose decision does not come is run without it, in the order of the deadlines that user space
-//!    gave last. When the process dies, the kernel's default scheduler takes over.
+//! 6. **Fail open.** A task whose decision does not come runs without it, in turn with others of its kind. When the process
+//!    dies, the kernel's default scheduler takes over.
+//! 7. **No endless wait.** A task that has waited for 400 ms ([`Limits::longest_wait`]) runs, whatever the deadlines say.
 //!
 //! # Modules
 //!
@@ -52,6 +53,7 @@
 //! | [`policy`] | what is decided; two that are ready: [`deadline`](policy::deadline), `scx_metronome`'s, and [`fifo`](policy::fifo) |
 //! | [`queue`], [`turn`] | the waiting tasks by deadline; the one loop around a policy |
 //! | [`mailbox`], [`orders`] | decisions on their way to a CPU; decisions made ahead |
+//! | [`limits`] | what the kernel side allows tasks before it acts by itself |
 //! | [`shared`] | all the shared memory as one thing, and who must be woken |
 //! | [`idle`] | which idle CPU takes a task |
 //! | [`wait`](mod@wait) | what the thread does when nothing is to do |

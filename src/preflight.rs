@@ -66,6 +66,8 @@ pub(crate) fn check() -> Result<u64> {
     let root = Path::new("/");
     privilege()?;
     kernel(root)?;
+    open_files(root)?;
+    raise_open_files();
     wait_for_no_other_scheduler(root)?;
     functions(root)?;
     let seq = read(root, "hotplug_seq")?;
@@ -93,6 +95,43 @@ pub fn privilege() -> Result<(), Obstacle> {
         ));
     }
     Ok(())
+}
+
+/// Files that a scheduler opens at most: the maps, programs and links of its kernel side, and the clients of its statistics.
+const FILES: u64 = 256;
+
+/// How many files this process may open. `root` is `/`, or a directory that stands for it.
+///
+/// # Errors
+/// If that is too few, and it may not raise the limit itself.
+pub fn open_files(root: &Path) -> Result<(), Obstacle> {
+    let limits = fs::read_to_string(root.join("proc/self/limits")).unwrap_or_default();
+    let line = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max open files"));
+    let hard = line.and_then(|line| line.split_whitespace().nth(1));
+    match hard.map(str::parse::<u64>) {
+        Some(Ok(hard)) if hard < FILES => Err(Obstacle::new(
+            format!("this process may open {hard} files at most, and needs {FILES}"),
+            "ulimit -n 1024 (in a systemd unit: LimitNOFILE=1024)",
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// The hard limit leaves room for what we need: so shall the soft one.
+fn raise_open_files() {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` is a live rlimit.
+    let read = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } == 0;
+    if read && limit.rlim_cur < FILES {
+        limit.rlim_cur = limit.rlim_max.min(FILES);
+        // SAFETY: as above. If it fails, what is opened beyond the limit says so.
+        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) };
+    }
 }
 
 /// Whether the kernel has sched_ext. `root` is `/`, or a directory that stands for it.

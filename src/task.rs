@@ -123,8 +123,7 @@ pub struct QueuedTask {
     pub nvcsw: u64,
     /// What is left of its slice.
     pub slice: u32,
-    /// The thread that ran where it was woken, most often its waker (an interrupt wakes in the name of whom it interrupts);
-    /// 0 if it was not woken.
+    /// The thread that woke it; 0 if an interrupt did, or if it was not woken.
     pub waker: i32,
     /// The `vtime` of the last decision about it, plus the CPU time it had since, times 100 / weight.
     pub vtime: u64,

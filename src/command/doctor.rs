@@ -80,7 +80,7 @@ struct Row {
 
 type Check = fn(&Machine) -> Finding;
 
-const CHECKS: [(&str, Check); 13] = [
+const CHECKS: [(&str, Check); 14] = [
     ("kernel", kernel),
     ("kernel config", kernel_config),
     ("BTF", btf),
@@ -89,6 +89,7 @@ const CHECKS: [(&str, Check); 13] = [
     ("isolated CPU", isolated_cpu),
     ("interrupts", interrupts),
     ("memory lock", memory_lock),
+    ("open files", open_files),
     ("compaction", compaction),
     ("NUMA balancing", numa_balancing),
     ("huge pages", huge_pages),
@@ -321,6 +322,10 @@ fn memory_lock(machine: &Machine) -> Finding {
         ),
         None => Finding::ok("not told here"),
     }
+}
+
+fn open_files(machine: &Machine) -> Finding {
+    Finding::of(preflight::open_files(&machine.root), "enough")
 }
 
 /// Locked pages may be moved, too, and whoever touches one that is on its way faults.

@@ -428,15 +428,15 @@ impl Lateness {
     }
 }
 
-/// Of a thread beside four hogs for each CPU.
-pub(super) fn lateness_on_a_full_machine(nice: i32, samples: usize) -> Lateness {
+/// Of a thread beside so many hogs.
+pub(super) fn lateness_beside(hogs: usize, nice: i32, samples: usize) -> Lateness {
     let period = Duration::from_millis(3);
     let measure = || {
         // Until a policy knows what kind of task it is.
         Lateness::of(nice, period, 50);
         Lateness::of(nice, period, samples)
     };
-    with_threads(4 * cpus(), || {}, measure)
+    with_threads(hogs, || {}, measure)
 }
 
 pub(super) fn schedules_a_heavy_load(scheduler: &str, args: &[&str]) {

@@ -115,9 +115,9 @@ fn a_task_with_a_standing_order_is_sooner_there_than_under_the_default_scheduler
 fn assert_sooner_than_under_the_default_scheduler(scheduler: &str, nice: i32) {
     let (mut ours, mut default) = (vec![], vec![]);
     for _ in 0..3 {
-        default.push(lateness_on_a_full_machine(nice, 300).p99);
+        default.push(lateness_beside(4 * cpus(), nice, 300).p99);
         let scheduler = Scheduler::start(scheduler, &[]);
-        ours.push(lateness_on_a_full_machine(nice, 300).p99);
+        ours.push(lateness_beside(4 * cpus(), nice, 300).p99);
         scheduler.stop(libc::SIGINT).assert_clean();
     }
     println!("p99 of lateness in µs: {ours:?}, default scheduler {default:?}");

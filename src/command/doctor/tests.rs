@@ -148,6 +148,25 @@ fn a_cpu_without_a_tick_is_good_and_one_without_tasks_keeps_schedulers_out() {
 }
 
 #[test]
+fn too_few_open_files_are_fatal_only_if_the_limit_cannot_be_raised() {
+    let limits =
+        |soft, hard| format!("Limit  Soft  Hard  Units\nMax open files  {soft} {hard} files\n");
+    verdicts(
+        "files",
+        open_files,
+        &[
+            ("proc/self/limits", &limits("16", "16"), Verdict::Fatal),
+            ("proc/self/limits", &limits("16", "1024"), Verdict::Ok),
+            (
+                "proc/self/limits",
+                &limits("1024", "unlimited"),
+                Verdict::Ok,
+            ),
+        ],
+    );
+}
+
+#[test]
 fn memory_can_be_locked_by_capability_or_by_limit() {
     let limits =
         |limit| format!("Limit  Soft  Hard  Units\nMax locked memory {limit} {limit} bytes\n");

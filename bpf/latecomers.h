@@ -78,8 +78,8 @@ static struct task_struct *latecomer_of(u64 note)
 }
 
 /*
- * The task that is noted first, with a reference, if it has waited too long. Whoever advances the head has its note; what is read of a
- * note before counts only then.
+ * The task that is noted first, with a reference, if it has waited too long. The CPU that advances the head has the note. What it read
+ * of the note before counts only then.
  */
 static struct task_struct *take_latecomer(void)
 {

@@ -28,7 +28,7 @@
 /* CPUs looked at for one that can be preempted. */
 #define PREEMPT_SEARCH 64
 
-/* How long a CPU may run nothing but tasks with orders. While user space is away nobody takes back the orders of those who overdo it. */
+/* How long a CPU may run nothing but tasks with orders. While user space is away it takes no order back from a task that overdoes it. */
 static u64 urgent_ns(void)
 {
 	return is_alone() ? limits.urgent_ns / 4 : limits.urgent_ns;

@@ -3,7 +3,7 @@
  * What the kernel side does by itself while user space is late: killed by nobody, but stopped, frozen, faulting, or kept off
  * its CPU (Invariant 6).
  *
- * User space is late when its heart has not beaten for budget_ns while tasks wait on PENDING_DSQ. From then on nobody is
+ * User space is late when its heart has not beaten for budget_ns while tasks wait on PENDING_DSQ. From then on it is not
  * asked: a task that becomes runnable goes to FALLBACK_DSQ, those on PENDING_DSQ run in turn, and
  * standing orders hold as ever. `machine.takeover` is odd meanwhile. User space that is back reads its rings empty, writes that
  * number into `control.caught_up`, and is asked again. Its decisions about tasks that have run meanwhile find them elsewhere.

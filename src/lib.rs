@@ -21,8 +21,9 @@
 //!    standing order is from its next wake-up on.
 //! 6. When its [`turn`] comes, the decision goes into a [`mailbox`]: of one CPU, an [`idle`] one if there is one, or of all
 //!    CPUs. One store publishes it.
-//! 7. A CPU that needs work opens its mailbox and the shared one (`dispatch`), and moves each decided task from PENDING to
-//!    its own dispatch queue or to the one that all share, both ordered by deadline. Then it runs the first. At the tick, a
+//! 7. A CPU that needs work (`dispatch`) runs a task with an order, if one waits. Otherwise it opens its mailbox and the shared
+//!    one, and moves each decided task from PENDING to its own dispatch queue or to the one that all share, both ordered by
+//!    deadline. Then it runs the first. At the tick, a
 //!    running task gives way to one with an earlier deadline.
 //! 8. Only if a CPU is idle, or what it runs shall give way at once, does the thread make a system call: one for all such
 //!    CPUs of a turn ([`shared`]).

@@ -58,6 +58,13 @@ enum record_kind {
 #define DECISION_ANY_CPU (1ULL << 20)
 #define DECISION_PREEMPT (1ULL << 21)
 
+/*
+ * Of tasks that take turns: how far ahead of virtual time one may be, in lags, and how much faster than it real time may pass. A lag is a
+ * quarter of the default slice.
+ */
+#define LEAD_LAGS 32
+#define SLOWEST 16
+
 /* In an entry of control.kicks: what runs there gives way. */
 #define KICK_PREEMPT (1U << 31)
 
@@ -138,6 +145,7 @@ enum counter {
 	COUNT_EVENTS_LOST,	/* events that found the ring half full */
 	COUNT_LATE,		/* times that user space was found late and the kernel side went on alone */
 	COUNT_ALONE,		/* tasks about which it was therefore not asked */
+	COUNT_IN_TURN,		/* tasks that took turns by their standing order */
 	NR_COUNTERS = 24,
 };
 
@@ -179,6 +187,9 @@ struct machine_state {
 	/* By how much CLOCK_MONOTONIC is ahead of the clock of scx_bpf_now(), ns, as of the last tick. */
 	__u64 clock_ahead;
 	__u64 pad[6];
+	/* Virtual time, by which tasks take turns: of those that got a CPU the largest virtual runtime, or deadline of user space; ns. */
+	__u64 virtual_now;
+	__u64 pad2[7];
 };
 
 /* One page, map `control`. All of it is written by U. */
@@ -252,7 +263,8 @@ _Static_assert(sizeof(struct running_task) == CACHE_LINE, "a line of its own");
 _Static_assert(__builtin_offsetof(struct cpu_state, counters) == 2 * CACHE_LINE, "counters do not disturb the rest");
 _Static_assert(sizeof(struct cpu_state) == 320, "as in abi.rs");
 _Static_assert(__builtin_offsetof(struct machine_state, takeover) == 128, "a line of its own");
-_Static_assert(sizeof(struct machine_state) == 192, "as in abi.rs");
+_Static_assert(__builtin_offsetof(struct machine_state, virtual_now) == 192, "a line of its own");
+_Static_assert(sizeof(struct machine_state) == 256, "as in abi.rs");
 _Static_assert(sizeof(struct control) == 4144, "as in abi.rs");
 _Static_assert(__builtin_offsetof(struct control, parked) == 4108, "as in abi.rs");
 _Static_assert(sizeof(struct cpu_latency) == 12288, "as in abi.rs");

@@ -26,7 +26,7 @@ static enum record_kind move_pending(struct task_struct *p, struct task_ctx *tct
 
 	if (!bpf_iter_scx_dsq_new(&it, PENDING_DSQ, 0)) {
 		/* On SHARED_DSQ all other CPUs would walk past it. */
-		if (cpu < 0 && p->nr_cpus_allowed == 1 && scx_bpf_task_cpu(p) != agent_cpu)
+		if (cpu < 0 && p->nr_cpus_allowed == 1)
 			cpu = scx_bpf_task_cpu(p);
 		here = cpu >= 0 && bpf_cpumask_test_cpu(cpu, p->cpus_ptr);
 		displaces = here && decision->flags & DECISION_PREEMPT;
@@ -169,15 +169,6 @@ static bool drain_mailbox(s32 of, s32 cpu)
 		displaces |= !!(decision.flags & DECISION_PREEMPT);
 	}
 	return displaces;
-}
-
-/*
- * Returns whether one of the decisions displaces what ran here. User space sends none to agent_cpu, whose DSQ is first come, first
- * served: the kernel throws out who inserts by deadline there.
- */
-static bool drain_own_mailbox(s32 cpu)
-{
-	return drain_mailbox(cpu, cpu == agent_cpu ? -1 : cpu) && cpu != agent_cpu;
 }
 
 static void drain_shared_mailbox(void)

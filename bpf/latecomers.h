@@ -140,7 +140,7 @@ static bool move_latecomer_to_local(s32 cpu)
 		return false;
 	tctx = task_ctx(p);
 	to = bpf_cpumask_test_cpu(cpu, p->cpus_ptr) ? cpu : scx_bpf_task_cpu(p);
-	if (tctx && to != agent_cpu) {
+	if (tctx) {
 		vtime = p->scx.dsq_vtime;
 		tctx->in_order = false;
 		tctx->is_decided = false;

@@ -14,12 +14,13 @@
  * A task for which user space has left a standing order is spared all this: the order is carried out (orders.h).
  *
  * Here are the ops, in the order of a task's life. What they do with it: state.h (what is kept), records.h (user space is told),
- * orders.h (standing orders), decisions.h (what user space has decided), latecomers.h (tasks that have waited too long),
+ * orders.h (standing orders), turns.h (tasks that take turns by order), decisions.h (what user space has decided), latecomers.h (tasks that have waited too long),
  * takeover.h (while user space is late), latency.h (how long each hop takes).
  */
 #include "state.h"
 #include "records.h"
 #include "orders.h"
+#include "turns.h"
 #include "decisions.h"
 #include "takeover.h"
 
@@ -119,9 +120,11 @@ void BPF_PROG(metronome_enable, struct task_struct *p)
 {
 	struct task_ctx *tctx = task_ctx(p);
 
-	/* It may have left the class while it waited by an order. */
-	if (tctx)
+	if (tctx) {
+		/* It may have left the class while it waited by an order. */
 		tctx->has_vtime = false;
+		tctx->vruntime = virtual_now();
+	}
 	set_vtime(p, vtime_now);
 }
 
@@ -140,6 +143,8 @@ void BPF_PROG(metronome_runnable, struct task_struct *p, u64 enq_flags)
 {
 	struct task_ctx *tctx = task_ctx(p);
 
+	if (is_agent(p))
+		agent_runnable = true;
 	if (!tctx || !(enq_flags & SCX_ENQ_WAKEUP))
 		return;
 	tctx->exec_runtime = 0;
@@ -175,14 +180,16 @@ s32 BPF_PROG(metronome_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wake
 	}
 
 	tctx->in_order = false;
+	tctx->in_turn = false;
 	tctx->is_decided = false;
-	if (order) {
+	if (is_urgent(order)) {
 		begin_order(tctx, order, true, chain_ns);
 		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, order_slice_ns(order), 0);
 		tell_of_wakeup(p, tctx, RECORD_ORDERED, flags);
 		count(COUNT_ORDERED);
 	} else {
 		tctx->is_ordered = false;
+		tctx->in_turn = order & ORDER_IN_TURN;
 		tctx->found_idle = true;
 		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, default_slice_ns(), 0);
 		tell_of_wakeup(p, tctx, RECORD_DIRECT, flags);
@@ -199,14 +206,19 @@ static void enqueue_first(struct task_struct *p, u64 enq_flags)
 	count(COUNT_KERNEL_SIDE);
 }
 
-/* @p can run only where the scheduler thread lives: the two take turns. Several of its kind run first come, first served. */
-static void enqueue_guest(struct task_struct *p, u64 enq_flags)
+/* @p can run only where the scheduler thread lives: if that needs its CPU, the two take turns. */
+static void enqueue_guest(struct task_struct *p, struct task_ctx *tctx, u64 order, u64 enq_flags)
 {
-	scx_bpf_dsq_insert(p, agent_cpu, limits.guest_slice_ns, enq_flags);
-	if (agent_unlimited)
-		scx_bpf_kick_cpu(agent_cpu, SCX_KICK_PREEMPT);
-	else
-		scx_bpf_kick_cpu(agent_cpu, SCX_KICK_IDLE);
+	u64 vtime = vtime_now, slice = limits.guest_slice_ns;
+
+	if (tctx && order & ORDER_IN_TURN) {
+		tctx->is_ordered = false;
+		vtime = begin_turn(p, tctx, enq_flags);
+		if (!belongs_to_agent(agent_cpu))
+			slice = turn_slice_ns(agent_cpu);
+	}
+	dsq_insert_vtime(p, agent_cpu, slice, vtime, enq_flags);
+	kick_for_bound(agent_cpu);
 	count(COUNT_KERNEL_SIDE);
 }
 
@@ -220,12 +232,12 @@ static void enqueue_fallback(struct task_struct *p, struct task_ctx *tctx, u64 e
 
 	if (tctx)
 		tctx->has_deadline = false;
-	if (p->nr_cpus_allowed == 1 && cpu != agent_cpu) {
+	if (p->nr_cpus_allowed == 1) {
 		if (tctx)
 			tctx->in_order = true;
 		/* On FALLBACK_DSQ all other CPUs would walk past it, each time that they look there. */
 		dsq_insert_vtime(p, cpu, undecided_slice_ns(), vtime_now, enq_flags);
-		scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE);
+		kick_for_bound(cpu);
 	} else {
 		scx_bpf_dsq_insert(p, FALLBACK_DSQ, undecided_slice_ns(), enq_flags);
 		kick_idle_cpu_for(p);
@@ -237,7 +249,7 @@ static void enqueue_fallback(struct task_struct *p, struct task_ctx *tctx, u64 e
  * Tasks that must not wait for user space, because user space may wait for them, or because no decision is possible.
  * Returns whether @p was one.
  */
-static bool enqueue_kernel_side(struct task_struct *p, struct task_ctx *tctx, u64 enq_flags)
+static bool enqueue_kernel_side(struct task_struct *p, struct task_ctx *tctx, u64 order, u64 enq_flags)
 {
 	if (is_agent(p)) {
 		/* Whatever ran in its absence gives way; a kernel thread that preempted it does not. */
@@ -251,11 +263,11 @@ static bool enqueue_kernel_side(struct task_struct *p, struct task_ctx *tctx, u6
 		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, default_slice_ns(), enq_flags | SCX_ENQ_PREEMPT);
 	} else if (is_migration_disabled(p)) {
 		/* Bound to where it is until it leaves the section: soon, and others may wait for it. */
-		u64 preempt = scx_bpf_task_cpu(p) == agent_cpu ? SCX_ENQ_PREEMPT : 0;
+		u64 preempt = belongs_to_agent(scx_bpf_task_cpu(p)) ? SCX_ENQ_PREEMPT : 0;
 
 		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, default_slice_ns(), enq_flags | preempt);
 	} else if (p->nr_cpus_allowed < nr_cpus && only_on_agent_cpu(p)) {
-		enqueue_guest(p, enq_flags);
+		enqueue_guest(p, tctx, order, enq_flags);
 		return true;
 	} else if (p->tgid == agent_tgid || (tctx && tctx->house_keeping)) {
 		enqueue_first(p, enq_flags);
@@ -272,10 +284,10 @@ static bool enqueue_kernel_side(struct task_struct *p, struct task_ctx *tctx, u6
 }
 
 /* User space is asked about @p. Returns whether there was room for the question. */
-static bool enqueue_pending(struct task_struct *p, struct task_ctx *tctx, u32 generation, u64 enq_flags)
+static bool enqueue_pending(struct task_struct *p, struct task_ctx *tctx, u64 order, u32 generation, u64 enq_flags)
 {
 	/* User space hears of who used up an order sooner than of others. */
-	struct queued_task *rec = reserve_record(tctx->id, order_of(tctx) ? 0 : FREE_FOR_ORDERED);
+	struct queued_task *rec = reserve_record(tctx->id, order ? 0 : FREE_FOR_ORDERED);
 	u64 wakeup;
 
 	if (!rec)
@@ -298,12 +310,14 @@ void BPF_PROG(metronome_enqueue, struct task_struct *p, u64 enq_flags)
 	struct task_ctx *tctx = task_ctx(p);
 	u32 id = tctx ? tctx->id : NO_TASK;
 	struct id_slot *slot = bpf_map_lookup_elem(&id_slots, &id);
+	u64 order = 0;
 
 	if (tctx) {
 		restore_vtime(p, tctx);
 		tctx->sample.since = 0;
 		tctx->found_idle = false;
 		tctx->in_order = false;
+		tctx->in_turn = false;
 		tctx->is_decided = false;
 	}
 	/* Whatever was decided about earlier enqueues is void. */
@@ -311,15 +325,19 @@ void BPF_PROG(metronome_enqueue, struct task_struct *p, u64 enq_flags)
 		slot->pid = p->pid;
 		slot->generation = next_generation(slot->generation);
 	}
-	if (enqueue_kernel_side(p, tctx, enq_flags))
+	if (tctx)
+		order = order_of(tctx);
+	if (enqueue_kernel_side(p, tctx, order, enq_flags))
 		return;
-	if (!tctx || !slot)
+	if (!tctx || !slot) {
 		enqueue_fallback(p, tctx, enq_flags, COUNT_NO_ID);
-	else if (enqueue_ordered(p, tctx, enq_flags))
 		return;
-	else if (is_alone())
+	}
+	if (enqueue_ordered(p, tctx, order, enq_flags) || enqueue_in_turn(p, tctx, order, slot->generation, enq_flags))
+		return;
+	if (is_alone())
 		enqueue_fallback(p, tctx, enq_flags, COUNT_ALONE);
-	else if (!enqueue_pending(p, tctx, slot->generation, enq_flags))
+	else if (!enqueue_pending(p, tctx, order, slot->generation, enq_flags))
 		enqueue_fallback(p, tctx, enq_flags, COUNT_RING_FULL);
 }
 
@@ -469,14 +487,6 @@ static bool move_unread_to_local(void)
 	return scx_bpf_dsq_move_to_local(SHARED_DSQ);
 }
 
-/* Does the scheduler thread not need its CPU? */
-static bool agent_is_away(void)
-{
-	struct control *ctl = controls();
-
-	return (ctl && *(volatile u32 *)&ctl->parked) || is_alone();
-}
-
 /*
  * A task that has waited too long is next, whatever the deadlines say: one whose decision does not come, or one whose deadline does not.
  * One dispatch() in so many looks for them; of two, if the last look has found one.
@@ -486,7 +496,7 @@ static bool move_overdue_to_local(s32 cpu, u64 turn)
 	bool looks = turn % PATIENCE_TURNS == 0;
 
 	return ((looks || (turn & 1 && pending_overdue)) && take_over(false)) ||
-	       ((looks || (turn & 1 && latecomers_overdue)) && cpu != agent_cpu && move_latecomer_to_local(cpu));
+	       ((looks || (turn & 1 && latecomers_overdue)) && move_latecomer_to_local(cpu));
 }
 
 /* @cpu needs a task. */
@@ -498,8 +508,7 @@ void BPF_PROG(metronome_dispatch, s32 cpu, struct task_struct *prev)
 	bool displaces;
 	u64 turn;
 
-	/* While the thread sleeps or is kept from running, its CPU is everybody's. */
-	if (cpu == agent_cpu && !agent_is_away()) {
+	if (belongs_to_agent(cpu)) {
 		/* A kick that was meant for a worker may have ended up here. */
 		if (!scx_bpf_dsq_move_to_local(agent_cpu))
 			pass_on_shared();
@@ -517,7 +526,7 @@ void BPF_PROG(metronome_dispatch, s32 cpu, struct task_struct *prev)
 		pass_on_shared();
 		return;
 	}
-	displaces = drain_own_mailbox(cpu);
+	displaces = drain_mailbox(cpu, cpu);
 	drain_shared_mailbox();
 	if (*(volatile u32 *)&stranded)
 		rescue_stranded();
@@ -544,9 +553,9 @@ void BPF_PROG(metronome_update_idle, s32 cpu, bool is_idle)
 	struct cpu_state *state = cpu_state(cpu);
 	struct cpu_ctx *cctx = cpu_ctx(cpu);
 
-	if (cpu == agent_cpu)
-		return;
-	publish_idle(cpu, is_idle);
+	/* User space sends its own CPU no decisions. */
+	if (cpu != agent_cpu)
+		publish_idle(cpu, is_idle);
 	/* Until a task of ours runs there. One of another class may come first. */
 	if (is_idle && state)
 		state->running.kind = RUNS_OTHER;
@@ -613,7 +622,9 @@ static void level_vtime(struct task_struct *p, struct task_ctx *tctx)
 	tctx->found_idle = false;
 	tctx->has_deadline = true;
 	tctx->in_order = true;
-	if (time_before(p->scx.dsq_vtime, vtime_now))
+	if (tctx->in_turn)
+		level_vruntime(p, tctx);
+	else if (time_before(p->scx.dsq_vtime, vtime_now))
 		set_vtime(p, vtime_now);
 }
 
@@ -621,6 +632,7 @@ SEC("struct_ops/running")
 void BPF_PROG(metronome_running, struct task_struct *p)
 {
 	struct task_ctx *tctx = task_ctx(p);
+	u64 vtime;
 
 	if (is_agent(p)) {
 		agent_unlimited = scx_bpf_dsq_nr_queued(agent_cpu) <= 0 &&
@@ -639,10 +651,15 @@ void BPF_PROG(metronome_running, struct task_struct *p)
 		offer_mail(scx_bpf_task_cpu(p));
 	}
 	publish_running(p, tctx);
+	vtime = p->scx.dsq_vtime;
+	/* Kept apart from the virtual runtime, or clang loads both through one pointer, which the verifier refuses. */
+	barrier_var(vtime);
 	if (tctx->in_order)
-		advance_vtime_now(p->scx.dsq_vtime);
+		advance_vtime_now(vtime);
 	if (tctx->is_decided)
-		decided_now = p->scx.dsq_vtime;
+		decided_now = vtime;
+	if (tctx->in_turn || tctx->is_decided)
+		advance_virtual_now(tctx->in_turn ? tctx->vruntime : vtime);
 }
 
 /*
@@ -713,7 +730,7 @@ void BPF_PROG(metronome_tick, struct task_struct *p)
 	bool give_way;
 
 	publish_clock();
-	if (cpu == agent_cpu)
+	if (is_agent(p) || belongs_to_agent(cpu))
 		give_way = scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL_ON | agent_cpu) > 0;
 	else
 		give_way = tctx && (is_in_the_way(tctx, cpu) || (!tctx->is_ordered && is_overtaken(p, tctx, cpu)));
@@ -743,6 +760,7 @@ void BPF_PROG(metronome_stopping, struct task_struct *p, bool runnable)
 	if (p->scx.weight < 100)
 		tctx->in_order = false;
 	tctx->is_decided = false;
+	charge_vruntime(p, tctx, ran);
 	/* Whoever has run goes behind those who have not, should user space not say otherwise in time. */
 	set_vtime(p, p->scx.dsq_vtime + virtual_time(p, ran));
 }
@@ -754,6 +772,8 @@ void BPF_PROG(metronome_quiescent, struct task_struct *p, u64 deq_flags)
 	struct task_ctx *tctx = task_ctx(p);
 	struct cpu_state *state = cpu_state(scx_bpf_task_cpu(p));
 
+	if (is_agent(p))
+		agent_runnable = false;
 	if (!tctx || is_agent(p))
 		return;
 	if (!(deq_flags & SCX_DEQ_SLEEP)) {
@@ -780,6 +800,7 @@ int become_agent(void *ctx)
 
 	agent_pid = (u32)pid_tgid;
 	agent_tgid = pid_tgid >> 32;
+	agent_runnable = true;
 	return 0;
 }
 

@@ -5,7 +5,8 @@
  * A task with an order goes to an idle CPU, or is handed its waker's, or waits on URGENT_DSQ by deadline, which is served
  * before all else, and displaces a running task if its order says so. User space is told, not asked.
  *
- * An order holds for so much CPU time since the task last slept. What it may do to others is limited by `limits`.
+ * An order holds for so much CPU time since the task last slept. Past that the task takes turns with all others, if the order says so
+ * (turns.h), or user space is asked. What an order may do to others is limited by `limits`.
  */
 #ifndef METRONOME_ORDERS_H
 #define METRONOME_ORDERS_H
@@ -24,6 +25,7 @@
 #define ORDER_HAND_OFF (1ULL << 60)
 #define ORDER_PREFERS (1ULL << 61)
 #define ORDER_INHERIT (1ULL << 62)
+#define ORDER_IN_TURN (1ULL << 63)
 
 /* CPUs looked at for one that can be preempted. */
 #define PREEMPT_SEARCH 64
@@ -49,7 +51,16 @@ static u64 birth_order(struct task_ctx *tctx)
 	return tctx->born_with;
 }
 
-/* What user space has said about this life of the id counts; before it has, what the task was born with. */
+/* Is there a budget of CPU time for which a task with this order goes before those without? */
+static __always_inline bool is_urgent(u64 order)
+{
+	return ORDER_BUDGET_NS(order) > 0;
+}
+
+/*
+ * What user space has said about this life of the id counts; before it has, what the task was born with. A kernel thread goes by what it
+ * was born with until user space has a budget for it.
+ */
 static u64 order_of(struct task_ctx *tctx)
 {
 	u32 id = tctx->id;
@@ -60,8 +71,10 @@ static u64 order_of(struct task_ctx *tctx)
 	if (!slot || !written)
 		return 0;
 	order = *(volatile u64 *)written;
-	if (ORDER_BIRTH(order) != slot->generation >> BIRTH_SHIFT || (tctx->born_under == EVERY_POLICY && !(order & ORDER_VALID)))
+	if (ORDER_BIRTH(order) != slot->generation >> BIRTH_SHIFT)
 		order = birth_order(tctx);
+	else if (tctx->born_under == EVERY_POLICY && (!(order & ORDER_VALID) || !is_urgent(order)))
+		order = birth_order(tctx) | (order & ORDER_VALID ? order & ORDER_IN_TURN : 0);
 	return order & ORDER_VALID ? order : 0;
 }
 
@@ -122,7 +135,8 @@ static bool may_be_handed_off(struct task_struct *p, u64 order, u64 wake_flags, 
 	struct cpu_state *state = cpu_state(cpu);
 	struct cpu_ctx *cctx = cpu_ctx(cpu);
 
-	if (!(order & ORDER_HAND_OFF) || !(wake_flags & SCX_WAKE_SYNC) || in_interrupt() || cpu == agent_cpu || !state || !cctx)
+	if (!is_urgent(order) || !(order & ORDER_HAND_OFF) || !(wake_flags & SCX_WAKE_SYNC) || in_interrupt() || belongs_to_agent(cpu) ||
+	    !state || !cctx)
 		return false;
 	*chain_ns = elapsed_since(cctx->chain_since);
 	return wctx && wctx->is_ordered && !(waker->flags & PF_EXITING) && state->running.pid == waker->pid &&
@@ -155,7 +169,7 @@ static enum running_kind may_displace(const struct cpumask *allowed, s32 cpu, u6
 	u64 now = scx_bpf_now();
 	u32 kind;
 
-	if (!state || !cctx || cpu == agent_cpu || cctx->is_kicked || !bpf_cpumask_test_cpu(cpu, allowed) ||
+	if (!state || !cctx || belongs_to_agent(cpu) || cctx->is_kicked || !bpf_cpumask_test_cpu(cpu, allowed) ||
 	    time_before(now, cctx->protected_until))
 		return RUNS_OTHER;
 	kind = state->running.kind;
@@ -227,17 +241,12 @@ static void find_cpu_for_urgent(struct task_struct *p, u64 order, u64 deadline)
 }
 
 /* @p has an order that is not used up: carries it out. Returns whether that is so. */
-static bool enqueue_ordered(struct task_struct *p, struct task_ctx *tctx, u64 enq_flags)
+static bool enqueue_ordered(struct task_struct *p, struct task_ctx *tctx, u64 order, u64 enq_flags)
 {
-	u64 order = order_of(tctx);
-
-	if (!order) {
+	if (!order || tctx->exec_runtime >= ORDER_BUDGET_NS(order)) {
 		tctx->is_ordered = false;
-		return false;
-	}
-	if (tctx->exec_runtime >= ORDER_BUDGET_NS(order)) {
-		tctx->is_ordered = false;
-		count(COUNT_USED_UP);
+		if (order && !(order & ORDER_IN_TURN))
+			count(COUNT_USED_UP);
 		return false;
 	}
 	begin_order(tctx, order, enq_flags & SCX_ENQ_WAKEUP, 0);

@@ -76,7 +76,33 @@ static u64 wakeup_flags(void)
 	return BPF_RB_FORCE_WAKEUP;
 }
 
-/* Something has happened to @p. Nobody waits for an answer, so nobody is woken for it. */
+/*
+ * Nobody waits for an answer to an event, so events wake the scheduler thread only when there are so many, or the first has waited for so
+ * long, that reading them pays.
+ */
+#define UNHEARD_EVENTS 512
+#define UNHEARD_NS 20000000ULL
+
+static u64 event_wakeup_flags(struct control *ctl)
+{
+	/* Since the thread fell asleep. Races lose some, and the next comes soon. */
+	static u64 unheard, unheard_since;
+
+	if (!*(volatile u32 *)&ctl->parked) {
+		unheard = 0;
+		return BPF_RB_NO_WAKEUP;
+	}
+	if (!unheard)
+		unheard_since = scx_bpf_now();
+	if (++unheard < UNHEARD_EVENTS && elapsed_since(unheard_since) < UNHEARD_NS)
+		return BPF_RB_NO_WAKEUP;
+	unheard = 0;
+	note_wakeup(ctl);
+	watch_user_space();
+	return BPF_RB_FORCE_WAKEUP;
+}
+
+/* Something has happened to @p. */
 static void tell(struct task_struct *p, struct task_ctx *tctx, enum record_kind kind, u64 enq_flags)
 {
 	u32 id = tctx ? tctx->id : NO_TASK, zero = 0;
@@ -96,7 +122,7 @@ static void tell(struct task_struct *p, struct task_ctx *tctx, enum record_kind 
 	}
 	rec->kind = kind;
 	fill_record(rec, p, tctx, slot->generation, enq_flags);
-	bpf_ringbuf_submit(rec, BPF_RB_NO_WAKEUP);
+	bpf_ringbuf_submit(rec, event_wakeup_flags(ctl));
 	count(COUNT_EVENTS);
 }
 

@@ -35,13 +35,16 @@ const volatile struct limits {
 /* The default slice. User space may change it at any moment. */
 volatile u64 slice_ns = 20000000;
 
+/* What it is shortened to at least as tasks that take turns wait. Likewise. */
+volatile u64 slice_min_ns = 1000000;
+
 /* Who the scheduler is, in the initial pid namespace; set by the program become_agent(). */
 s32 agent_pid;
 s32 agent_tgid;
 
 /*
- * DSQs below MAX_CPUS belong to the CPU of that number. All are ordered by deadline but that of agent_cpu,
- * PENDING_DSQ and the last two, which are first come, first served.
+ * DSQs below MAX_CPUS belong to the CPU of that number. All are ordered by deadline but PENDING_DSQ and the last two, which are first
+ * come, first served.
  */
 #define SHARED_DSQ MAX_CPUS		/* decided, for any CPU */
 #define PENDING_DSQ (MAX_CPUS + 1)	/* user space is asked */
@@ -201,6 +204,7 @@ struct task_ctx {
 	u64 born_with;		/* the order it has until user space has spoken about it */
 	u64 born_under;		/* of control.policies; EVERY_POLICY: the order holds whoever decides */
 	u64 deadline;		/* while is_ordered: when it should have run, ns on the clock of scx_bpf_now() */
+	u64 vruntime;		/* CPU time it had, scaled by weight, where virtual time began when it entered the class (turns.h) */
 	u64 vtime;		/* while has_vtime: what p->scx.dsq_vtime was before the deadline took its place on URGENT_DSQ */
 	u64 told_at;
 	bool is_ordered;	/* it waits or runs by a standing order */
@@ -209,7 +213,8 @@ struct task_ctx {
 	bool has_deadline;	/* p->scx.dsq_vtime tells when it is due: user space gave it one, or it was levelled */
 	bool in_order;		/* it waits or runs by p->scx.dsq_vtime, so that this moves vtime_now on */
 	bool is_decided;	/* the same, and user space has said so: it moves decided_now on */
-	bool found_idle;	/* an idle CPU took it without an order, and it has not run since */
+	bool in_turn;		/* it waits or runs by its virtual runtime */
+	bool found_idle;	/* an idle CPU took it without being urgent, and it has not run since */
 	bool house_keeping;	/* memory management thread of the kernel: must not wait for user space, which may wait for it */
 	u64 enqueued_at;
 	u64 start_ts;
@@ -249,7 +254,7 @@ struct {
 	__type(value, struct cpu_ctx);
 } cpu_ctxs SEC(".maps");
 
-/* The CPUs that take tasks from the DSQs of all: those online, less agent_cpu. A hotplug event ends the scheduler. */
+/* The CPUs that always take tasks from the DSQs of all: those online, less agent_cpu. A hotplug event ends the scheduler. */
 static struct bpf_cpumask __kptr *workers SEC(".bss.workers");
 
 /* The largest deadline by which a task has got a CPU, and where it went while the task ran. */
@@ -261,7 +266,10 @@ static u64 vtime_now;
  */
 static u64 decided_now;
 
-/* Does the scheduler thread hold its CPU without limit? */
+/* Does the scheduler thread run, or want to? While it sleeps, its CPU is a worker like any other. */
+static bool agent_runnable;
+
+/* Does it hold its CPU without limit? */
 static bool agent_unlimited;
 
 static __always_inline void count(enum counter counter)

@@ -3,8 +3,8 @@
  * What the kernel side does by itself while user space is late: killed by nobody, but stopped, frozen, faulting, or kept off
  * its CPU (Invariant 6).
  *
- * User space is late when its heart has not beaten for budget_ns while tasks wait on PENDING_DSQ. From then on it is not
- * asked: a task that becomes runnable goes to FALLBACK_DSQ, those on PENDING_DSQ run in turn, and
+ * User space is late when its heart has not beaten for budget_ns while tasks wait on PENDING_DSQ, or since it was woken. From then on it
+ * is not asked: a task that becomes runnable goes to FALLBACK_DSQ, those on PENDING_DSQ run in turn, and
  * standing orders hold as ever. `machine.takeover` is odd meanwhile. User space that is back reads its rings empty, writes that
  * number into `control.caught_up`, and is asked again. Its decisions about tasks that have run meanwhile find them elsewhere.
  *
@@ -18,8 +18,8 @@
  *   odd            the same number    the kernel side, until it looks       goes to FALLBACK_DSQ
  *
  *   takeover       changes when                                             by
- *   even -> odd    a task is pending and the heart has not beaten for       begin_takeover(), from the timer
- *                  budget_ns
+ *   even -> odd    a task is pending, or user space was woken, and the      begin_takeover(), from the timer
+ *                  heart has not beaten for budget_ns
  *   odd -> even    caught_up is the same number                             end_takeover(), from the timer
  *   caught_up      user space finds takeover odd and its rings empty        Shared::catch_up(), in src/shared.rs, in each turn
  *
@@ -61,13 +61,15 @@ static u32 watch_taken;
 /* A CPU, plus 1, that is taken while work waits for it alone; 0: none is known. And where the timer looks for one first. */
 static u32 stranded, look_from;
 
+/* The heartbeat at which user space was woken last. */
+static u64 woken_at_beat = -1ULL;
+
 /*
  * Whoever sleeps has no heartbeat: it is late only a budget after it has been woken. Those who wake it again meanwhile do not
  * put that off.
  */
 static void note_wakeup(struct control *ctl)
 {
-	static u64 woken_at_beat = -1ULL;
 	u64 beat = *(volatile u64 *)&ctl->heartbeat;
 
 	if (woken_at_beat == beat)
@@ -94,12 +96,26 @@ static bool user_space_is_late(void)
 	return (s64)(now - beat_seen_at) > (s64)budget_ns;
 }
 
+/* Has user space been woken, and its heart not beaten since? */
+static bool has_not_woken_up(void)
+{
+	struct control *ctl = controls();
+
+	return ctl && *(volatile u64 *)&ctl->heartbeat == woken_at_beat;
+}
+
 /* Does the kernel side decide alone? */
 static bool is_alone(void)
 {
 	struct machine_state *machine = machine_state();
 
 	return machine && *(volatile u64 *)&machine->takeover & 1;
+}
+
+/* Is @cpu the scheduler thread's, and does the thread need it? If it is kept from running, it does not. */
+static bool belongs_to_agent(s32 cpu)
+{
+	return cpu == agent_cpu && agent_runnable && !is_alone();
 }
 
 /* User space is late: from now on it is not asked. */
@@ -247,7 +263,7 @@ static void look_after_user_space(void)
 	bool pending = scx_bpf_dsq_nr_queued(PENDING_DSQ) > 0, overdue;
 
 	end_takeover();
-	if (pending && user_space_is_late())
+	if ((pending || has_not_woken_up()) && user_space_is_late())
 		begin_takeover();
 	overdue = pending && (is_alone() || first_pending_is_overdue(budget_ns));
 	if (overdue)

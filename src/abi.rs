@@ -34,6 +34,10 @@ pub const FOUND_IDLE: u64 = 1 << 56;
 pub const DECISION_ANY_CPU: u64 = 1 << 20;
 /// `decision.flags`: what runs on its CPU gives way.
 pub const DECISION_PREEMPT: u64 = 1 << 21;
+/// A task that takes turns is at most so many lags, of a quarter of the default slice, ahead of virtual time.
+pub const LEAD_LAGS: u64 = 32;
+/// Real time passes at most this much faster than virtual time.
+pub const SLOWEST: u64 = 16;
 /// In an entry of `control.kicks`: what runs there gives way.
 pub const KICK_PREEMPT: u32 = 1 << 31;
 
@@ -97,6 +101,8 @@ pub enum Counter {
     Late,
     /// Tasks about which it was therefore not asked.
     Alone,
+    /// Tasks that took turns by their standing order.
+    InTurn,
 }
 
 /// Counters per CPU, some unused.
@@ -157,6 +163,9 @@ pub struct MachineState {
     /// By how much `CLOCK_MONOTONIC` is ahead of the clock of `scx_bpf_now()`, ns.
     pub(crate) clock_ahead: AtomicU64,
     pub(crate) pad: [u64; 6],
+    /// Virtual time, by which tasks take turns, ns.
+    pub(crate) virtual_now: AtomicU64,
+    pub(crate) pad2: [u64; 7],
 }
 
 /// What user space tells the kernel side as a whole.
@@ -233,7 +242,8 @@ const _: () = {
     assert!(size_of::<CpuState>() == 320);
     assert!(offset_of!(CpuState, counters) == 128);
     assert!(offset_of!(MachineState, takeover) == 128);
-    assert!(size_of::<MachineState>() == 192);
+    assert!(offset_of!(MachineState, virtual_now) == 192);
+    assert!(size_of::<MachineState>() == 256);
     assert!(size_of::<Control>() == 4144);
     assert!(offset_of!(Control, parked) == 4108);
     assert!(size_of::<CpuLatency>() == 12288);

@@ -59,6 +59,7 @@ pub struct Builder {
     debug: bool,
     builtin_idle: bool,
     slice: Duration,
+    slice_min: Duration,
     timeout: Duration,
     budget: Duration,
     limits: Limits,
@@ -78,6 +79,7 @@ impl Default for Builder {
             debug: false,
             builtin_idle: true,
             slice: Duration::from_millis(20),
+            slice_min: Duration::from_millis(1),
             timeout: Duration::from_secs(5),
             budget: Duration::from_millis(10),
             limits: Limits::default(),
@@ -136,6 +138,12 @@ impl Builder {
     /// The slice of a decision that names none, and of tasks that the kernel side places by itself.
     pub fn slice(mut self, slice: Duration) -> Self {
         self.slice = slice;
+        self
+    }
+
+    /// What the slice of a task that takes turns by its order ([`Order::in_turn`](crate::orders::Order::in_turn)) is shortened to at least as others wait.
+    pub fn slice_min(mut self, slice_min: Duration) -> Self {
+        self.slice_min = slice_min;
         self
     }
 
@@ -263,11 +271,10 @@ impl Builder {
                 self.timeout
             );
         }
-        if self.slice.is_zero() || self.slice > Duration::from_secs(1) {
-            bail!(
-                "the default slice is {:?}, but must be more than 0 and at most 1 s",
-                self.slice
-            );
+        for (what, slice) in [("default", self.slice), ("least", self.slice_min)] {
+            if slice.is_zero() || slice > Duration::from_secs(1) {
+                bail!("the {what} slice is {slice:?}, but must be more than 0 and at most 1 s");
+            }
         }
         self.limits.check()
     }
@@ -320,11 +327,10 @@ impl Builder {
         rodata.builtin_idle = self.builtin_idle;
         self.limits.write(&mut rodata.limits);
         rodata.exit_dump_len = dump_len;
-        open.maps
-            .data_data
-            .as_deref_mut()
-            .context("the BPF object has no parameters")?
-            .slice_ns = self.slice.as_nanos() as u64;
+        let data = open.maps.data_data.as_deref_mut();
+        let data = data.context("the BPF object has no parameters")?;
+        data.slice_ns = self.slice.as_nanos() as u64;
+        data.slice_min_ns = self.slice_min.as_nanos() as u64;
         Ok(())
     }
 }
@@ -403,6 +409,8 @@ pub struct Tuning {
     pub wait: Wait,
     /// As [`Builder::slice`].
     pub slice: Duration,
+    /// As [`Builder::slice_min`].
+    pub slice_min: Duration,
 }
 
 /// The map of the births of task ids, which all loads of this process have in common. A policy may outlive a load, as it does when a CPU
@@ -671,6 +679,8 @@ pub struct BpfScheduler<'a> {
     stop: &'static AtomicBool,
     tid: i32,
     waiter: Waiter,
+    /// The CPU is one of a hypervisor's.
+    is_virtual: bool,
     /// Tasks taken and decided up to the last time that there was something to do.
     done: u64,
     kick_fd: i32,
@@ -778,6 +788,7 @@ impl<'a> BpfScheduler<'a> {
             stop: stop_requested(),
             tid: thread::id(),
             waiter: Waiter::new(builder.wait),
+            is_virtual: thread::is_virtual(),
             done: 0,
             kick_fd: skel.progs.kick_cpus.as_fd().as_raw_fd(),
             pick_fd: skel.progs.pick_idle_cpu.as_fd().as_raw_fd(),
@@ -991,13 +1002,13 @@ impl<'a> BpfScheduler<'a> {
 
     /// There is nothing to do.
     fn wait(&mut self) {
-        let Self { waiter, shared, .. } = self;
-        if waiter.idle(|| shared.any_idle(), thread::now) == Next::Park {
+        if self.waiter.idle(thread::now) == Next::Park {
             let rings = self.mappings.rings.iter().map(|ring| ring.fd.as_raw_fd());
             let slept = self.shared.park(|| thread::sleep_until_readable(rings));
             bump(&self.counts.syscalls, u64::from(slept));
-        } else {
-            // For a sibling on the same core, and for emulators, which go on with another CPU here.
+        } else if !self.is_virtual {
+            // For a sibling on the same core. A hypervisor would take it for the wait for a lock, whose holder it should let run in
+            // our place, and interrupt us.
             hint::spin_loop();
         }
     }
@@ -1037,14 +1048,19 @@ impl<'a> BpfScheduler<'a> {
         self.turns(policy, |_, _| !until());
     }
 
-    fn tune(&mut self, Tuning { wait, slice }: Tuning) {
-        self.waiter.set(wait);
+    fn tune(&mut self, tuning: Tuning) {
+        self.waiter.set(tuning.wait);
         if let Some(data) = self.skel.maps.data_data.as_deref_mut() {
-            // SAFETY: a live, aligned word of the object's mapped data, which others only read.
-            let slice_ns = unsafe { AtomicU64::from_ptr(&raw mut data.slice_ns) };
-            // ORDERING: relaxed, with the loads of `slice_ns` in bpf/metronome.bpf.c and bpf/decisions.h: no other word depends on
-            // it.
-            slice_ns.store(slice.as_nanos() as u64, Ordering::Relaxed);
+            for (word, slice) in [
+                (&raw mut data.slice_ns, tuning.slice),
+                (&raw mut data.slice_min_ns, tuning.slice_min),
+            ] {
+                // SAFETY: a live, aligned word of the object's mapped data, which others only read.
+                let word = unsafe { AtomicU64::from_ptr(word) };
+                // ORDERING: relaxed, with the loads of default_slice_ns() in bpf/state.h and turn_slice_ns() in bpf/turns.h: no
+                // other word depends on it.
+                word.store(slice.as_nanos() as u64, Ordering::Relaxed);
+            }
         }
     }
 
@@ -1228,6 +1244,7 @@ impl Watch {
             ordered: count(Counter::Ordered),
             handed_off: count(Counter::HandedOff),
             preempted: count(Counter::Preempted),
+            in_turn: count(Counter::InTurn),
             used_up: count(Counter::UsedUp),
             bad_orders: count(Counter::BadOrder),
             events: count(Counter::Events),

@@ -528,6 +528,8 @@ impl Machine {
                 takeover: AtomicU64::new(0),
                 clock_ahead: AtomicU64::new(0),
                 pad: [0; 6],
+                virtual_now: AtomicU64::new(0),
+                pad2: [0; 7],
             },
             control: control(),
             ring_buf: RingBuf::new(0),

@@ -10,6 +10,9 @@
 //! the kernel side reads it when the task wakes, and acts at once (`bpf/orders.h`). It tells us afterwards, by a record of
 //! the kind [`Ordered`](crate::task::Kind::Ordered), and asks only when there is no order or it is used up.
 //!
+//! An order may hold for all that is not urgent, too: then a task whose budget is used up, or is 0, takes turns with all others by
+//! weight (`bpf/turns.h`), and a policy that gives such orders to all is asked about nobody.
+//!
 //! | bits  | field    | meaning                                                                              |
 //! |-------|----------|--------------------------------------------------------------------------------------|
 //! | 0-11  | birth    | of the life of the id that is meant; of another life, the order is void              |
@@ -22,6 +25,7 @@
 //! | 60    | hand-off | may be handed the CPU of its waker, if that has an order too                         |
 //! | 61    | prefers  | the CPU field counts                                                                 |
 //! | 62    | inherit  | its children start with this order                                                   |
+//! | 63    | in turn  | past its budget it takes turns with all others, and is not asked about               |
 //!
 //! One word is read and written at once, so there are no torn orders, and nothing to lock. Any 64 bits are an order that the
 //! kernel side can carry out: what is out of range is ignored, and counted.
@@ -72,6 +76,7 @@ const PREEMPT: u64 = 1 << 59;
 const HAND_OFF: u64 = 1 << 60;
 const PREFERS: u64 = 1 << 61;
 const INHERIT: u64 = 1 << 62;
+const IN_TURN: u64 = 1 << 63;
 
 const _: () = assert!(MAX_CPUS <= 1 << 10);
 
@@ -87,8 +92,8 @@ pub struct Order {
     pub latency_ns: u64,
     /// How long it may run in one go; 0 is the default slice.
     pub slice_ns: u64,
-    /// For how much CPU time since it last slept the order holds. Past it the task is asked about. With 0 it never holds but
-    /// where an idle CPU takes the task.
+    /// For how much CPU time since it last slept the task goes by this order. Past it the task is asked about, or takes turns. With
+    /// 0 that is so from the start.
     pub budget_ns: u64,
     /// If no CPU is idle, it displaces a task without an order, or else one whose deadline is later by a margin.
     pub preempts: bool,
@@ -98,6 +103,10 @@ pub struct Order {
     pub cpu: Option<u32>,
     /// Its children start with this order, until the policy gives them one.
     pub inherit: bool,
+    /// Past the budget it takes turns with the others of its kind, by weight, and is not asked about: of two with the same share
+    /// the one that runs in short bursts comes first. `bpf/turns.h` has the rules. Slices are then the default slice, shortened as others
+    /// wait to no less than [`Builder::slice_min`](crate::Builder::slice_min).
+    pub in_turn: bool,
 }
 
 impl Default for Order {
@@ -110,11 +119,24 @@ impl Default for Order {
             hand_off: false,
             cpu: None,
             inherit: false,
+            in_turn: false,
         }
     }
 }
 
 impl Order {
+    /// The order of a task that is never urgent: it takes turns.
+    pub const IN_TURN: Self = Self {
+        latency_ns: 0,
+        slice_ns: 0,
+        budget_ns: 0,
+        preempts: false,
+        hand_off: false,
+        cpu: None,
+        inherit: false,
+        in_turn: true,
+    };
+
     /// The word for the task of this birth.
     pub fn encode(&self, birth: u32) -> u64 {
         let units = |ns: u64| ns.div_ceil(UNIT_NS).min(MAX_UNITS);
@@ -130,6 +152,7 @@ impl Order {
             | flag(self.preempts, PREEMPT)
             | flag(self.hand_off, HAND_OFF)
             | flag(self.inherit, INHERIT)
+            | flag(self.in_turn, IN_TURN)
     }
 
     /// What a word says, and for the task of which birth; `None` if it is no order.
@@ -143,6 +166,7 @@ impl Order {
             hand_off: word & HAND_OFF != 0,
             cpu: (word & PREFERS != 0).then_some((word >> CPU & 0x3ff) as u32),
             inherit: word & INHERIT != 0,
+            in_turn: word & IN_TURN != 0,
         };
         (word & VALID != 0).then_some((order, (word & MAX_UNITS) as u32))
     }
@@ -243,8 +267,8 @@ mod tests {
     proptest! {
         #[test]
         fn any_word_with_the_valid_bit_is_an_order_that_encodes_to_itself(word: u64) {
-            // The CPU counts only with its flag, and the top bit means nothing.
-            let mut meant = word & !(1 << 63) | VALID;
+            // The CPU counts only with its flag.
+            let mut meant = word | VALID;
             if meant & PREFERS == 0 {
                 meant &= !(0x3ff << CPU);
             }

@@ -160,6 +160,14 @@ impl Machine<'_> {
         self.0.backlog_of(cpu)
     }
 
+    /// Virtual time of the tasks that take turns by their orders ([`Order::in_turn`]), ns; 0 before the first has got a CPU.
+    ///
+    /// # Cost
+    /// A load of a line that all CPUs write.
+    pub fn virtual_now(&self) -> u64 {
+        self.0.virtual_now()
+    }
+
     /// How many decisions for any CPU have not been taken yet.
     pub fn shared_backlog(&self) -> u64 {
         self.0.shared_backlog()
@@ -177,6 +185,9 @@ pub trait Policy {
     /// chosen for the CPUs that are there, and a restart chooses anew. What is kept by id and
     /// [`birth`](QueuedTask::birth) stays valid over it.
     fn begin(&mut self, _machine: &Machine<'_>) {}
+
+    /// There are records: what follows is about them.
+    fn look(&mut self, _machine: &Machine<'_>) {}
 
     /// A task waits. Returns its deadline, in ns of a clock of the policy's own choosing; the smallest runs first, equal
     /// ones in the order of their arrival. Deadlines are compared by wrapping difference, so those in use at the same time
@@ -239,6 +250,10 @@ macro_rules! deref_policy {
     () => {
         fn begin(&mut self, machine: &Machine<'_>) {
             (**self).begin(machine);
+        }
+
+        fn look(&mut self, machine: &Machine<'_>) {
+            (**self).look(machine);
         }
 
         fn deadline(&mut self, task: &QueuedTask) -> u64 {

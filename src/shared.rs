@@ -480,6 +480,12 @@ impl Shared {
         Some(self.sampler.now()?.wrapping_sub(ahead))
     }
 
+    /// Virtual time of the tasks that take turns, ns; 0 before the first.
+    pub fn virtual_now(&self) -> u64 {
+        // ORDERING: relaxed, with the stores of bpf/turns.h: the word is all there is.
+        self.machine().virtual_now.load(Ordering::Relaxed)
+    }
+
     /// Whether any CPU is idle, promised or not.
     ///
     /// # Cost
@@ -524,7 +530,11 @@ impl Shared {
         wait::park(&self.control().parked, || self.rings_are_empty(), sleep)
     }
 
-    fn rings_are_empty(&self) -> bool {
+    /// Whether nothing lies in any ring.
+    ///
+    /// # Cost
+    /// Of each ring a load of its producer position.
+    pub(crate) fn rings_are_empty(&self) -> bool {
         self.rings.iter().all(|ring| ring.backlog_bytes() == 0)
     }
 

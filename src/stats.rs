@@ -33,6 +33,8 @@ pub struct Snapshot {
     pub handed_off: u64,
     /// Kernel side: of these, tasks that displaced another.
     pub preempted: u64,
+    /// Kernel side: tasks that took turns by their standing order.
+    pub in_turn: u64,
     /// Kernel side: questions about tasks whose standing order was used up.
     pub used_up: u64,
     /// Kernel side: orders of which something was ignored.
@@ -85,6 +87,7 @@ impl Snapshot {
             ordered: self.ordered - earlier.ordered,
             handed_off: self.handed_off - earlier.handed_off,
             preempted: self.preempted - earlier.preempted,
+            in_turn: self.in_turn - earlier.in_turn,
             used_up: self.used_up - earlier.used_up,
             bad_orders: self.bad_orders - earlier.bad_orders,
             events: self.events - earlier.events,
@@ -106,13 +109,14 @@ impl fmt::Display for Snapshot {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             out,
-            "direct {} ordered {} handed-off {} preempted {} used-up {} bad-orders {} queued {} dispatched {} waiting {} stale {} gone {} \
+            "direct {} ordered {} handed-off {} preempted {} in-turn {} used-up {} bad-orders {} queued {} dispatched {} waiting {} stale {} gone {} \
              rescued {} bounced {} ring-full {} late {} alone {} takeover {} no-id {} kernel {} events {} events-lost {} syscalls {} faults {} \
              allocations {}",
             self.direct,
             self.ordered,
             self.handed_off,
             self.preempted,
+            self.in_turn,
             self.used_up,
             self.bad_orders,
             self.queued,

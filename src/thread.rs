@@ -110,6 +110,17 @@ pub(crate) fn now() -> u64 {
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
+/// Whether the CPU is one of a hypervisor's. Where it does not say so, it is taken for a real one.
+pub(crate) fn is_virtual() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        // CPUID_EXT_HYPERVISOR, which processors keep clear.
+        core::arch::x86_64::__cpuid(1).ecx >> 31 & 1 == 1
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
 /// Sleeps until one of the files can be read, a signal comes, or a tenth of a second has passed: some of what ends the
 /// scheduler wakes nobody.
 pub(crate) fn sleep_until_readable(fds: impl Iterator<Item = i32>) {

@@ -80,6 +80,9 @@ impl<const TASKS: usize> Turn<TASKS> {
     pub fn turn(&mut self, shared: &mut Shared, policy: &mut impl Policy) -> Turned {
         let mut turned = Turned::default();
         let events = policy.events();
+        if !shared.rings_are_empty() {
+            policy.look(&Machine(shared));
+        }
         shared.drain_with_orders(BATCH, |task, orders| {
             if task.kind() == Kind::Queued {
                 turned.taken += 1;

@@ -168,7 +168,9 @@ fn what_each_side_publishes_is_the_same_on_both() {
                 idle,
                 takeover,
                 clock_ahead,
-                pad
+                pad,
+                virtual_now,
+                pad2
             })
         );
         assert_eq!(
@@ -278,14 +280,14 @@ fn the_maps_have_the_sizes_that_are_mapped_and_numbered_here() {
 #[test]
 fn counters_have_the_same_names_and_numbers() {
     use Counter::{
-        Alone, BadOrder, Bounced, Direct, Dispatched, Events, EventsLost, Gone, HandedOff,
+        Alone, BadOrder, Bounced, Direct, Dispatched, Events, EventsLost, Gone, HandedOff, InTurn,
         KernelSide, Late, NoId, Ordered, Preempted, Queued, Rescued, RingFull, Stale, Takeover,
         Turns, UsedUp,
     };
     let counters = [
         Queued, RingFull, Direct, KernelSide, NoId, Dispatched, Stale, Gone, Rescued, Bounced,
         Takeover, Turns, Ordered, HandedOff, Preempted, UsedUp, BadOrder, Events, EventsLost, Late,
-        Alone,
+        Alone, InTurn,
     ];
     let mut here = counters
         .map(|counter| {
@@ -400,6 +402,8 @@ fn each_macro_of_the_header_has_the_same_value_here() {
             "DECISION_PREEMPT",
             format!("(1ULL << {})", DECISION_PREEMPT.ilog2()),
         ),
+        ("LEAD_LAGS", format!("{LEAD_LAGS}")),
+        ("SLOWEST", format!("{SLOWEST}")),
         ("KICK_PREEMPT", format!("(1U << {})", KICK_PREEMPT.ilog2())),
         ("SAMPLE_FACTOR", format!("{SAMPLE_FACTOR:#x}U")),
         ("SAMPLE_SHIFT", format!("{SAMPLE_SHIFT}")),

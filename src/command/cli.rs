@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use scx_metronome::Builder;
+use scx_metronome::policy::deadline::Ordered;
 use scx_metronome::topology::parse_list;
 use scx_metronome::wait::Wait;
 
@@ -33,7 +34,7 @@ pub(crate) struct Options {
     #[arg(short = 'S', long, value_name = "US", value_parser = slice_us())]
     slice_us_min: Option<u64>,
 
-    /// What the scheduler thread does when nothing is to do: spin, park, or adaptive (spin while all CPUs are busy)
+    /// What the scheduler thread does when nothing is to do: spin, park, or adaptive (spin while questions come quickly)
     /// [default: the profile's]
     #[arg(long, value_name = "MODE")]
     wait: Option<Wait>,
@@ -55,9 +56,9 @@ pub(crate) struct Options {
     #[arg(long)]
     no_builtin_idle: bool,
 
-    /// Give no standing orders: ask about every wake-up while all CPUs are busy
-    #[arg(long)]
-    pub(crate) no_orders: bool,
+    /// Which tasks get standing orders: all, urgent ones, or none. About others the policy is asked each time that no CPU is idle
+    #[arg(long, value_name = "TASKS", default_value_t)]
+    pub(crate) orders: Ordered,
 
     /// Rings that carry tasks to user space: 1, 2, 4, 8 or 16 [default: one for each 16 CPUs]
     #[arg(long, value_name = "RINGS")]

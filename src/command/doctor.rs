@@ -248,10 +248,6 @@ fn cpus(machine: &Machine) -> Finding {
             "the scheduler thread needs one and the tasks another",
         ),
         (_, Some(warning)) => Finding::advice(warning, "tell those who made this kernel"),
-        (2..=3, _) => Finding::advice(
-            "few: the scheduler thread's is missed while all are busy",
-            "use --wait park",
-        ),
         (online, _) => Finding::ok(format!("{online} online")),
     }
 }

@@ -24,7 +24,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     let parameters = Arc::new(Shared::new(options.request(), power::profile));
     let mut policy = memory::zeroed::<Deadline>();
-    policy.set_orders(!options.no_orders);
+    policy.set_ordered(options.orders);
     loop {
         let info = attach(options, &parameters, &mut policy)?;
         if !info.should_restart() {
@@ -45,6 +45,7 @@ fn attach(
     let mut scheduler = options
         .builder()
         .slice(Duration::from_micros(first.slice_us))
+        .slice_min(Duration::from_micros(first.slice_us_min))
         .wait(first.wait)
         .attach(&mut object)?;
     set(policy, &first);
@@ -68,6 +69,7 @@ fn attach(
             Some(Tuning {
                 wait: parameters.wait,
                 slice: Duration::from_micros(parameters.slice_us),
+                slice_min: Duration::from_micros(parameters.slice_us_min),
             })
         });
         drop(stop);

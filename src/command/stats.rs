@@ -66,6 +66,7 @@ metrics! {
     ordered: "wake-ups for which a standing order was carried out",
     handed_off: "of these, tasks that were handed their waker's CPU",
     preempted: "of these, tasks that displaced another",
+    in_turn: "tasks that took turns by their standing order",
     used_up: "questions about tasks whose standing order was used up",
     bad_orders: "orders of which something was ignored",
     queued: "questions to user space",

@@ -9,7 +9,7 @@
 //! # What is not held against anybody
 //! CPU time that nobody else wanted: whom an idle CPU took is level with virtual time ([`QueuedTask::found_idle`]), and of a run that
 //! was longer than any slice, so that nobody can have waited there, a lag is charged. And no task is further ahead of virtual time
-//! than `LEAD`: a light one would be due only after the kernel's watchdog has lost its patience.
+//! than 32 lags: a light one would be due only after the kernel's watchdog has lost its patience.
 //!
 //! # Who is urgent
 //! Who sleeps after short bursts gets a standing order, which is served before everything in the queue. That is a privilege that a
@@ -30,9 +30,12 @@
 //!
 //! `docs/POLICY.md` has the whole of it, with plots.
 
-use crate::abi::{BIRTHS, MAX_TASKS};
+use core::fmt;
+use core::str::FromStr;
+
+use crate::abi::{BIRTHS, LEAD_LAGS, MAX_TASKS, SLOWEST};
 use crate::orders::Order;
-use crate::policy::Policy;
+use crate::policy::{Machine, Policy};
 use crate::task::{Kind, QueuedTask};
 
 /// What is known about the task of one id: a cache line. All zero: nothing.
@@ -110,8 +113,41 @@ const OVERDRAWN: u64 = 20_000_000;
 /// More the bucket does not hold: nobody is an outlaw for ever.
 const DEEPEST: u64 = 16 * OVERDRAWN;
 
-/// A task is ahead of virtual time by so many lags at most: 2.6 s while virtual time is slowest, and the kernel's watchdog waits for 5.
-const LEAD: u64 = 32;
+/// Which tasks get standing orders.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Ordered {
+    /// All: those that are not urgent take turns ([`Order::in_turn`]), and hardly any is asked about.
+    #[default]
+    All,
+    /// Urgent ones. All others are asked about, each time that no CPU is idle for them.
+    Urgent,
+    /// None.
+    None,
+}
+
+impl fmt::Display for Ordered {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::All => "all",
+            Self::Urgent => "urgent",
+            Self::None => "none",
+        })
+    }
+}
+
+impl FromStr for Ordered {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "all" => Ok(Self::All),
+            "urgent" => Ok(Self::Urgent),
+            "none" => Ok(Self::None),
+            _ => Err("must be all, urgent or none"),
+        }
+    }
+}
 
 /// The policy, for task ids below `TASKS`: 4.25 MiB for all of them, so build it where it shall stay.
 #[derive(Debug)]
@@ -126,11 +162,8 @@ pub struct Deadline<const TASKS: usize = MAX_TASKS> {
     then: u64,
     slice_ns: u64,
     slice_min_ns: u64,
-    without_orders: bool,
+    ordered: Ordered,
 }
-
-/// Real time passes at most this much faster than virtual time.
-const SLOWEST: u64 = 16;
 
 impl<const TASKS: usize> Deadline<TASKS> {
     /// A policy that gives slices of `slice_ns`, shortened under load to no less than `slice_min_ns`.
@@ -143,13 +176,13 @@ impl<const TASKS: usize> Deadline<TASKS> {
             then: 0,
             slice_ns,
             slice_min_ns,
-            without_orders: false,
+            ordered: Ordered::All,
         }
     }
 
-    /// Whether tasks get standing orders; otherwise each wake-up is a question. At the start they do.
-    pub fn set_orders(&mut self, orders: bool) {
-        self.without_orders = !orders;
+    /// Which tasks get standing orders. At the start all do.
+    pub fn set_ordered(&mut self, ordered: Ordered) {
+        self.ordered = ordered;
     }
 
     /// A quarter of the longest slice.
@@ -320,7 +353,7 @@ impl<const TASKS: usize> Deadline<TASKS> {
             false => lag.max(scale(lag, task.weight)),
         };
         let earliest = self.now.wrapping_sub(may_be_behind);
-        let latest = self.now.wrapping_add(LEAD * lag);
+        let latest = self.now.wrapping_add(LEAD_LAGS * lag);
         if before(account.vruntime, earliest) {
             account.vruntime = earliest;
         } else if before(latest, account.vruntime) {
@@ -331,12 +364,19 @@ impl<const TASKS: usize> Deadline<TASKS> {
 }
 
 impl<const TASKS: usize> Policy for Deadline<TASKS> {
+    fn look(&mut self, machine: &Machine<'_>) {
+        // Where tasks take turns without us, theirs is the clock.
+        if self.ordered == Ordered::All && machine.virtual_now() != 0 {
+            self.now = machine.virtual_now();
+        }
+    }
+
     fn deadline(&mut self, task: &QueuedTask) -> u64 {
         let lag = self.lag();
         let burst = scale(task.exec_runtime.min(lag), task.weight);
         let vruntime = self.account(task).map(|account| account.vruntime);
         let deadline = vruntime.unwrap_or(self.now).wrapping_add(burst);
-        let latest = self.now.wrapping_add(LEAD * lag);
+        let latest = self.now.wrapping_add(LEAD_LAGS * lag);
         if before(latest, deadline) {
             latest
         } else {
@@ -362,18 +402,26 @@ impl<const TASKS: usize> Policy for Deadline<TASKS> {
     fn order(&mut self, task: &QueuedTask) -> Option<Order> {
         let now = self.now;
         let account = self.accounts.get_mut(task.id as usize)?;
+        let in_turn = self.ordered == Ordered::All;
         account.is_ordered =
-            account.is_urgent() && account.may_be_ordered(now) && !self.without_orders;
+            account.is_urgent() && account.may_be_ordered(now) && self.ordered != Ordered::None;
+        if !account.is_ordered {
+            return in_turn.then_some(Order::IN_TURN);
+        }
         let burst = u64::from(account.burst);
-        account.is_ordered.then(|| Order {
+        Some(Order {
             latency_ns: account.latency(task.weight),
             slice_ns: self.slice_min_ns.max(2 * burst),
             budget_ns: LEAST_BUDGET.max(4 * burst),
             preempts: true,
             hand_off: true,
-            cpu: None,
-            inherit: false,
+            in_turn,
+            ..Order::default()
         })
+    }
+
+    fn newborn(&self) -> Option<Order> {
+        (self.ordered == Ordered::All).then_some(Order::IN_TURN)
     }
 
     fn event(&mut self, task: &QueuedTask) {
@@ -400,6 +448,23 @@ mod tests {
             sum_exec_runtime,
             exec_runtime,
             ..QueuedTask::example(id, 1 << crate::abi::BIRTH_SHIFT, 0, 4)
+        }
+    }
+
+    /// The order that it gets if that is more than to take turns.
+    fn urgent(policy: &mut Deadline<8>, task: &QueuedTask) -> Option<Order> {
+        policy.order(task).filter(|order| order.budget_ns > 0)
+    }
+
+    #[test]
+    fn who_sleeps_seldom_takes_turns_or_is_asked_about() {
+        let mut policy = policy();
+        let newborn = task(1, 100, 0, 0);
+        assert_eq!(policy.order(&newborn), Some(Order::IN_TURN));
+        assert_eq!(policy.newborn(), Some(Order::IN_TURN));
+        for ordered in [Ordered::Urgent, Ordered::None] {
+            policy.set_ordered(ordered);
+            assert_eq!((policy.order(&newborn), policy.newborn()), (None, None));
         }
     }
 
@@ -506,11 +571,11 @@ mod tests {
             ..task(1, 100, nvcsw * 100_000, 0)
         };
         for nvcsw in 0..=u64::from(NEWBORN) {
-            assert_eq!(policy.order(&sleeps(nvcsw)), None);
+            assert_eq!(urgent(&mut policy, &sleeps(nvcsw)), None);
             policy.event(&sleeps(nvcsw));
         }
         let (own, softirqs, rcu) = (100_000, 2_000_000, 3_000_000);
-        let order = policy.order(&sleeps(u64::from(NEWBORN)));
+        let order = urgent(&mut policy, &sleeps(u64::from(NEWBORN)));
         assert!(order.is_some_and(|order| order.budget_ns > own + softirqs + rcu));
     }
 
@@ -529,7 +594,7 @@ mod tests {
                 ..task(1, weight, ms * 1000 / period * runs * 1000, 0)
             };
             policy.event(&record);
-            ordered += u64::from(policy.order(&record).is_some() && ms >= 200);
+            ordered += u64::from(urgent(&mut policy, &record).is_some() && ms >= 200);
         }
         ordered * 100 / 250
     }
@@ -574,7 +639,7 @@ mod tests {
                 policy.order(&record);
             }
         }
-        policy.order(&called)
+        urgent(&mut policy, &called)
     }
 
     #[test]
@@ -627,7 +692,7 @@ mod tests {
             policy.deadline(&task(1, 1, used * 20_000_000, 20_000_000));
         }
         let late = policy.deadline(&task(1, 1, 2_000_000_000, 20_000_000));
-        assert!(late.wrapping_sub(policy.now) <= LEAD * policy.lag());
+        assert!(late.wrapping_sub(policy.now) <= LEAD_LAGS * policy.lag());
     }
 
     #[test]

@@ -439,9 +439,9 @@ pub(super) fn lateness_beside(hogs: usize, nice: i32, samples: usize) -> Latenes
     with_threads(hogs, || {}, measure)
 }
 
-pub(super) fn schedules_a_heavy_load(scheduler: &str, args: &[&str]) {
+pub(super) fn schedules_a_heavy_load(name: &str, args: &[&str]) {
     let rejected = read(&format!("{SCHED_EXT}/nr_rejected"));
-    let scheduler = Scheduler::start(scheduler, args);
+    let scheduler = Scheduler::start(name, args);
     let (n, seconds) = (2 * cpus(), seconds());
     let started = Instant::now();
     let mut load = Load::start(&[
@@ -458,11 +458,10 @@ pub(super) fn schedules_a_heavy_load(scheduler: &str, args: &[&str]) {
     let ended = scheduler.stop(libc::SIGTERM);
     ended.assert_clean();
     println!("{}", ended.stderr);
-    let books = ended.books();
-    assert!(
-        books["queued"] > 20 * seconds,
-        "user space was asked: {books:?}"
-    );
+    if args.contains(&"--orders") || name != "scx_metronome" {
+        let books = ended.books();
+        assert!(books["queued"] > 20 * seconds, "it was asked: {books:?}");
+    }
 }
 
 /// What a figure may be.

@@ -202,6 +202,7 @@ const ORDER: Order = Order {
     hand_off: false,
     cpu: None,
     inherit: false,
+    in_turn: false,
 };
 
 /// What came first about each child of a process.

@@ -40,7 +40,8 @@ fn cost(wait: &'static str) -> Cost {
         "--wait",
         wait,
         "--no-builtin-idle",
-        "--no-orders",
+        "--orders",
+        "none",
         "--stats",
         "60",
     ];

@@ -1,0 +1,151 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Tasks that take turns by weight, decided ahead: an order that says so holds past its budget, too, and user space is not asked.
+ *
+ * Each task has a virtual runtime: the CPU time it had, scaled by 100 / weight. Its deadline is that, plus the CPU time since it last
+ * slept, scaled likewise, at most a lag of it: of two with the same share, the one that runs in short bursts is served before the one that
+ * would keep the CPU. A lag is a quarter of the default slice.
+ *
+ * Virtual time follows the virtual runtimes by which tasks get CPUs, by a lag at a time, so that a light task, which may be far ahead,
+ * does not take it along. A task that slept comes back at most a lag behind it, so that sleep cannot be saved up. One that has not slept
+ * may be behind by as much as a lag puts its deadline off: a light one is due late, and must not lose its share by it. None is further
+ * ahead than LEAD_LAGS. And virtual time never runs slower than real time by more than SLOWEST: many tasks that sleep and wake all the time
+ * cannot overtake one that waits for longer than that.
+ *
+ * The policy of src/policy/deadline.rs goes by the same rules where it is asked. It has the reasons.
+ */
+#ifndef METRONOME_TURNS_H
+#define METRONOME_TURNS_H
+
+#include "latecomers.h"
+#include "orders.h"
+
+/* How often virtual time is compared with real time. */
+#define FLOOR_NS 4000000ULL
+
+static __always_inline u64 lag_ns(void)
+{
+	return default_slice_ns() / 4;
+}
+
+static __always_inline u64 virtual_now(void)
+{
+	struct machine_state *machine = machine_state();
+
+	return machine ? *(volatile u64 *)&machine->virtual_now : 0;
+}
+
+/*
+ * A task gets a CPU by this virtual runtime, or by this deadline of user space. What is far ahead of all that tasks can be is of another
+ * policy's clock, which begins elsewhere. Races lose an update of a few ns.
+ */
+static void advance_virtual_now(u64 vtime)
+{
+	struct machine_state *machine = machine_state();
+	u64 now = virtual_now(), lag = lag_ns();
+	s64 ahead = vtime - now;
+
+	if (!machine || ahead <= 0)
+		return;
+	machine->virtual_now = ahead > (s64)lag && ahead <= (s64)(2 * LEAD_LAGS * lag) ? now + lag : vtime;
+}
+
+/* Real time passes at most SLOWEST times as fast as virtual time. */
+static void keep_virtual_time_going(void)
+{
+	static u64 looked_at, then;
+	struct machine_state *machine = machine_state();
+	u64 passed = scx_bpf_now() - *(volatile u64 *)&looked_at, now = virtual_now();
+
+	if (!machine || (s64)passed < (s64)FLOOR_NS)
+		return;
+	*(volatile u64 *)&looked_at = scx_bpf_now();
+	/* A machine that was idle for long has nothing to make up for. */
+	if (passed < 1000 * FLOOR_NS && time_before(now, then + passed / SLOWEST)) {
+		now = then + passed / SLOWEST;
+		machine->virtual_now = now;
+	}
+	then = now;
+}
+
+/* CPU time that nobody else wanted is not held against @p: of a run that is longer than any slice, during which nobody waited, a lag is. */
+static void charge_vruntime(struct task_struct *p, struct task_ctx *tctx, u64 ran)
+{
+	tctx->vruntime += virtual_time(p, ran > 2 * default_slice_ns() ? lag_ns() : ran);
+}
+
+/* Between @behind behind virtual time and so many lags ahead of it. */
+static void limit_vruntime(struct task_ctx *tctx, u64 behind, u64 lags)
+{
+	u64 now = virtual_now(), earliest = now - behind, latest = now + lags * lag_ns();
+
+	if (time_before(tctx->vruntime, earliest))
+		tctx->vruntime = earliest;
+	else if (time_before(latest, tctx->vruntime))
+		tctx->vruntime = latest;
+}
+
+/* The more tasks wait, the shorter. */
+static u64 turn_slice_ns(s32 cpu)
+{
+	s32 waiting = scx_bpf_dsq_nr_queued(SHARED_DSQ) + scx_bpf_dsq_nr_queued(cpu);
+	u64 slice = default_slice_ns() / (waiting > 0 ? waiting + 1 : 1), least = clamp_slice(slice_min_ns);
+
+	return slice < least ? least : slice;
+}
+
+/* @p waits on the DSQ of @cpu, the only one that may run it. */
+static void kick_for_bound(s32 cpu)
+{
+	scx_bpf_kick_cpu(cpu, belongs_to_agent(cpu) && agent_unlimited ? SCX_KICK_PREEMPT : SCX_KICK_IDLE);
+}
+
+/* From now until it has run, @p goes by its virtual runtime. Returns its deadline. */
+static u64 begin_turn(struct task_struct *p, struct task_ctx *tctx, u64 enq_flags)
+{
+	u64 lag = lag_ns(), scaled = virtual_time(p, lag);
+	u64 burst = tctx->exec_runtime < lag ? tctx->exec_runtime : lag, deadline, latest;
+
+	keep_virtual_time_going();
+	tctx->enqueued_at = scx_bpf_now();
+	tctx->has_deadline = true;
+	tctx->in_order = true;
+	tctx->in_turn = true;
+	limit_vruntime(tctx, enq_flags & SCX_ENQ_WAKEUP || scaled < lag ? lag : scaled, LEAD_LAGS);
+	deadline = tctx->vruntime + virtual_time(p, burst);
+	latest = virtual_now() + LEAD_LAGS * lag;
+	return time_before(latest, deadline) ? latest : deadline;
+}
+
+/* @p takes turns with the others if its order says so. Returns whether it does. */
+static bool enqueue_in_turn(struct task_struct *p, struct task_ctx *tctx, u64 order, u32 generation, u64 enq_flags)
+{
+	s32 cpu = scx_bpf_task_cpu(p);
+	u64 deadline;
+
+	if (!(order & ORDER_IN_TURN))
+		return false;
+	deadline = begin_turn(p, tctx, enq_flags);
+	/* On SHARED_DSQ all other CPUs would walk past it. */
+	tctx->waits_on = p->nr_cpus_allowed == 1 ? cpu : SHARED_DSQ;
+	if (time_before(virtual_now() + limits.far_ahead_ns, deadline))
+		note_latecomer(tctx->id, generation);
+	dsq_insert_vtime(p, tctx->waits_on, turn_slice_ns(cpu), deadline, enq_flags);
+	if (tctx->waits_on == cpu)
+		kick_for_bound(cpu);
+	else
+		kick_idle_cpu_for(p);
+	if (enq_flags & SCX_ENQ_WAKEUP)
+		tell_of_wakeup(p, tctx, RECORD_ORDERED, enq_flags);
+	count(COUNT_IN_TURN);
+	return true;
+}
+
+/* An idle CPU has taken @p, so nobody has waited for what it had before: it starts level with those that run. */
+static void level_vruntime(struct task_struct *p, struct task_ctx *tctx)
+{
+	limit_vruntime(tctx, lag_ns(), 0);
+	set_vtime(p, tctx->vruntime);
+}
+
+#endif /* METRONOME_TURNS_H */

@@ -1,6 +1,6 @@
 # The table of contents: `make` lists what there is.
 
-.PHONY: help setup demo compare compare-check peers results bench test check flaky lint unit loom gate vm-selftest soak sanitize fuzz \
+.PHONY: help setup demo price compare compare-check peers results bench test check flaky lint unit loom gate vm-selftest soak sanitize fuzz \
 	corpus install deb deb-test clean
 .DEFAULT_GOAL := help
 
@@ -42,6 +42,10 @@ results: ## docs/RESULTS.md anew from the samples of the last `make compare` wit
 	target/release/compare report $(compare_options) --results docs/RESULTS.md
 
 test: setup lint unit loom gate ## before each change lands, a quarter of an hour: lints, unit tests, models, the gate set on two kernels
+
+price: setup ## what Metronome costs, next to the default scheduler, on CPUS=4 (6 minutes)
+	cargo build --release --workspace --bins
+	vm/price
 
 check: setup ## everything there is, in pieces, hours; goes on where it was stopped; ONLY=faults,life runs these pieces
 	tests/check

@@ -150,6 +150,9 @@ struct sched_ext_ops {
 
 #define SCX_SLICE_INF (~0ULL)
 
+/* In sched_ext_entity.flags: runnable. */
+#define SCX_TASK_QUEUED 1
+
 #define SCX_DSQ_LOCAL 0x8000000000000002ULL
 #define SCX_DSQ_LOCAL_ON 0xc000000000000000ULL
 

@@ -105,7 +105,11 @@ void BPF_PROG(metronome_exit_task, struct task_struct *p, struct scx_exit_task_a
 SEC("struct_ops/set_weight")
 void BPF_PROG(metronome_set_weight, struct task_struct *p, u32 weight)
 {
-	tell(p, task_ctx(p), RECORD_WEIGHT, 0);
+	struct task_ctx *tctx = task_ctx(p);
+
+	if (tctx && tctx->counted_weight)
+		count_weight(p, tctx);
+	tell(p, tctx, RECORD_WEIGHT, 0);
 }
 
 SEC("struct_ops/set_cpumask")
@@ -145,6 +149,8 @@ void BPF_PROG(metronome_runnable, struct task_struct *p, u64 enq_flags)
 
 	if (is_agent(p))
 		agent_runnable = true;
+	else if (tctx)
+		count_weight(p, tctx);
 	if (!tctx || !(enq_flags & SCX_ENQ_WAKEUP))
 		return;
 	tctx->exec_runtime = 0;
@@ -201,6 +207,7 @@ s32 BPF_PROG(metronome_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wake
 /* Any CPU may run @p next, without user space. */
 static void enqueue_first(struct task_struct *p, u64 enq_flags)
 {
+	note_seldom();
 	scx_bpf_dsq_insert(p, KERNEL_SIDE_DSQ, undecided_slice_ns(), enq_flags);
 	kick_idle_cpu_for(p);
 	count(COUNT_KERNEL_SIDE);
@@ -239,6 +246,7 @@ static void enqueue_fallback(struct task_struct *p, struct task_ctx *tctx, u64 e
 		dsq_insert_vtime(p, cpu, undecided_slice_ns(), vtime_now, enq_flags);
 		kick_for_bound(cpu);
 	} else {
+		note_seldom();
 		scx_bpf_dsq_insert(p, FALLBACK_DSQ, undecided_slice_ns(), enq_flags);
 		kick_idle_cpu_for(p);
 	}
@@ -297,6 +305,7 @@ static bool enqueue_pending(struct task_struct *p, struct task_ctx *tctx, u64 or
 	begin_sample(tctx, generation, tctx->id + generation);
 	rec->kind = RECORD_QUEUED;
 	fill_record(rec, p, tctx, generation, enq_flags);
+	note_seldom();
 	scx_bpf_dsq_insert(p, PENDING_DSQ, undecided_slice_ns(), enq_flags);
 	bpf_ringbuf_submit(rec, wakeup);
 	watch_user_space();
@@ -379,7 +388,19 @@ static void publish_idle(s32 cpu, bool is_idle)
 static bool shared_waits(void)
 {
 	return scx_bpf_dsq_nr_queued(SHARED_DSQ) > 0 || scx_bpf_dsq_nr_queued(URGENT_DSQ) > 0 ||
-	       scx_bpf_dsq_nr_queued(KERNEL_SIDE_DSQ) > 0 || scx_bpf_dsq_nr_queued(FALLBACK_DSQ) > 0;
+	       (seldom_waits() &&
+		(scx_bpf_dsq_nr_queued(KERNEL_SIDE_DSQ) > 0 || scx_bpf_dsq_nr_queued(FALLBACK_DSQ) > 0));
+}
+
+static bool any_worker_is_idle(void)
+{
+	struct machine_state *machine = machine_state();
+	u32 i;
+
+	bpf_for(i, 0, (nr_cpus + 63) / 64)
+		if (machine && *(volatile u64 *)&machine->idle[i & (MAX_CPUS / 64 - 1)])
+			return true;
+	return false;
 }
 
 /* Tasks for any CPU are left over, and the CPU that was kicked for them may have looked too early. */
@@ -388,7 +409,7 @@ static void pass_on_shared(void)
 	struct bpf_cpumask *mask = workers;
 	s32 cpu;
 
-	if (!mask || !shared_waits())
+	if (!mask || !any_worker_is_idle() || !shared_waits())
 		return;
 	cpu = scx_bpf_pick_idle_cpu((const struct cpumask *)mask, 0);
 	if (cpu >= 0)
@@ -442,8 +463,13 @@ static bool move_decided_to_local(s32 cpu, bool shared_first)
  */
 static bool move_unasked_to_local(bool fallback_first)
 {
-	return scx_bpf_dsq_move_to_local(fallback_first ? FALLBACK_DSQ : KERNEL_SIDE_DSQ) ||
-	       scx_bpf_dsq_move_to_local(fallback_first ? KERNEL_SIDE_DSQ : FALLBACK_DSQ);
+	bool moved = scx_bpf_dsq_move_to_local(fallback_first ? FALLBACK_DSQ : KERNEL_SIDE_DSQ) ||
+		     scx_bpf_dsq_move_to_local(fallback_first ? KERNEL_SIDE_DSQ : FALLBACK_DSQ);
+
+	/* There may be more. */
+	if (moved)
+		note_seldom();
+	return moved;
 }
 
 /*
@@ -453,10 +479,11 @@ static bool move_unasked_to_local(bool fallback_first)
 static bool move_next_to_local(s32 cpu, u64 turn)
 {
 	u64 rest = turn / 2;
-	bool alone = is_alone();
+	bool alone = is_alone(), seldom = turn % PATIENCE_TURNS == 0 || seldom_waits();
 
-	return (turn & 1 && move_unasked_to_local(rest & 1)) || (alone && rest & 3 && take_over(false)) ||
-	       move_decided_to_local(cpu, rest & 1) || (alone && take_over(false)) || move_unasked_to_local(rest & 1);
+	return (seldom && turn & 1 && move_unasked_to_local(rest & 1)) || (alone && rest & 3 && take_over(false)) ||
+	       move_decided_to_local(cpu, rest & 1) || (alone && take_over(false)) ||
+	       (seldom && move_unasked_to_local(rest & 1));
 }
 
 /*
@@ -467,7 +494,7 @@ static bool move_starved_to_local(s32 cpu, u64 turn)
 {
 	struct cpu_ctx *cctx = cpu_ctx(cpu);
 
-	if (!cctx || !starves_others(cctx) || !move_next_to_local(cpu, turn))
+	if (!cctx || !move_next_to_local(cpu, turn))
 		return false;
 	cctx->protected_until = scx_bpf_now() + limits.protected_ns;
 	return true;
@@ -499,13 +526,32 @@ static bool move_overdue_to_local(s32 cpu, u64 turn)
 	       ((looks || (turn & 1 && latecomers_overdue)) && move_latecomer_to_local(cpu));
 }
 
+/*
+ * @prev goes by an order that is not used up, and its slice is over, or it was told to give way: it goes on if no task that waits is more
+ * urgent. Were it enqueued, it would have to displace what comes in between.
+ */
+static bool goes_on(struct task_struct *prev, s32 cpu)
+{
+	struct task_ctx *tctx = task_ctx(prev);
+	u64 order, first;
+
+	if (!(prev->scx.flags & SCX_TASK_QUEUED) || !tctx || !tctx->is_ordered || scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL_ON | cpu) > 0)
+		return false;
+	order = order_of(tctx);
+	if (!order || tctx->exec_runtime + elapsed_since(tctx->start_ts) >= ORDER_BUDGET_NS(order) ||
+	    (first_vtime(URGENT_DSQ, cpu, &first) && time_before(first + limits.preempt_margin_ns, tctx->deadline)))
+		return false;
+	set_slice(prev, order_slice_ns(order));
+	return true;
+}
+
 /* @cpu needs a task. */
 SEC("struct_ops/dispatch")
 void BPF_PROG(metronome_dispatch, s32 cpu, struct task_struct *prev)
 {
 	struct cpu_state *state = cpu_state(cpu);
 	struct cpu_ctx *cctx = cpu_ctx(cpu);
-	bool displaces;
+	bool displaces, starves;
 	u64 turn;
 
 	if (belongs_to_agent(cpu)) {
@@ -522,7 +568,12 @@ void BPF_PROG(metronome_dispatch, s32 cpu, struct task_struct *prev)
 	if (move_overdue_to_local(cpu, turn))
 		return;
 	/* Before the mailboxes are opened, which may take long. */
-	if (!starves_others(cctx) && scx_bpf_dsq_move_to_local(URGENT_DSQ)) {
+	starves = starves_others(cctx);
+	if (!starves && prev && goes_on(prev, cpu))
+		return;
+	if (!starves && scx_bpf_dsq_move_to_local(URGENT_DSQ)) {
+		if (scx_bpf_dsq_nr_queued(URGENT_DSQ) > 0)
+			retry_soon();
 		pass_on_shared();
 		return;
 	}
@@ -530,13 +581,13 @@ void BPF_PROG(metronome_dispatch, s32 cpu, struct task_struct *prev)
 	drain_shared_mailbox();
 	if (*(volatile u32 *)&stranded)
 		rescue_stranded();
-	if ((displaces && scx_bpf_dsq_move_to_local(cpu)) || move_starved_to_local(cpu, turn) ||
-	    scx_bpf_dsq_move_to_local(URGENT_DSQ) || move_next_to_local(cpu, turn)) {
+	if ((displaces && scx_bpf_dsq_move_to_local(cpu)) ||
+	    (starves && (move_starved_to_local(cpu, turn) || scx_bpf_dsq_move_to_local(URGENT_DSQ))) || move_next_to_local(cpu, turn)) {
 		pass_on_shared();
 		return;
 	}
 	give_away_dsq_of(cpu);
-	if (take_over(true) || move_unread_to_local())
+	if (((is_alone() || seldom_waits()) && take_over(true)) || move_unread_to_local())
 		return;
 
 	/*
@@ -601,7 +652,6 @@ static void publish_running(struct task_struct *p, struct task_ctx *tctx)
 	running->waiting = scx_bpf_dsq_nr_queued(cpu);
 	running->kind = !is_ours ? RUNS_OTHER : tctx->is_ordered ? RUNS_ORDERED : RUNS_DECIDED;
 
-	cctx->begun_at = tctx->start_ts - tctx->exec_runtime;
 	cctx->left_at = OCCUPIED;
 	cctx->is_kicked = false;
 	if (running->kind == RUNS_DECIDED)
@@ -642,7 +692,7 @@ void BPF_PROG(metronome_running, struct task_struct *p)
 	}
 	if (!tctx)
 		return;
-	tctx->start_ts = scx_bpf_now();
+	tctx->start_ts = tctx->charged_at = scx_bpf_now();
 	if (tctx->sample.since)
 		end_sample(tctx);
 	restore_vtime(p, tctx);
@@ -656,10 +706,10 @@ void BPF_PROG(metronome_running, struct task_struct *p)
 	barrier_var(vtime);
 	if (tctx->in_order)
 		advance_vtime_now(vtime);
-	if (tctx->is_decided)
+	if (tctx->is_decided) {
 		decided_now = vtime;
-	if (tctx->in_turn || tctx->is_decided)
-		advance_virtual_now(tctx->in_turn ? tctx->vruntime : vtime);
+		adopt_clock_of(vtime);
+	}
 }
 
 /*
@@ -674,11 +724,12 @@ static bool is_overtaken(struct task_struct *p, struct task_ctx *tctx, s32 cpu)
 	struct shared_mailbox *shared = bpf_map_lookup_elem(&shared_mailbox, &zero);
 	u64 first;
 
-	if (first_vtime(KERNEL_SIDE_DSQ, cpu, &first))
+	if (first_vtime(KERNEL_SIDE_DSQ, cpu, &first) ||
+	    (ran >= undecided_slice_ns() &&
+	     (first_vtime(FALLBACK_DSQ, cpu, &first) || (is_alone() && first_vtime(PENDING_DSQ, cpu, &first))))) {
+		note_seldom();
 		return true;
-	if (ran >= undecided_slice_ns() &&
-	    (first_vtime(FALLBACK_DSQ, cpu, &first) || (is_alone() && first_vtime(PENDING_DSQ, cpu, &first))))
-		return true;
+	}
 	if (!own || !shared || !tctx->has_deadline)
 		return false;
 	return (first_vtime(cpu, cpu, &first) && time_before(first, deadline)) ||
@@ -730,6 +781,9 @@ void BPF_PROG(metronome_tick, struct task_struct *p)
 	bool give_way;
 
 	publish_clock();
+	/* What is runnable changes meanwhile: the time is shared out while it is known by whom. */
+	if (tctx && !is_agent(p))
+		charge_vruntime(p, tctx, cpu);
 	if (is_agent(p) || belongs_to_agent(cpu))
 		give_way = scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL_ON | agent_cpu) > 0;
 	else
@@ -760,7 +814,7 @@ void BPF_PROG(metronome_stopping, struct task_struct *p, bool runnable)
 	if (p->scx.weight < 100)
 		tctx->in_order = false;
 	tctx->is_decided = false;
-	charge_vruntime(p, tctx, ran);
+	charge_vruntime(p, tctx, scx_bpf_task_cpu(p));
 	/* Whoever has run goes behind those who have not, should user space not say otherwise in time. */
 	set_vtime(p, p->scx.dsq_vtime + virtual_time(p, ran));
 }
@@ -776,6 +830,7 @@ void BPF_PROG(metronome_quiescent, struct task_struct *p, u64 deq_flags)
 		agent_runnable = false;
 	if (!tctx || is_agent(p))
 		return;
+	uncount_weight(tctx);
 	if (!(deq_flags & SCX_DEQ_SLEEP)) {
 		/* It may go on in another class, on the same CPU. If not, running() comes. */
 		if (state && state->running.pid == p->pid)
@@ -905,7 +960,7 @@ s32 BPF_PROG(metronome_init)
 			break;
 		err = scx_bpf_create_dsq(cpu, -1);
 	}
-	return err ?: init_watch();
+	return err ?: init_watch() ?: init_retry();
 }
 
 SEC("struct_ops/dump")

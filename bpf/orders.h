@@ -135,8 +135,8 @@ static bool may_be_handed_off(struct task_struct *p, u64 order, u64 wake_flags, 
 	struct cpu_state *state = cpu_state(cpu);
 	struct cpu_ctx *cctx = cpu_ctx(cpu);
 
-	if (!is_urgent(order) || !(order & ORDER_HAND_OFF) || !(wake_flags & SCX_WAKE_SYNC) || in_interrupt() || belongs_to_agent(cpu) ||
-	    !state || !cctx)
+	if (!is_urgent(order) || !(order & ORDER_HAND_OFF) || !(wake_flags & SCX_WAKE_SYNC) || in_interrupt() ||
+	    belongs_to_agent(cpu) || !state || !cctx)
 		return false;
 	*chain_ns = elapsed_since(cctx->chain_since);
 	return wctx && wctx->is_ordered && !(waker->flags & PF_EXITING) && state->running.pid == waker->pid &&
@@ -161,8 +161,11 @@ static s32 preferred_cpu(struct task_struct *p, s32 prev_cpu, u64 order)
  * No CPU is idle
  */
 
-/* Does @cpu, if it is in @allowed, run a task that gives way to such a deadline, and of what kind? One with an order, by a margin. */
-static enum running_kind may_displace(const struct cpumask *allowed, s32 cpu, u64 deadline, u64 *displaced)
+/*
+ * Does @cpu, if it is in @allowed, run a task that gives way to such a deadline, and of what kind? One with an order, by a margin. Sets *@soon
+ * if it runs one without that will give way in a moment.
+ */
+static enum running_kind may_displace(const struct cpumask *allowed, s32 cpu, u64 deadline, u64 *displaced, bool *soon)
 {
 	struct cpu_state *state = cpu_state(cpu);
 	struct cpu_ctx *cctx = cpu_ctx(cpu);
@@ -174,8 +177,10 @@ static enum running_kind may_displace(const struct cpumask *allowed, s32 cpu, u6
 		return RUNS_OTHER;
 	kind = state->running.kind;
 	*displaced = state->running.deadline;
-	if (kind == RUNS_DECIDED && time_before(now, cctx->begun_at + limits.undisturbed_ns))
+	if (kind == RUNS_DECIDED && time_before(now, state->running.since + limits.undisturbed_ns)) {
+		*soon = true;
 		return RUNS_OTHER;
+	}
 	if (kind == RUNS_ORDERED && !time_before(deadline + limits.preempt_margin_ns, *displaced))
 		return RUNS_OTHER;
 	return kind;
@@ -184,7 +189,7 @@ static enum running_kind may_displace(const struct cpumask *allowed, s32 cpu, u6
 /*
  * The CPU whose task gives way to @p, or a negative number. A task without an order gives way first: if one runs right here,
  * that is the CPU that answers at once, if one runs where @p ran last, that is the one with its data. Else the last by
- * deadline of those without an order, else of those with one.
+ * deadline of those without an order. Else of those with one, if no task without one will give way in a moment.
  */
 static s32 find_victim(struct task_struct *p, u64 deadline)
 {
@@ -193,8 +198,9 @@ static s32 find_victim(struct task_struct *p, u64 deadline)
 	u32 start = scx_bpf_task_cpu(p), best_kind = RUNS_OTHER, i;
 	s32 here = bpf_get_smp_processor_id(), best = -1;
 	u64 latest = 0, displaced;
+	bool soon = false;
 
-	if (may_displace(allowed, here, deadline, &displaced) == RUNS_DECIDED)
+	if (may_displace(allowed, here, deadline, &displaced, &soon) == RUNS_DECIDED)
 		return here;
 	bpf_for(i, 0, PREEMPT_SEARCH) {
 		u32 cpu = start + i, kind;
@@ -203,7 +209,7 @@ static s32 find_victim(struct task_struct *p, u64 deadline)
 			break;
 		if (cpu >= nr_cpus)
 			cpu -= nr_cpus;
-		kind = may_displace(allowed, cpu, deadline, &displaced);
+		kind = may_displace(allowed, cpu, deadline, &displaced, &soon);
 		if (!i && kind == RUNS_DECIDED)
 			return cpu;
 		if (kind == RUNS_OTHER || (kind == RUNS_ORDERED && best_kind == RUNS_DECIDED) ||
@@ -213,31 +219,112 @@ static s32 find_victim(struct task_struct *p, u64 deadline)
 		best_kind = kind;
 		latest = displaced;
 	}
-	return best;
+	return best_kind == RUNS_ORDERED && soon ? -1 : best;
 }
 
-/* Makes a CPU run @p, which is on URGENT_DSQ: an idle one, else the one with the least urgent task if the order allows it. */
-static void find_cpu_for_urgent(struct task_struct *p, u64 order, u64 deadline)
+/* The CPU whose task gives way to @p shall look for a task. Returns whether there is one. */
+static bool displace_for(struct task_struct *p, u64 deadline)
 {
-	s32 cpu = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);
+	s32 cpu = find_victim(p, deadline);
 	struct cpu_ctx *cctx;
 
-	if (cpu >= 0) {
-		scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE);
-		return;
-	}
-	note_enqueue();
-	if (!(order & ORDER_PREEMPT))
-		return;
-	cpu = find_victim(p, deadline);
 	if (cpu < 0)
-		return;
+		return false;
 	/* Until it has looked for a task, it is no victim for others. What it runs goes on if @p runs elsewhere first. */
 	cctx = cpu_ctx(cpu);
 	if (cctx)
 		cctx->is_kicked = true;
 	scx_bpf_kick_cpu(cpu, SCX_KICK_PREEMPT);
 	count(COUNT_PREEMPTED);
+	return true;
+}
+
+/*
+ * A task may find no CPU whose task gives way now, because all have just begun, or another may take the CPU that was told to give way: while
+ * tasks wait on URGENT_DSQ a timer looks after the first of them.
+ */
+struct retry {
+	struct bpf_timer timer;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, struct retry);
+} retries SEC(".maps");
+
+/* Is the timer started? */
+static u32 retry_started;
+
+/* Tasks wait on URGENT_DSQ. */
+static void retry_soon(void)
+{
+	u32 zero = 0;
+	struct retry *retry;
+
+	if (*(volatile u32 *)&retry_started || __sync_lock_test_and_set(&retry_started, 1))
+		return;
+	retry = bpf_map_lookup_elem(&retries, &zero);
+	if (retry)
+		bpf_timer_start(&retry->timer, limits.undisturbed_ns, 0);
+}
+
+/* Of the tasks at the head of URGENT_DSQ so many are looked after at a time. */
+#define RETRY_SEARCH 4
+
+static int on_retry(void *map, u32 *key, struct retry *retry)
+{
+	struct bpf_iter_scx_dsq it;
+	struct task_struct *p;
+	struct task_ctx *tctx;
+	u32 i;
+
+	__sync_lock_test_and_set(&retry_started, 0);
+	if (scx_bpf_dsq_nr_queued(URGENT_DSQ) <= 0)
+		return 0;
+	bpf_rcu_read_lock();
+	if (!bpf_iter_scx_dsq_new(&it, URGENT_DSQ, 0)) {
+		bpf_for(i, 0, RETRY_SEARCH) {
+			p = bpf_iter_scx_dsq_next(&it);
+			if (!p)
+				break;
+			tctx = task_ctx(p);
+			if (tctx && tctx->displaces)
+				displace_for(p, tctx->deadline);
+		}
+	}
+	bpf_iter_scx_dsq_destroy(&it);
+	bpf_rcu_read_unlock();
+	retry_soon();
+	return 0;
+}
+
+static int init_retry(void)
+{
+	u32 zero = 0;
+	struct retry *retry = bpf_map_lookup_elem(&retries, &zero);
+	int err;
+
+	if (!retry)
+		return -ENOENT;
+	err = bpf_timer_init(&retry->timer, &retries, 1 /* CLOCK_MONOTONIC */);
+	return err ?: bpf_timer_set_callback(&retry->timer, on_retry);
+}
+
+/* Makes a CPU run @p, which is on URGENT_DSQ: an idle one, else the one with the least urgent task if the order allows it. */
+static void find_cpu_for_urgent(struct task_struct *p, struct task_ctx *tctx, u64 order)
+{
+	s32 cpu = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);
+
+	tctx->displaces = order & ORDER_PREEMPT;
+	if (cpu >= 0) {
+		scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE);
+		return;
+	}
+	note_enqueue();
+	if (tctx->displaces && !displace_for(p, tctx->deadline))
+		retry_soon();
 }
 
 /* @p has an order that is not used up: carries it out. Returns whether that is so. */
@@ -253,7 +340,7 @@ static bool enqueue_ordered(struct task_struct *p, struct task_ctx *tctx, u64 or
 	tctx->vtime = p->scx.dsq_vtime;
 	tctx->has_vtime = true;
 	dsq_insert_vtime(p, URGENT_DSQ, order_slice_ns(order), tctx->deadline, enq_flags);
-	find_cpu_for_urgent(p, order, tctx->deadline);
+	find_cpu_for_urgent(p, tctx, order);
 	tell_of_wakeup(p, tctx, RECORD_ORDERED, enq_flags);
 	if (enq_flags & SCX_ENQ_WAKEUP)
 		count(COUNT_ORDERED);

@@ -19,7 +19,7 @@ const volatile u32 exit_dump_len = 32768;
 /* Options, too: what tasks are allowed before the kernel side acts by itself. src/limits.rs has the defaults, and the reasons. */
 const volatile struct limits {
 	u64 preempt_margin_ns;	/* a running task with an order gives way only to a deadline that is earlier by this */
-	u64 undisturbed_ns;	/* a task without an order that has woken gives way to orders only after so much CPU time */
+	u64 undisturbed_ns;	/* a task without an order that has got a CPU keeps it for so long */
 	u64 hand_off_ns;	/* a chain of hand-offs may keep a CPU for so long */
 	u64 urgent_ns;		/* after so long with nothing but orders on a CPU a task without one has its turn */
 	u64 protected_ns;	/* and is not displaced for so long */
@@ -204,12 +204,15 @@ struct task_ctx {
 	u64 born_with;		/* the order it has until user space has spoken about it */
 	u64 born_under;		/* of control.policies; EVERY_POLICY: the order holds whoever decides */
 	u64 deadline;		/* while is_ordered: when it should have run, ns on the clock of scx_bpf_now() */
+	u32 counted_weight;	/* what it adds to runnable_weight; 0 while it sleeps */
+	u64 charged_at;		/* up to when its CPU time is in vruntime */
 	u64 vruntime;		/* CPU time it had, scaled by weight, where virtual time began when it entered the class (turns.h) */
 	u64 vtime;		/* while has_vtime: what p->scx.dsq_vtime was before the deadline took its place on URGENT_DSQ */
 	u64 told_at;
 	bool is_ordered;	/* it waits or runs by a standing order */
 	bool has_vtime;
 	bool is_handed_off;
+	bool displaces;		/* its order says so */
 	bool has_deadline;	/* p->scx.dsq_vtime tells when it is due: user space gave it one, or it was levelled */
 	bool in_order;		/* it waits or runs by p->scx.dsq_vtime, so that this moves vtime_now on */
 	bool is_decided;	/* the same, and user space has said so: it moves decided_now on */
@@ -241,10 +244,9 @@ struct cpu_ctx {
 	u64 chain_since;	/* since when it is handed from task to task */
 	u64 urgent_since;	/* since when it has run nothing but tasks with orders; 0: it does not */
 	u64 protected_until;	/* until then what runs there is not displaced */
-	u64 begun_at;		/* when what runs there would have woken, had it run ever since */
 	u64 left_at;		/* when a task of ours left it last; OCCUPIED while one is there */
 	bool is_kicked;		/* it has been told to give way, and has not looked for a task since */
-	u64 pad[2];
+	u64 pad[3];
 };
 
 struct {
@@ -427,6 +429,28 @@ static bool first_vtime(u64 dsq_id, s32 cpu, u64 *vtime)
 	}
 	bpf_iter_scx_dsq_destroy(&it);
 	return found;
+}
+
+/*
+ * When a task was put on PENDING_DSQ, KERNEL_SIDE_DSQ or FALLBACK_DSQ last, or found there, ns. These are empty nearly always, and to ask the
+ * kernel costs more than to load a word: CPUs look there for SELDOM_NS, and now and then in any case.
+ */
+static u64 seldom_used_at;
+
+#define SELDOM_NS 50000000ULL
+
+static void note_seldom(void)
+{
+	u64 now = scx_bpf_now();
+
+	/* All CPUs read it. */
+	if (now - *(volatile u64 *)&seldom_used_at > SELDOM_NS / 16)
+		*(volatile u64 *)&seldom_used_at = now;
+}
+
+static bool seldom_waits(void)
+{
+	return elapsed_since(*(volatile u64 *)&seldom_used_at) < SELDOM_NS;
 }
 
 /*

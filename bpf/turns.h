@@ -6,11 +6,11 @@
  * slept, scaled likewise, at most a lag of it: of two with the same share, the one that runs in short bursts is served before the one that
  * would keep the CPU. A lag is a quarter of the default slice.
  *
- * Virtual time follows the virtual runtimes by which tasks get CPUs, by a lag at a time, so that a light task, which may be far ahead,
- * does not take it along. A task that slept comes back at most a lag behind it, so that sleep cannot be saved up. One that has not slept
- * may be behind by as much as a lag puts its deadline off: a light one is due late, and must not lose its share by it. None is further
- * ahead than LEAD_LAGS. And virtual time never runs slower than real time by more than SLOWEST: many tasks that sleep and wake all the time
- * cannot overtake one that waits for longer than that.
+ * Virtual time is what a task of weight 100 has had that was always runnable and got its share: it moves on by all CPU time that tasks
+ * have, shared out by the weights of those that are runnable. A task that slept comes back at most a lag behind it, so that sleep cannot
+ * be saved up. One that has not slept has waited for what it is behind by: up to LAGS_BEHIND, or what a lag puts its deadline off by if it
+ * is light, for it is due late, and must not lose its share by it. None is further ahead than LEAD_LAGS. And virtual time never runs slower than real
+ * time by more than SLOWEST: many tasks that sleep and wake all the time cannot overtake one that waits for longer than that.
  *
  * The policy of src/policy/deadline.rs goes by the same rules where it is asked. It has the reasons.
  */
@@ -19,6 +19,9 @@
 
 #include "latecomers.h"
 #include "orders.h"
+
+/* A slice. */
+#define LAGS_BEHIND 4
 
 /* How often virtual time is compared with real time. */
 #define FLOOR_NS 4000000ULL
@@ -35,19 +38,41 @@ static __always_inline u64 virtual_now(void)
 	return machine ? *(volatile u64 *)&machine->virtual_now : 0;
 }
 
-/*
- * A task gets a CPU by this virtual runtime, or by this deadline of user space. What is far ahead of all that tasks can be is of another
- * policy's clock, which begins elsewhere. Races lose an update of a few ns.
- */
-static void advance_virtual_now(u64 vtime)
+/* The weights of all runnable tasks but the scheduler thread. */
+static u64 runnable_weight;
+
+/* @p becomes runnable, or its weight has changed. */
+static void count_weight(struct task_struct *p, struct task_ctx *tctx)
+{
+	u32 weight = p->scx.weight;
+
+	__sync_fetch_and_add(&runnable_weight, (u64)weight - tctx->counted_weight);
+	tctx->counted_weight = weight;
+}
+
+static void uncount_weight(struct task_ctx *tctx)
+{
+	__sync_fetch_and_add(&runnable_weight, -(u64)tctx->counted_weight);
+	tctx->counted_weight = 0;
+}
+
+/* A task has had so much CPU time: what each runnable task should have of it. */
+static void advance_virtual_now(u64 ran)
 {
 	struct machine_state *machine = machine_state();
-	u64 now = virtual_now(), lag = lag_ns();
-	s64 ahead = vtime - now;
+	u64 weight = *(volatile u64 *)&runnable_weight;
 
-	if (!machine || ahead <= 0)
-		return;
-	machine->virtual_now = ahead > (s64)lag && ahead <= (s64)(2 * LEAD_LAGS * lag) ? now + lag : vtime;
+	if (machine)
+		__sync_fetch_and_add(&machine->virtual_now, ran * 100 / (weight > 100 ? weight : 100));
+}
+
+/* A task gets a CPU by a deadline of user space. If that is far ahead of all that tasks can be, it is of a clock that began elsewhere. */
+static void adopt_clock_of(u64 vtime)
+{
+	struct machine_state *machine = machine_state();
+
+	if (machine && (s64)(vtime - virtual_now()) > (s64)(2 * LEAD_LAGS * lag_ns()))
+		machine->virtual_now = vtime;
 }
 
 /* Real time passes at most SLOWEST times as fast as virtual time. */
@@ -68,12 +93,6 @@ static void keep_virtual_time_going(void)
 	then = now;
 }
 
-/* CPU time that nobody else wanted is not held against @p: of a run that is longer than any slice, during which nobody waited, a lag is. */
-static void charge_vruntime(struct task_struct *p, struct task_ctx *tctx, u64 ran)
-{
-	tctx->vruntime += virtual_time(p, ran > 2 * default_slice_ns() ? lag_ns() : ran);
-}
-
 /* Between @behind behind virtual time and so many lags ahead of it. */
 static void limit_vruntime(struct task_ctx *tctx, u64 behind, u64 lags)
 {
@@ -83,6 +102,21 @@ static void limit_vruntime(struct task_ctx *tctx, u64 behind, u64 lags)
 		tctx->vruntime = earliest;
 	else if (time_before(latest, tctx->vruntime))
 		tctx->vruntime = latest;
+}
+
+/*
+ * Charges @p, which runs on @cpu, for the CPU time that it has had since it was charged last. What it has had while no other task waited for
+ * the CPU, as far as we can see, is not held against it.
+ */
+static void charge_vruntime(struct task_struct *p, struct task_ctx *tctx, s32 cpu)
+{
+	u64 now = scx_bpf_now(), ran = time_before(now, tctx->charged_at) ? 0 : now - tctx->charged_at;
+
+	tctx->charged_at = now;
+	tctx->vruntime += virtual_time(p, ran);
+	advance_virtual_now(ran);
+	if (ran >= FLOOR_NS / 8 && scx_bpf_dsq_nr_queued(SHARED_DSQ) <= 0 && scx_bpf_dsq_nr_queued(cpu) <= 0)
+		limit_vruntime(tctx, lag_ns(), 0);
 }
 
 /* The more tasks wait, the shorter. */
@@ -111,7 +145,10 @@ static u64 begin_turn(struct task_struct *p, struct task_ctx *tctx, u64 enq_flag
 	tctx->has_deadline = true;
 	tctx->in_order = true;
 	tctx->in_turn = true;
-	limit_vruntime(tctx, enq_flags & SCX_ENQ_WAKEUP || scaled < lag ? lag : scaled, LEAD_LAGS);
+	if (enq_flags & SCX_ENQ_WAKEUP)
+		limit_vruntime(tctx, lag, LEAD_LAGS);
+	else
+		limit_vruntime(tctx, scaled < LAGS_BEHIND * lag ? LAGS_BEHIND * lag : scaled, LEAD_LAGS);
 	deadline = tctx->vruntime + virtual_time(p, burst);
 	latest = virtual_now() + LEAD_LAGS * lag;
 	return time_before(latest, deadline) ? latest : deadline;

@@ -13,8 +13,8 @@ pub struct Limits {
     /// A running task with an order gives way only to a deadline that is earlier by this. 500 µs: the price of two switches and of a cold
     /// cache, beyond which a later deadline is the better choice.
     pub preempt_margin: Duration,
-    /// A task without an order that has woken gives way to orders only after so much CPU time. 500 µs: most go back to sleep sooner, and
-    /// tasks that pass messages around would otherwise displace each other all the time.
+    /// A task that is not urgent and has got a CPU keeps it for so long before it gives way to one that is. 250 µs: some 20 times the price
+    /// of two switches, so that a storm of wake-ups costs a few per cent. Until then a timer waits with the urgent task.
     pub undisturbed: Duration,
     /// For so long a chain of hand-offs may keep a CPU. 3 ms: others wait for it as for one task, and one that ran for longer would not be
     /// called short.
@@ -47,7 +47,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             preempt_margin: Duration::from_micros(500),
-            undisturbed: Duration::from_micros(500),
+            undisturbed: Duration::from_micros(250),
             hand_off: Duration::from_millis(3),
             urgent: Duration::from_millis(20),
             protected: Duration::from_millis(1),

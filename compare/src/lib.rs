@@ -15,13 +15,15 @@
 //! 4. Nothing is recorded during the warm-up. After the last second the threads hand back their histograms
 //!    ([`latency`]), which become a [`report`]; several reports become a [`table`].
 //!
-//! Three smaller loads stand beside it, each for a question that the game does not ask: [`requests`] (a server's workers),
+//! Four smaller loads stand beside it, each for a question that the game does not ask: [`barrier`] (threads that wait for each other),
+//! [`requests`] (a server's workers),
 //! [`tree`] (a build's short jobs), [`weights`] (nice levels). [`harness`] runs all of them under one scheduler after the
 //! other.
 //!
 //! All times are nanoseconds of `CLOCK_MONOTONIC` unless a name says otherwise.
 
 pub mod audio;
+pub mod barrier;
 pub mod board;
 pub mod clock;
 pub mod game;

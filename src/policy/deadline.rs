@@ -15,7 +15,7 @@
 //! Who sleeps after short bursts gets a standing order, which is served before everything in the queue. That is a privilege that a
 //! task could take by sleeping on purpose, so there is an allowance: a task may have a quarter of a CPU by its orders, at weight 100,
 //! or its fair share if that is more. It is kept as a leaky bucket: CPU time by weight flows in, a quarter of real time flows out, and a
-//! task whose bucket runs over while it is ahead of virtual time is asked about, as all others, until the bucket is half empty.
+//! task whose bucket runs over while it is as much ahead of virtual time takes turns, as all others, until the bucket is half empty.
 //! A game's threads stay below that; two processes that do nothing but pass messages do not, nor does who burns its CPU
 //! and naps now and then.
 //!
@@ -302,14 +302,14 @@ impl Account {
         scale(burst.into(), weight).clamp(*LATENCY.start(), *LATENCY.end())
     }
 
-    /// Whether it keeps within its allowance, or else within its fair share: then it is not ahead of virtual time.
+    /// Whether it keeps within its allowance, or else within its fair share: then it is not far ahead of virtual time.
     fn may_be_ordered(&self, now: u64) -> bool {
         let limit = if self.is_ordered {
             OVERDRAWN
         } else {
             OVERDRAWN / 2
         };
-        u64::from(self.spent) <= limit || !before(now, self.vruntime)
+        u64::from(self.spent) <= limit || !before(now.wrapping_add(limit), self.vruntime)
     }
 }
 

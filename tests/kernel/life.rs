@@ -956,7 +956,7 @@ fn whom_the_kernel_side_serves_waits_for_no_policys_deadlines() {
 fn decisions_that_come_again_later_change_nothing() {
     let _breeders = [(); 3].map(|()| Actor::start(c"births", breed));
     let _nappers = [(); 3].map(|()| napper(Duration::from_millis(3)));
-    let _hogs = [(); 6].map(|()| Actor::start(c"hog", || burn(Duration::from_secs(3600))));
+    let _hogs = [(); 3].map(|()| Actor::start(c"hog", || burn(Duration::from_secs(3600))));
     let mut object = MaybeUninit::uninit();
     let mut scheduler = BpfScheduler::init(&mut object, 0, false, false).unwrap();
     let mut old = std::collections::VecDeque::new();

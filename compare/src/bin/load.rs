@@ -5,7 +5,7 @@ use clap::{Parser, value_parser};
 use compare::clock::nanoseconds;
 use compare::tree::{Step, build};
 use compare::work::Rate;
-use compare::{requests, weights};
+use compare::{barrier, requests, weights};
 use serde::Serialize;
 use std::io::{Write, stderr, stdout};
 use std::process::ExitCode;
@@ -43,6 +43,18 @@ enum Load {
         /// Seed of the units' work
         #[arg(long, default_value = "1")]
         seed: u64,
+    },
+    /// Threads that work for 0.5 ms and spin until all have; prints rounds a second
+    Barrier {
+        /// Threads
+        #[arg(long, value_parser = value_parser!(u64).range(1..=1024))]
+        threads: u64,
+        /// Seconds to record
+        #[arg(long, default_value = "1")]
+        seconds: f64,
+        /// Iterations of the work loop in a millisecond
+        #[arg(long)]
+        iterations_per_ms: u64,
     },
     /// Hogs of nice -5, 0, 5 and 10; prints the share of each level
     Weights {
@@ -97,6 +109,15 @@ fn perform(load: Load) -> Result<()> {
             iterations_per_ms,
             seed,
         } => print(&build(THIS, units, jobs, rate(iterations_per_ms), seed)?),
+        Load::Barrier {
+            threads,
+            seconds,
+            iterations_per_ms,
+        } => print(&barrier::run(
+            threads,
+            rate(iterations_per_ms),
+            nanoseconds(seconds),
+        )),
         Load::Weights { each, seconds } => {
             print(&weights::run(each as usize, nanoseconds(seconds))?)
         }

@@ -106,7 +106,7 @@ static void limit_vruntime(struct task_ctx *tctx, u64 behind, u64 lags)
 
 /*
  * Charges @p, which runs on @cpu, for the CPU time that it has had since it was charged last. What it has had while no other task waited for
- * the CPU, as far as we can see, is not held against it.
+ * the CPU, as far as we can see, is not held against it: of brief runs that is not asked, which are little.
  */
 static void charge_vruntime(struct task_struct *p, struct task_ctx *tctx, s32 cpu)
 {

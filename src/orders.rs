@@ -31,25 +31,24 @@
 //! kernel side can carry out: what is out of range is ignored, and counted.
 //!
 //! # What they are worth
-//! The game of `vm/demo` (a frame, an audio and an input thread, six hogs, a pair that passes messages) on a real kernel with
-//! 4 CPUs, in guest time, 5 s each, two runs; `--no-orders` is `scx_metronome` without:
+//! The game of `vm/demo` (a frame, an audio and an input thread, six hogs, a pair that passes messages) on a real kernel (7.3) with
+//! 4 CPUs, in guest time, 3 s each, one run: under the default scheduler, and with orders for no task, for urgent ones, and for all
+//! (`--orders`):
 //!
-//! |                          | default scheduler | `--no-orders` | with orders   |
-//! |--------------------------|-------------------|---------------|---------------|
-//! | frame completion p99, ms | 28.1, 28.1        | 20.3, 18.1    | 10.2, 9.9     |
-//! | frames missed, %         | 40.3, 26.3        | 4.3, 3.7      | 0, 0          |
-//! | audio wake-up p50, ms    | 0.34, 0.32        | 2.68, 2.61    | 0.05, 0.40    |
-//! | audio wake-up p99, ms    | 4.28, 4.86        | 7.77, 7.71    | 1.32, 1.68    |
-//! | input wake-up p50, ms    | 0.15, 0.12        | 2.33, 2.29    | 0.23, 0.18    |
-//! | input wake-up p99, ms    | 2.20, 2.08        | 7.70, 7.03    | 2.01, 1.51    |
-//! | hogs' work, units/s      | 7683, 7621        | 7513, 7612    | 8116, 8315    |
-//! | ping-pong, round trips/s | 5321, 5719        | 215, 227      | 1738, 660     |
+//! |                          | default | none | urgent | all   |
+//! |--------------------------|---------|------|--------|-------|
+//! | frame completion p99, ms | 37.5    | 23.1 | 12.7   | 13.4  |
+//! | frames missed, %         | 68      | 21   | 0      | 0     |
+//! | audio wake-up p99, ms    | 4.8     | 6.8  | 1.7    | 2.1   |
+//! | input wake-up p50, ms    | 0.01    | 1.34 | 0.40   | 0.36  |
+//! | input wake-up p99, ms    | 1.9     | 7.2  | 2.0    | 1.7   |
+//! | hogs' CPU time, CPUs     | 2.93    | 2.50 | 2.34   | 2.82  |
+//! | ping-pong, round trips/s | 7982    | 871  | 10318  | 7285  |
 //!
-//! Ping-pong with orders is not steady: it stays at some 690 round trips/s for seconds, or at up to 13,900, while the pair is
-//! handed one CPU. The command is
+//! Runs differ by some 10 %, ping-pong by 40. The command is
 //!
 //! ```text
-//! vm/run --time icount --timeout 900 --add vm/orders-guest -- sh /bin/orders-guest 5
+//! vm/run --time icount --timeout 900 --add vm/orders-guest -- sh /bin/orders-guest 3
 //! ```
 //!
 //! # Limits

@@ -7,6 +7,7 @@ use std::fs;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use super::faults::ASKED;
 use super::inject::Cgroup;
 use super::{Load, Scheduler, cpus, numbers, read, state, wait_for};
 
@@ -71,7 +72,7 @@ fn the_scheduler_thread_takes_a_cpu_without_a_tick_if_there_is_one_and_says_so()
         Some(cpu) => format!("CPU {cpu} (a CPU without a tick)"),
         None => format!("CPU {} (the last CPU)", cpus() - 1),
     };
-    let scheduler = Scheduler::start("scx_metronome", &[]);
+    let scheduler = Scheduler::start("scx_metronome", &ASKED);
     let load = &format!("stress-ng --cpu {} --pipe 2 --fork 1 -t 3s", 2 * cpus());
     Load::start(&[load]).assert_ends_well();
     assert_eq!(state(), "enabled");
@@ -88,7 +89,7 @@ fn the_scheduler_thread_takes_a_cpu_without_a_tick_if_there_is_one_and_says_so()
 
 #[test]
 fn a_scheduler_thread_takes_the_cpu_asked_for_and_says_so() {
-    let scheduler = Scheduler::start("scx_metronome", &["--cpu", "1"]);
+    let scheduler = Scheduler::start("scx_metronome", &[&["--cpu", "1"], &ASKED[..]].concat());
     let pid = scheduler.pid();
     let n = 2 * cpus();
     let mut load = Load::start(&[&format!("stress-ng --cpu {n} --pipe 2 --fork 1 -t 3s")]);
@@ -130,7 +131,7 @@ fn sh(line: &str) -> Child {
 fn a_scheduler_in_a_cpuset_keeps_to_it_and_schedules_who_is_in_another_and_who_is_in_none() {
     let own = cpuset("scheduler", "1-2");
     let others = cpuset("others", "0-1");
-    let shell = own.shell("scx_metronome --stats 0.5");
+    let shell = own.shell("scx_metronome --orders urgent --stats 0.5");
     let scheduler = Scheduler::start("sh", &["-c", &shell]);
     let n = 2 * cpus();
     let mut bound = sh(&others.shell(&format!("stress-ng --cpu {n} --pipe 1 --fork 1 -t 4s")));
@@ -152,6 +153,8 @@ fn a_scheduler_in_a_pid_namespace_of_its_own_schedules_everybody() {
         "--fork",
         "--mount-proc",
         "scx_metronome",
+        "--orders",
+        "urgent",
         "--stats",
         "0.5",
     ];

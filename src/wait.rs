@@ -47,22 +47,21 @@
 //! each of two CPUs and up to two; one ring; no time-out, so that a lost wake-up is a deadlock).
 //!
 //! # Cost
-//! On a real kernel (7.3) with 2 CPUs, of which one is the scheduler thread's, in guest time; CPU time in 2 s. "seen" is from the enqueue of a
-//! task until the scheduler thread has its record, p50 and p99, while CPUs are idle and four threads sleep a ms at a time and are asked
-//! about; busy are two hogs for each CPU:
+//! On a real kernel (7.3) with 4 CPUs, in guest time; CPU time in 2 s. "seen" is from the enqueue of a task until the scheduler thread has
+//! its record, p50 and p99, while CPUs are idle and four threads sleep a ms at a time and are asked about; busy are two hogs for each CPU:
 //!
 //! | mode               | idle: scheduler | seen           | busy: hogs | busy: scheduler |
 //! |--------------------|-----------------|----------------|------------|-----------------|
-//! | [`Wait::Adaptive`] | 0.00 s          | 16.4, 24.6 us  | 2.00 s     | 2.00 s          |
-//! | [`Wait::Park`]     | 0.00 s          | 12.3, 22.6 us  | 3.79 s     | 0.21 s          |
-//! | [`Wait::Spin`]     | 2.00 s          | 6.7, 16.4 us   | 2.01 s     | 2.00 s          |
+//! | [`Wait::Adaptive`] | 0.00 s          | 26.7, 147.5 us | 8.00 s     | 0.01 s          |
+//! | [`Wait::Park`]     | 0.00 s          | 26.7, 45.1 us  | 8.00 s     | 0.00 s          |
+//! | [`Wait::Spin`]     | 2.00 s          | 13.4, 26.7 us  | 6.00 s     | 2.00 s          |
 //!
-//! One run, and p50 and p99 are of some fifty to two hundred wake-ups (one in 256). In guest time an instruction takes a ns, so µs of a processor are
-//! fewer: the ratios are what counts. The test `what_each_wait_mode_costs` prints the table, and is run alone by
+//! One run, and p50 and p99 are of some fifty to two hundred wake-ups (one in 256). In guest time an instruction takes 2 ns here, so µs of a
+//! processor are fewer: the ratios are what counts. The test `what_each_wait_mode_costs` prints the table, and is run alone by
 //!
 //! ```text
 //! cargo build --release --bins && cargo test --release --test kernel --no-run      # prints PROGRAM
-//! vm/run --cpus 2 --time icount --add PROGRAM=kernel -- kernel --nocapture what_each_wait_mode_costs
+//! vm/run --time icount:2 --add PROGRAM=kernel -- kernel --nocapture what_each_wait_mode_costs
 //! ```
 //!
 //! # Limits

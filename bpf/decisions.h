@@ -209,20 +209,22 @@ static void offer_mail(s32 cpu)
 	scx_bpf_kick_cpu(idle, SCX_KICK_IDLE);
 }
 
+static bool has_own_mail(s32 cpu)
+{
+	u32 key = cpu;
+	struct mailbox *box = bpf_map_lookup_elem(&mailboxes, &key);
+	u64 vtime;
+
+	return box && first_mail_vtime(&box->head, box->slots, MAILBOX_SLOTS, &vtime);
+}
+
 static bool has_mail(s32 cpu)
 {
-	u32 key = cpu, zero = 0;
-	struct mailbox *own = bpf_map_lookup_elem(&mailboxes, &key);
+	u32 zero = 0;
 	struct shared_mailbox *shared = bpf_map_lookup_elem(&shared_mailbox, &zero);
-	u64 position;
+	u64 vtime;
 
-	if (!own || !shared)
-		return false;
-	position = *(volatile u64 *)&own->head;
-	if (*(volatile u64 *)&own->slots[position & (MAILBOX_SLOTS - 1)].seq == position + 1)
-		return true;
-	position = *(volatile u64 *)&shared->head;
-	return *(volatile u64 *)&shared->slots[position & (SHARED_MAILBOX_SLOTS - 1)].seq == position + 1;
+	return has_own_mail(cpu) || (shared && first_mail_vtime(&shared->head, shared->slots, SHARED_MAILBOX_SLOTS, &vtime));
 }
 
 #endif /* METRONOME_DECISIONS_H */

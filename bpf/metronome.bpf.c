@@ -14,7 +14,8 @@
  * A task for which user space has left a standing order is spared all this: the order is carried out (orders.h).
  *
  * Here are the ops, in the order of a task's life. What they do with it: state.h (what is kept), records.h (user space is told),
- * orders.h (standing orders), turns.h (tasks that take turns by order), decisions.h (what user space has decided), latecomers.h (tasks that have waited too long),
+ * orders.h (standing orders), turns.h (tasks that take turns by order), decisions.h (what user space has decided), latecomers.h (tasks
+ * that have waited too long),
  * takeover.h (while user space is late), latency.h (how long each hop takes).
  */
 #include "state.h"
@@ -535,13 +536,17 @@ static bool goes_on(struct task_struct *prev, s32 cpu)
 	struct task_ctx *tctx = task_ctx(prev);
 	u64 order, first;
 
-	if (!(prev->scx.flags & SCX_TASK_QUEUED) || !tctx || !tctx->is_ordered || scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL_ON | cpu) > 0)
+	/* A decision in the mailbox may displace it. */
+	if (!(prev->scx.flags & SCX_TASK_QUEUED) || !tctx || !tctx->is_ordered || has_own_mail(cpu) ||
+	    scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL_ON | cpu) > 0)
 		return false;
 	order = order_of(tctx);
 	if (!order || tctx->exec_runtime + elapsed_since(tctx->start_ts) >= ORDER_BUDGET_NS(order) ||
 	    (first_vtime(URGENT_DSQ, cpu, &first) && time_before(first + limits.preempt_margin_ns, tctx->deadline)))
 		return false;
 	set_slice(prev, order_slice_ns(order));
+	if (scx_bpf_dsq_nr_queued(URGENT_DSQ) > 0)
+		retry_soon();
 	return true;
 }
 

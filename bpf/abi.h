@@ -187,7 +187,7 @@ struct machine_state {
 	/* By how much CLOCK_MONOTONIC is ahead of the clock of scx_bpf_now(), ns, as of the last tick. */
 	__u64 clock_ahead;
 	__u64 pad[6];
-	/* Virtual time, by which tasks take turns: of those that got a CPU the largest virtual runtime, or deadline of user space; ns. */
+	/* Virtual time, by which tasks take turns: what one of weight 100 should have had that was always runnable, ns. */
 	__u64 virtual_now;
 	__u64 pad2[7];
 };

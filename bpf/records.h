@@ -77,8 +77,8 @@ static u64 wakeup_flags(void)
 }
 
 /*
- * Nobody waits for an answer to an event, so events wake the scheduler thread only when there are so many, or the first has waited for so
- * long, that reading them pays.
+ * No task waits for an answer to an event, so events wake the scheduler thread only when there are so many, or the first has waited for
+ * so long, that reading them pays.
  */
 #define UNHEARD_EVENTS 512
 #define UNHEARD_NS 20000000ULL

@@ -178,7 +178,7 @@ static bool enqueue_in_turn(struct task_struct *p, struct task_ctx *tctx, u64 or
 	return true;
 }
 
-/* An idle CPU has taken @p, so nobody has waited for what it had before: it starts level with those that run. */
+/* An idle CPU has taken @p, so no task has waited for what it had before: it starts level with those that run. */
 static void level_vruntime(struct task_struct *p, struct task_ctx *tctx)
 {
 	limit_vruntime(tctx, lag_ns(), 0);

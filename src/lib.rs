@@ -1,8 +1,8 @@
 //! Metronome: Linux schedulers whose policy runs in user space, without paying for it.
 //!
-//! `sched_ext` lets a BPF program schedule the machine. Metronome's BPF program holds mechanism only and asks a thread in
-//! user space, which sits on a CPU of its own, for each decision that is one. [`BpfScheduler`] is that thread's side; the
-//! command `scx_metronome` is a scheduler for gaming desktops made of it.
+//! `sched_ext` lets a BPF program schedule the machine. Metronome's BPF program holds mechanism only: a thread in user space
+//! decides, ahead where it can, and is asked otherwise. [`BpfScheduler`] is that thread's side; the command `scx_metronome`
+//! is a scheduler for gaming desktops made of it.
 //!
 //! # A task's way
 //!
@@ -10,13 +10,15 @@
 //!    make, so nobody is asked.
 //! 2. If the policy has left a standing order for it ([`orders`]), the kernel side carries that out: the task is handed the
 //!    CPU of its waker, or waits, by deadline, in a dispatch queue that is served before the others, and displaces what runs
-//!    if its order says so. User space is told, not asked.
+//!    if its order says so. A task that is not urgent, or has used up the budget of its order, takes turns by weight, if its order
+//!    says so: it waits in the queue that all CPUs share, by virtual runtime (`bpf/turns.h`). User space is told, not asked.
 //! 3. Otherwise the kernel side puts it into a dispatch queue of its own, PENDING, and describes it in one fixed-size record
 //!    of a BPF ring buffer (`enqueue`). On a large machine there are several rings; all records of a task go through the one
 //!    of its id. Nobody is woken, unless the scheduler thread sleeps.
-//! 4. The scheduler thread spins on its CPU; when nothing is to do and a CPU is idle, it parks there ([`wait`](mod@wait)). It
-//!    has mapped each [`ring`] and sees a new producer position as one cache-line transfer. It reads the record in place,
-//!    having checked it: a [`QueuedTask`].
+//! 4. The scheduler thread spins while questions come quickly; otherwise it sleeps, and its CPU is a worker like any other
+//!    ([`wait`](mod@wait)). A question wakes it at once; what it is only told waits until there is enough to read. It has mapped
+//!    each [`ring`] and sees a new producer position as one cache-line transfer. It reads the record in place, having checked it: a
+//!    [`QueuedTask`].
 //! 5. The [`policy`] gives it a deadline, and it goes into a [`queue`] of fixed capacity. The policy also says what the task's
 //!    standing order is from its next wake-up on.
 //! 6. When its [`turn`] comes, the decision goes into a [`mailbox`]: of one CPU, an [`idle`] one if there is one, or of all
@@ -81,6 +83,7 @@
 //! - [`events`](policy::Policy::events) says which records to be told of besides the questions, by
 //!   [`event`](policy::Policy::event): its ends, sleeps and changes, and the fate of decisions; [`tell_us`](policy::Policy::tell_us) how
 //!   often to be told of the wake-ups of one task;
+//! - [`look`](policy::Policy::look) comes before the calls about a turn's records;
 //! - [`begin`](policy::Policy::begin) comes first, and again whenever CPUs have come or gone; [`refused`](policy::Policy::refused) when a
 //!   decision found no room;
 //! - [`adopt`](policy::Policy::adopt) is the deadline of a task that waited when this policy took over from another

@@ -11,7 +11,7 @@
 //! the kind [`Ordered`](crate::task::Kind::Ordered), and asks only when there is no order or it is used up.
 //!
 //! An order may hold for all that is not urgent, too: then a task whose budget is used up, or is 0, takes turns with all others by
-//! weight (`bpf/turns.h`), and a policy that gives such orders to all is asked about nobody.
+//! weight (`bpf/turns.h`), and a policy that gives such orders to all is asked about none.
 //!
 //! | bits  | field    | meaning                                                                              |
 //! |-------|----------|--------------------------------------------------------------------------------------|

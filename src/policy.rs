@@ -160,7 +160,8 @@ impl Machine<'_> {
         self.0.backlog_of(cpu)
     }
 
-    /// Virtual time of the tasks that take turns by their orders ([`Order::in_turn`]), ns; 0 before the first has got a CPU.
+    /// Virtual time of the tasks that take turns by their orders ([`Order::in_turn`]), ns: what one of weight 100 should have had that
+    /// was always runnable. 0 before any has run.
     ///
     /// # Cost
     /// A load of a line that all CPUs write.

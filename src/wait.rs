@@ -19,7 +19,7 @@
 //! | 1    | a producer position is past ours                           | 0  | do not sleep                         |
 //! | 1    | none is: `poll()` on all rings returns, for any reason     | 0  | look at the rings as always          |
 //!
-//! Nobody waits for an answer to an event, so events of `tell()` wake us only once 512 of them lie there, or the first has lain for 20 ms
+//! No task waits for an answer to an event, so events of `tell()` wake us only once 512 of them lie there, or the first has lain for 20 ms
 //! (`event_wakeup_flags()` in `bpf/records.h`). What comes too late for that is read when `poll()` times out.
 //!
 //! # Orderings
@@ -177,7 +177,7 @@ impl Waiter {
             if self.idle_turns == 0 {
                 self.idle_since = now;
             }
-            // Whoever wakes up to no question looks at the clock at once, and parks again.
+            // A thread that wakes up to no question looks at the clock at once, and parks again.
             if now.saturating_sub(self.idle_since) >= STRETCH_NS {
                 return Next::Park;
             }

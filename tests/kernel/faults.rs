@@ -57,7 +57,7 @@ pub(super) fn assert_it_goes_on_with(args: &[&str], name: &str, fault: impl FnOn
     );
     pause.assert_short(name);
     assert!(count("late") >= 1, "{name}: {}", ended.stdout);
-    // Where all is decided ahead nobody would be asked.
+    // Where all is decided ahead, user space is asked about no task, late or not.
     if !args.contains(&"--orders") {
         return;
     }

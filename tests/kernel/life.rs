@@ -631,7 +631,7 @@ fn each_wake_up_names_who_woke_it() {
     }
 }
 
-/// The task that a timer's interrupt finds on its CPU has woken nobody.
+/// The task that a timer's interrupt finds on its CPU has woken no task.
 #[test]
 fn a_wake_up_by_a_timer_names_no_waker() {
     let mut policy = Recorder::new();

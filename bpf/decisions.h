@@ -6,7 +6,6 @@
 #define METRONOME_DECISIONS_H
 
 #include "latecomers.h"
-#include "mailbox.h"
 #include "records.h"
 
 /*
@@ -19,7 +18,7 @@ static enum record_kind move_pending(struct task_struct *p, struct task_ctx *tct
 				     struct id_slot *slot, s32 cpu)
 {
 	/* Those without a deadline keep the order in which they were decided. */
-	u64 vtime = decision->vtime ?: vtime_now, first;
+	u64 vtime = decision->vtime ?: vtime_now, first = 0;
 	enum record_kind fate = RECORD_RESCUED;
 	struct bpf_iter_scx_dsq it;
 	bool here, displaces;
@@ -28,7 +27,7 @@ static enum record_kind move_pending(struct task_struct *p, struct task_ctx *tct
 		/* On SHARED_DSQ all other CPUs would walk past it. */
 		if (cpu < 0 && p->nr_cpus_allowed == 1)
 			cpu = scx_bpf_task_cpu(p);
-		here = cpu >= 0 && bpf_cpumask_test_cpu(cpu, p->cpus_ptr);
+		here = cpu >= 0 && may_run_on(p, cpu);
 		displaces = here && decision->flags & DECISION_PREEMPT;
 		scx_bpf_dsq_move_set_slice(&it, clamp_slice(decision->slice_ns) ?: default_slice_ns());
 		scx_bpf_dsq_move_set_vtime(&it, displaces && first_vtime(cpu, -1, &first) ? first - 1 : vtime);
@@ -72,7 +71,7 @@ static enum record_kind carry_out_for(struct task_struct *p, struct task_ctx *tc
 
 	if ((fate == RECORD_DISPATCHED && cpu < 0 && !is_unrestricted(p)) || fate == RECORD_BOUNCED)
 		kick_idle_cpu_for(p);
-	tell(p, tctx, fate, 0);
+	tell(p, fate, 0);
 	return fate;
 }
 
@@ -152,7 +151,7 @@ __noinline int carry_out(const struct decision *decision __arg_nonnull, s32 cpu)
 }
 
 /* Carries out what lies in the mailbox of @of, on @cpu, or anywhere if that is negative. Returns whether one of the decisions displaces. */
-static bool drain_mailbox(s32 of, s32 cpu)
+__noinline int drain_mailbox(s32 of, s32 cpu)
 {
 	u32 key = of;
 	struct mailbox *box = bpf_map_lookup_elem(&mailboxes, &key);
@@ -171,7 +170,7 @@ static bool drain_mailbox(s32 of, s32 cpu)
 	return displaces;
 }
 
-static void drain_shared_mailbox(void)
+__noinline int drain_shared_mailbox(void)
 {
 	u32 key = 0;
 	struct shared_mailbox *box = bpf_map_lookup_elem(&shared_mailbox, &key);
@@ -179,12 +178,13 @@ static void drain_shared_mailbox(void)
 	u32 i;
 
 	if (!box)
-		return;
+		return 0;
 	bpf_for(i, 0, DRAIN_BATCH) {
 		if (!take(&box->head, box->slots, SHARED_MAILBOX_SLOTS, &decision))
 			break;
 		carry_out(&decision, -1);
 	}
+	return 0;
 }
 
 /*
@@ -195,12 +195,10 @@ static u32 unread;
 static void offer_mail(s32 cpu)
 {
 	struct bpf_cpumask *mask = workers;
-	u32 key = cpu;
-	struct mailbox *box = bpf_map_lookup_elem(&mailboxes, &key);
 	u64 vtime;
 	s32 idle;
 
-	if (!box || !mask || !first_mail_vtime(&box->head, box->slots, MAILBOX_SLOTS, &vtime))
+	if (!mask || !first_mail_of(cpu, &vtime))
 		return;
 	idle = scx_bpf_pick_idle_cpu((const struct cpumask *)mask, 0);
 	if (idle < 0)
@@ -209,22 +207,11 @@ static void offer_mail(s32 cpu)
 	scx_bpf_kick_cpu(idle, SCX_KICK_IDLE);
 }
 
-static bool has_own_mail(s32 cpu)
-{
-	u32 key = cpu;
-	struct mailbox *box = bpf_map_lookup_elem(&mailboxes, &key);
-	u64 vtime;
-
-	return box && first_mail_vtime(&box->head, box->slots, MAILBOX_SLOTS, &vtime);
-}
-
 static bool has_mail(s32 cpu)
 {
-	u32 zero = 0;
-	struct shared_mailbox *shared = bpf_map_lookup_elem(&shared_mailbox, &zero);
 	u64 vtime;
 
-	return has_own_mail(cpu) || (shared && first_mail_vtime(&shared->head, shared->slots, SHARED_MAILBOX_SLOTS, &vtime));
+	return first_mail_of(cpu, &vtime) || first_shared_mail(&vtime);
 }
 
 #endif /* METRONOME_DECISIONS_H */

@@ -117,7 +117,7 @@ static bool move_to_head(struct task_struct *p, u64 from, s32 cpu)
 {
 	struct bpf_iter_scx_dsq it;
 	bool moved = false;
-	u64 first;
+	u64 first = 0;
 
 	if (!bpf_iter_scx_dsq_new(&it, from, 0)) {
 		scx_bpf_dsq_move_set_vtime(&it, first_vtime(cpu, -1, &first) ? first - 1 : vtime_now);
@@ -128,7 +128,7 @@ static bool move_to_head(struct task_struct *p, u64 from, s32 cpu)
 }
 
 /* The task that has waited too long runs on @cpu, or is the next where it may. */
-static bool move_latecomer_to_local(s32 cpu)
+__noinline int move_latecomer_to_local(s32 cpu)
 {
 	struct task_struct *p = take_latecomer();
 	struct task_ctx *tctx;
@@ -139,7 +139,7 @@ static bool move_latecomer_to_local(s32 cpu)
 	if (!p)
 		return false;
 	tctx = task_ctx(p);
-	to = bpf_cpumask_test_cpu(cpu, p->cpus_ptr) ? cpu : scx_bpf_task_cpu(p);
+	to = may_run_on(p, cpu) ? cpu : scx_bpf_task_cpu(p);
 	if (tctx) {
 		vtime = p->scx.dsq_vtime;
 		tctx->in_order = false;

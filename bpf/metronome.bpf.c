@@ -97,7 +97,7 @@ void BPF_PROG(metronome_exit_task, struct task_struct *p, struct scx_exit_task_a
 	slot = bpf_map_lookup_elem(&id_slots, &id);
 	if (!slot)
 		return;
-	tell(p, tctx, RECORD_GONE, 0);
+	tell(p, RECORD_GONE, 0);
 	slot->pid = 0;
 	slot->generation = next_generation(slot->generation);
 	bpf_map_push_elem(&free_ids, &id, 0);
@@ -110,13 +110,13 @@ void BPF_PROG(metronome_set_weight, struct task_struct *p, u32 weight)
 
 	if (tctx && tctx->counted_weight)
 		count_weight(p, tctx);
-	tell(p, tctx, RECORD_WEIGHT, 0);
+	tell(p, RECORD_WEIGHT, 0);
 }
 
 SEC("struct_ops/set_cpumask")
 void BPF_PROG(metronome_set_cpumask, struct task_struct *p, const struct cpumask *cpumask)
 {
-	tell(p, task_ctx(p), RECORD_AFFINITY, 0);
+	tell(p, RECORD_AFFINITY, 0);
 }
 
 /* A task enters the class: it starts level with those that run. */
@@ -418,14 +418,14 @@ static void pass_on_shared(void)
 }
 
 /* @cpu could not run what is on its own DSQ, as happens while it is being taken offline, or does not come to it: any other CPU may. */
-static void give_away_dsq_of(s32 cpu)
+__noinline int give_away_dsq_of(s32 cpu)
 {
 	struct bpf_iter_scx_dsq it;
 	struct task_struct *p;
 	u32 i;
 
 	if (scx_bpf_dsq_nr_queued(cpu) <= 0)
-		return;
+		return 0;
 	if (!bpf_iter_scx_dsq_new(&it, cpu, 0)) {
 		bpf_for(i, 0, DRAIN_BATCH) {
 			p = bpf_iter_scx_dsq_next(&it);
@@ -438,17 +438,19 @@ static void give_away_dsq_of(s32 cpu)
 	}
 	bpf_iter_scx_dsq_destroy(&it);
 	pass_on_shared();
+	return 0;
 }
 
 /* A CPU is taken by a task of another class: what waits for it alone is for any CPU. */
-static void rescue_stranded(void)
+__noinline int rescue_stranded(void)
 {
 	u32 cpu = __sync_lock_test_and_set(&stranded, 0) - 1;
 
 	if (cpu >= nr_cpus || !is_taken(cpu, limits.taken_ns))
-		return;
+		return 0;
 	drain_mailbox(cpu, -1);
 	give_away_dsq_of(cpu);
+	return 0;
 }
 
 /* The next of the tasks that user space has decided about. The two DSQs take turns, so that neither starves the other. */
@@ -531,13 +533,13 @@ static bool move_overdue_to_local(s32 cpu, u64 turn)
  * @prev goes by an order that is not used up, and its slice is over, or it was told to give way: it goes on if no task that waits is more
  * urgent. Were it enqueued, it would have to displace what comes in between.
  */
-static bool goes_on(struct task_struct *prev, s32 cpu)
+__noinline int goes_on(struct task_struct *prev __arg_trusted, s32 cpu)
 {
 	struct task_ctx *tctx = task_ctx(prev);
-	u64 order, first;
+	u64 order, first = 0;
 
 	/* A decision in the mailbox may displace it. */
-	if (!(prev->scx.flags & SCX_TASK_QUEUED) || !tctx || !tctx->is_ordered || has_own_mail(cpu) ||
+	if (!(prev->scx.flags & SCX_TASK_QUEUED) || !tctx || !tctx->is_ordered || first_mail_of(cpu, &first) ||
 	    scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL_ON | cpu) > 0)
 		return false;
 	order = order_of(tctx);
@@ -724,10 +726,7 @@ void BPF_PROG(metronome_running, struct task_struct *p)
 static bool is_overtaken(struct task_struct *p, struct task_ctx *tctx, s32 cpu)
 {
 	u64 ran = elapsed_since(tctx->start_ts), deadline = p->scx.dsq_vtime + virtual_time(p, ran);
-	u32 key = cpu, zero = 0;
-	struct mailbox *own = bpf_map_lookup_elem(&mailboxes, &key);
-	struct shared_mailbox *shared = bpf_map_lookup_elem(&shared_mailbox, &zero);
-	u64 first;
+	u64 first = 0;
 
 	if (first_vtime(KERNEL_SIDE_DSQ, cpu, &first) ||
 	    (ran >= undecided_slice_ns() &&
@@ -735,20 +734,19 @@ static bool is_overtaken(struct task_struct *p, struct task_ctx *tctx, s32 cpu)
 		note_seldom();
 		return true;
 	}
-	if (!own || !shared || !tctx->has_deadline)
+	if (!tctx->has_deadline)
 		return false;
 	return (first_vtime(cpu, cpu, &first) && time_before(first, deadline)) ||
 	       (first_vtime(SHARED_DSQ, cpu, &first) && time_before(first, deadline)) ||
-	       (first_mail_vtime(&own->head, own->slots, MAILBOX_SLOTS, &first) && time_before(first, deadline)) ||
-	       (first_mail_vtime(&shared->head, shared->slots, SHARED_MAILBOX_SLOTS, &first) &&
-		time_before(first, deadline));
+	       (first_mail_of(cpu, &first) && time_before(first, deadline)) ||
+	       (first_shared_mail(&first) && time_before(first, deadline));
 }
 
 /* Must @p, which runs on @cpu, make room for a task with an order, or one that was handed its CPU? */
 static bool is_in_the_way(struct task_ctx *tctx, s32 cpu)
 {
 	struct cpu_ctx *cctx = cpu_ctx(cpu);
-	u64 first;
+	u64 first = 0;
 
 	if (!cctx || time_before(scx_bpf_now(), cctx->protected_until))
 		return false;
@@ -842,7 +840,7 @@ void BPF_PROG(metronome_quiescent, struct task_struct *p, u64 deq_flags)
 			note_taken(scx_bpf_task_cpu(p));
 		return;
 	}
-	tell(p, tctx, RECORD_BLOCKED, 0);
+	tell(p, RECORD_BLOCKED, 0);
 	tctx->is_ordered = false;
 	tctx->waker = 0;
 	tctx->wake_flags = 0;

@@ -102,7 +102,7 @@ static void tell_of_wakeup(struct task_struct *p, struct task_ctx *tctx, enum re
 	if (!ctl || elapsed_since(tctx->told_at) < ctl->tell_us * 1000ULL)
 		return;
 	tctx->told_at = tctx->enqueued_at = scx_bpf_now();
-	tell(p, tctx, kind, enq_flags);
+	tell(p, kind, enq_flags);
 }
 
 /*
@@ -140,7 +140,7 @@ static bool may_be_handed_off(struct task_struct *p, u64 order, u64 wake_flags, 
 		return false;
 	*chain_ns = elapsed_since(cctx->chain_since);
 	return wctx && wctx->is_ordered && !(waker->flags & PF_EXITING) && state->running.pid == waker->pid &&
-	       bpf_cpumask_test_cpu(cpu, p->cpus_ptr) && *chain_ns < limits.hand_off_ns &&
+	       may_run_on(p, cpu) && *chain_ns < limits.hand_off_ns &&
 	       scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL_ON | cpu) <= 0;
 }
 
@@ -151,7 +151,7 @@ static s32 preferred_cpu(struct task_struct *p, s32 prev_cpu, u64 order)
 
 	if (!(order & ORDER_PREFERS))
 		return prev_cpu;
-	if (cpu < nr_cpus && bpf_cpumask_test_cpu(cpu, p->cpus_ptr))
+	if (cpu < nr_cpus && may_run_on(p, cpu))
 		return cpu;
 	count(COUNT_BAD_ORDER);
 	return prev_cpu;
@@ -223,11 +223,15 @@ static s32 find_victim(struct task_struct *p, u64 deadline)
 }
 
 /* The CPU whose task gives way to @p shall look for a task. Returns whether there is one. */
-static bool displace_for(struct task_struct *p, u64 deadline)
+__noinline int displace_for(struct task_struct *p __arg_trusted, u64 deadline)
 {
-	s32 cpu = find_victim(p, deadline);
 	struct cpu_ctx *cctx;
+	s32 cpu;
 
+	/* The timer is verified as a part of a program that may sleep. */
+	bpf_rcu_read_lock();
+	cpu = find_victim(p, deadline);
+	bpf_rcu_read_unlock();
 	if (cpu < 0)
 		return false;
 	/* Until it has looked for a task, it is no victim for others. What it runs goes on if @p runs elsewhere first. */

@@ -103,27 +103,31 @@ static u64 event_wakeup_flags(struct control *ctl)
 }
 
 /* Something has happened to @p. */
-static void tell(struct task_struct *p, struct task_ctx *tctx, enum record_kind kind, u64 enq_flags)
+__noinline int tell(struct task_struct *p __arg_trusted, enum record_kind kind, u64 enq_flags)
 {
-	u32 id = tctx ? tctx->id : NO_TASK, zero = 0;
+	u32 id, zero = 0;
 	struct control *ctl = bpf_map_lookup_elem(&control, &zero);
+	struct task_ctx *tctx;
 	struct id_slot *slot;
 	struct queued_task *rec;
 
 	if (!ctl || !(ctl->events & (1U << kind)))
-		return;
+		return 0;
+	tctx = task_ctx(p);
+	id = tctx ? tctx->id : NO_TASK;
 	slot = bpf_map_lookup_elem(&id_slots, &id);
 	if (!slot || !tctx)
-		return;
+		return 0;
 	rec = reserve_record(id, kind == RECORD_GONE ? FREE_FOR_ORDERED : FREE_FOR_QUESTIONS);
 	if (!rec) {
 		count(COUNT_EVENTS_LOST);
-		return;
+		return 0;
 	}
 	rec->kind = kind;
 	fill_record(rec, p, tctx, slot->generation, enq_flags);
 	bpf_ringbuf_submit(rec, event_wakeup_flags(ctl));
 	count(COUNT_EVENTS);
+	return 0;
 }
 
 #endif /* METRONOME_RECORDS_H */

@@ -169,7 +169,7 @@ static bool first_pending_is_overdue(u64 limit)
  * Takes a task that waits for a decision which does not come: user space is late, or its decision lies in the mailbox of
  * a CPU that does not look, as one that is being taken offline. @idle: this CPU has nothing else to do.
  */
-static bool take_over(bool idle)
+__noinline int take_over(bool idle)
 {
 	if (!is_alone()) {
 		bool overdue = first_pending_is_overdue(idle ? budget_ns : limits.longest_wait_ns);
@@ -216,15 +216,28 @@ static bool is_taken(s32 cpu, u64 limit)
 	return left_at != OCCUPIED && elapsed_since(left_at) > limit;
 }
 
-/* Does anything wait for @cpu alone? */
-static bool work_waits_for(s32 cpu)
+static bool first_mail_of(s32 cpu, u64 *vtime)
 {
 	u32 key = cpu;
 	struct mailbox *box = bpf_map_lookup_elem(&mailboxes, &key);
+
+	return box && first_mail_vtime(&box->head, box->slots, MAILBOX_SLOTS, vtime);
+}
+
+static bool first_shared_mail(u64 *vtime)
+{
+	u32 key = 0;
+	struct shared_mailbox *box = bpf_map_lookup_elem(&shared_mailbox, &key);
+
+	return box && first_mail_vtime(&box->head, box->slots, SHARED_MAILBOX_SLOTS, vtime);
+}
+
+/* Does anything wait for @cpu alone? */
+static bool work_waits_for(s32 cpu)
+{
 	u64 vtime;
 
-	return scx_bpf_dsq_nr_queued(cpu) > 0 ||
-	       (box && first_mail_vtime(&box->head, box->slots, MAILBOX_SLOTS, &vtime));
+	return scx_bpf_dsq_nr_queued(cpu) > 0 || first_mail_of(cpu, &vtime);
 }
 
 /*

@@ -6,14 +6,19 @@ use super::*;
 
 #[test]
 fn a_heavy_load_is_scheduled_and_its_books_balance() {
-    schedules_a_heavy_load("scx_metronome", &[]);
+    schedules_a_heavy_load("scx_metronome", &ASKED);
 }
 
 #[test]
-fn the_seed_program_schedules_a_load() {
+fn the_seed_program_schedules_a_load_and_is_the_only_scheduler() {
     let scheduler = Scheduler::start("seed_fifo", &[]);
     let n = 2 * cpus();
     let mut load = Load::start(&[&format!("stress-ng --cpu {n} --fork 1 --pipe 1 -t 1s")]);
+    let (status, line) = complaint(&mut Command::new("scx_metronome"));
+    assert!(
+        status == Some(1) && line.contains("another scheduler is loaded"),
+        "{line}"
+    );
     load.assert_ends_well();
     assert_eq!(state(), "enabled");
     let ended = scheduler.stop(libc::SIGINT);
@@ -29,12 +34,10 @@ fn a_kill_leaves_the_default_scheduler_and_a_running_load() {
 
 #[test]
 fn a_scheduler_that_is_stopped_or_frozen_holds_no_task_up() {
-    assert_it_goes_on_with(&ASKED, "stopped, asked", |scheduler| {
-        inject::stop(scheduler, Duration::from_millis(300));
+    assert_it_goes_on_with(&ASKED, "stopped, then frozen", |scheduler| {
+        inject::stop(scheduler, Duration::from_millis(200));
         thread::sleep(Duration::from_millis(200));
-    });
-    assert_it_goes_on_with(&[], "frozen", |scheduler| {
-        inject::freeze(scheduler, Duration::from_millis(300));
+        inject::freeze(scheduler, Duration::from_millis(200));
         thread::sleep(Duration::from_millis(200));
     });
 }
@@ -101,18 +104,24 @@ fn an_order_is_sooner_than_a_question() {
 
 #[test]
 fn partial_mode_schedules_only_sched_ext_tasks() {
+    let mut scheduler = Scheduler::start("scx_metronome", &["--partial", "--stats", "0.2"]);
+    assert_eq!(read(&format!("{SCHED_EXT}/switch_all")), "0");
     // What remains are the threads of the scheduler's own process: they are in our class, too.
-    let own = enqueues_of_partial_mode(|command| Load::start(&[command]), false);
+    run_in_class(|command| Load::start(&[command]), false);
+    thread::sleep(Duration::from_millis(400));
+    let own = enqueues(&scheduler.stdout_so_far());
     figure(
         "enqueues of ordinary tasks",
         own as f64,
         "",
         Bound::AtMost(50.0),
     );
-    let all = enqueues_of_partial_mode(start_as_sched_ext, true);
+    run_in_class(start_as_sched_ext, true);
+    let ended = scheduler.stop(libc::SIGINT);
+    ended.assert_clean();
     figure(
         "enqueues of SCHED_EXT tasks",
-        all as f64,
+        enqueues(&ended.stdout) as f64,
         "",
         Bound::AtLeast(500.0),
     );
@@ -227,15 +236,6 @@ fn wrong_use_is_told_in_one_line_and_leaves_nothing_attached() {
         Some(2)
     );
     assert_eq!(state(), "disabled");
-
-    let first = Scheduler::start("fifo", &[]);
-    let (status, line) = complaint(&mut metronome());
-    assert!(
-        status == Some(1) && line.contains("another scheduler is loaded: metronome"),
-        "{line}"
-    );
-    assert_eq!(state(), "enabled");
-    first.stop(libc::SIGINT).assert_clean();
     assert_eq!(leftovers(), "");
 }
 
@@ -282,10 +282,15 @@ const ENQUEUES: [&str; 8] = [
     "ring-full",
 ];
 
-/// How often a task became runnable under a partial scheduler while a load ran whose workers are, or are not, in our class.
-fn enqueues_of_partial_mode(start: impl FnOnce(&str) -> Load, is_ours: bool) -> u64 {
-    let scheduler = Scheduler::start("scx_metronome", &["--partial", "--stats", "0.2"]);
-    assert_eq!(read(&format!("{SCHED_EXT}/switch_all")), "0");
+/// How often a task became runnable, by the lines of statistics.
+fn enqueues(stdout: &str) -> u64 {
+    let counts = ENQUEUES.map(|way| total(stdout, way));
+    println!("{ENQUEUES:?} {counts:?}");
+    counts.iter().sum()
+}
+
+/// Runs a load whose workers are, or are not, in our class.
+fn run_in_class(start: impl FnOnce(&str) -> Load, is_ours: bool) {
     let mut load = start(&format!("stress-ng --cpu {} --pipe 2 -t 1s", 2 * cpus()));
     let parent = load.0[0].1.id() as i32;
     let crew = Crew::of(&load, 2 * cpus() + 2);
@@ -295,11 +300,6 @@ fn enqueues_of_partial_mode(start: impl FnOnce(&str) -> Load, is_ours: bool) -> 
         assert_eq!(policy == POLICY_EXT, is_ours, "{pid}");
     }
     load.assert_ends_well();
-    let ended = scheduler.stop(libc::SIGINT);
-    ended.assert_clean();
-    let counts = ENQUEUES.map(|way| total(&ended.stdout, way));
-    println!("{ENQUEUES:?} {counts:?}, {}", ended.stderr);
-    counts.iter().sum()
 }
 
 /// System calls that a thread makes in `seconds`, as the kernel counts them.

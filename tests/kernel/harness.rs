@@ -89,6 +89,17 @@ impl Scheduler {
         }
     }
 
+    /// What it has printed and was not yet read. It does not wait for more.
+    pub(super) fn stdout_so_far(&mut self) -> String {
+        let stdout = self.child.stdout.as_mut().unwrap();
+        let mut ready: libc::c_int = 0;
+        let fd = stdout.as_raw_fd();
+        assert_eq!(unsafe { libc::ioctl(fd, libc::FIONREAD, &mut ready) }, 0);
+        let mut text = vec![0; ready as usize];
+        stdout.read_exact(&mut text).unwrap();
+        String::from_utf8(text).unwrap()
+    }
+
     pub(super) fn take_stderr(&mut self) -> String {
         let mut text = String::new();
         self.child

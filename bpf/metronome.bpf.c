@@ -453,11 +453,22 @@ __noinline int rescue_stranded(void)
 	return 0;
 }
 
-/* The next of the tasks that user space has decided about. The two DSQs take turns, so that neither starves the other. */
-static bool move_decided_to_local(s32 cpu, bool shared_first)
+/*
+ * The next of the tasks that user space has decided about or that take turns: by deadline, whether it waits for this CPU or for any. Now and
+ * then it is of the other DSQ, so that no policy's deadlines starve one.
+ */
+static bool move_decided_to_local(s32 cpu, u64 turn)
 {
-	return scx_bpf_dsq_move_to_local(shared_first ? SHARED_DSQ : cpu) ||
-	       scx_bpf_dsq_move_to_local(shared_first ? cpu : SHARED_DSQ);
+	u64 own = 0, shared = 0;
+	bool own_first;
+
+	if (!first_vtime(cpu, -1, &own))
+		return scx_bpf_dsq_move_to_local(SHARED_DSQ);
+	own_first = !first_vtime(SHARED_DSQ, cpu, &shared) || !time_before(shared, own);
+	if (turn % PATIENCE_TURNS == 0)
+		own_first = !own_first;
+	return scx_bpf_dsq_move_to_local(own_first ? cpu : SHARED_DSQ) ||
+	       scx_bpf_dsq_move_to_local(own_first ? SHARED_DSQ : cpu);
 }
 
 /*
@@ -485,7 +496,7 @@ static bool move_next_to_local(s32 cpu, u64 turn)
 	bool alone = is_alone(), seldom = turn % PATIENCE_TURNS == 0 || seldom_waits();
 
 	return (seldom && turn & 1 && move_unasked_to_local(rest & 1)) || (alone && rest & 3 && take_over(false)) ||
-	       move_decided_to_local(cpu, rest & 1) || (alone && take_over(false)) ||
+	       move_decided_to_local(cpu, turn) || (alone && take_over(false)) ||
 	       (seldom && move_unasked_to_local(rest & 1));
 }
 

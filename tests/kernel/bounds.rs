@@ -3,8 +3,9 @@
 use std::io::Seek;
 use std::sync::Mutex;
 
-use super::fair::{Got, hog};
-use super::inject::{Cgroup, allow, hold_cpu, set_class};
+use super::fair::{Got, cpu_time, hog, sleep_until};
+use super::faults::ASKED;
+use super::inject::{Cgroup, Pauses, allow, hold_cpu, saturate, set_class};
 use super::*;
 
 /// SCHED_IDLE of the kernel's include/uapi/linux/sched.h.
@@ -207,4 +208,126 @@ fn an_unbound_task_does_not_wait_for_a_cpu_that_a_real_time_task_holds() {
     scheduler.stop(libc::SIGINT).assert_clean();
     // Four hogs on three CPUs, of which one is the scheduler's.
     figure("longest wait", longest(&got), "ms", Bound::AtMost(60.0));
+}
+
+/// More decisions wait for that CPU than its mailbox has room for.
+#[test]
+fn two_thousand_tasks_bound_to_a_cpu_that_a_real_time_task_holds_hold_up_no_other() {
+    let mut scheduler = Scheduler::start("scx_metronome", &ASKED);
+    let over = AtomicBool::new(false);
+    let rounds: Vec<_> = (0..2000).map(|_| AtomicU64::new(0)).collect();
+    let counts = || -> Vec<u64> { rounds.iter().map(|of| of.load(Ordering::Relaxed)).collect() };
+    let mut load = saturate();
+    thread::scope(|scope| {
+        let _stop = Stop(&over);
+        for round in &rounds {
+            let sleeper = || {
+                allow(0, [0]);
+                while !over.load(Ordering::Relaxed) {
+                    thread::sleep(Duration::from_millis(500));
+                    round.fetch_add(1, Ordering::Relaxed);
+                }
+            };
+            let builder = thread::Builder::new().stack_size(64 << 10);
+            builder.spawn_scoped(scope, sleeper).unwrap();
+        }
+        wait_for("all have begun", Duration::from_secs(10), || {
+            counts().iter().all(|&count| count > 0)
+        });
+        let pause = Pauses::during(|| hold_cpu(0, Duration::from_millis(1000)));
+        println!("2,000 bound tasks: {pause}");
+        pause.assert_short("2,000 bound tasks");
+        scheduler.assert_enabled("the CPU is free again");
+        let before = counts();
+        wait_for("all go on", Duration::from_secs(5), || {
+            counts()
+                .iter()
+                .zip(&before)
+                .all(|(now, before)| now > before)
+        });
+    });
+    load.assert_running();
+    scheduler.stop(libc::SIGINT).assert_clean();
+}
+
+/// Processes in a group of their own that run for 0.5 ms and sleep for 20 ms, over and over.
+fn crowd(group: &Cgroup, processes: usize) {
+    for _ in 0..processes {
+        match unsafe { libc::fork() } {
+            0 => loop {
+                let begin = cpu_time();
+                while cpu_time() - begin < Duration::from_micros(500) {}
+                unsafe { libc::usleep(20_000) };
+            },
+            pid => group.enter(pid),
+        }
+    }
+}
+
+/// How late the frames of a game are done that takes 2 ms of each 16.7: the longest between two points of time, ms.
+fn latest_frame(begin: Instant, end: Instant) -> f64 {
+    let (mut due, mut latest) = (begin, Duration::ZERO);
+    while due < end {
+        sleep_until(due);
+        let used = cpu_time();
+        while cpu_time() - used < Duration::from_millis(2) {}
+        latest = latest.max(due.elapsed());
+        due += Duration::from_micros(16_700);
+    }
+    latest.as_secs_f64() * 1e3
+}
+
+/// What all of them would have had in the time in which they were frozen is not made up for.
+#[test]
+fn a_crowd_that_thaws_has_no_more_of_the_machine_than_before_it_froze() {
+    let scheduler = Scheduler::start("scx_metronome", &[]);
+    let group = Cgroup::new("crowd", &[]);
+    crowd(&group, 60);
+    let begin = Instant::now() + Duration::from_millis(1500);
+    let after = |ms| begin + Duration::from_millis(ms);
+    let (frames, hogs) = thread::scope(|scope| {
+        let game = scope.spawn(move || {
+            latest_frame(after(0) - Duration::from_millis(1000), after(0));
+            [
+                latest_frame(after(0), after(1500)),
+                latest_frame(after(2600), after(4100)),
+            ]
+        });
+        let hogs = [(); 4].map(|()| {
+            scope.spawn(move || {
+                [
+                    hog(0, after(0), after(1500)),
+                    hog(0, after(2600), after(4100)),
+                ]
+            })
+        });
+        sleep_until(after(1500));
+        group.write("cgroup.freeze", "1");
+        sleep_until(after(2500));
+        group.write("cgroup.freeze", "0");
+        (game.join().unwrap(), hogs.map(|hog| hog.join().unwrap()))
+    });
+    drop(group);
+    scheduler.stop(libc::SIGINT).assert_clean();
+    let of_hogs = |part: usize| {
+        hogs.iter()
+            .map(|got| got[part].cpu.as_secs_f64())
+            .sum::<f64>()
+    };
+    println!(
+        "latest frame {frames:?} ms, hogs {:?} s",
+        [of_hogs(0), of_hogs(1)]
+    );
+    figure(
+        "latest frame, to before",
+        frames[1] / frames[0],
+        "",
+        Bound::AtMost(1.5),
+    );
+    figure(
+        "CPU time of the hogs, to before",
+        of_hogs(1) / of_hogs(0),
+        "",
+        Bound::AtLeast(0.7),
+    );
 }

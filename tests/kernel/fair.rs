@@ -10,7 +10,8 @@ pub(super) struct Got {
     pub(super) wait: Duration,
 }
 
-fn cpu_time() -> Duration {
+/// CPU time that the calling thread has used.
+pub(super) fn cpu_time() -> Duration {
     let mut used = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
@@ -27,7 +28,7 @@ fn set_nice(nice: i32) {
     );
 }
 
-fn sleep_until(when: Instant) {
+pub(super) fn sleep_until(when: Instant) {
     thread::sleep(when.saturating_duration_since(Instant::now()));
 }
 

@@ -636,7 +636,10 @@ void BPF_PROG(metronome_update_idle, s32 cpu, bool is_idle)
 		scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE);
 }
 
-/* A task of another class has taken the CPU, perhaps for long: who was about to run there may run elsewhere. */
+/*
+ * A task of another class has taken the CPU, perhaps for long: what was about to run there may run elsewhere. It mostly comes back here, for
+ * the other CPUs are busy. The tracepoint that kernels since 6.19 would rather have us use costs something at each switch.
+ */
 SEC("struct_ops/cpu_release")
 void BPF_PROG(metronome_cpu_release, s32 cpu, struct scx_cpu_release_args *args)
 {

@@ -106,7 +106,8 @@ static void limit_vruntime(struct task_ctx *tctx, u64 behind, u64 lags)
 
 /*
  * Charges @p, which runs on @cpu, for the CPU time that it has had since it was charged last. What it has had while no other task waited for
- * the CPU, as far as we can see, is not held against it: of brief runs that is not asked, which are little.
+ * the CPU, as far as we can see, is not held against it: of brief runs that is not asked, which are little. Nor is what it has by an order:
+ * how much that may be is the policy's to say.
  */
 static void charge_vruntime(struct task_struct *p, struct task_ctx *tctx, s32 cpu)
 {
@@ -115,7 +116,8 @@ static void charge_vruntime(struct task_struct *p, struct task_ctx *tctx, s32 cp
 	tctx->charged_at = now;
 	tctx->vruntime += virtual_time(p, ran);
 	advance_virtual_now(ran);
-	if (ran >= FLOOR_NS / 8 && scx_bpf_dsq_nr_queued(SHARED_DSQ) <= 0 && scx_bpf_dsq_nr_queued(cpu) <= 0)
+	if (tctx->is_ordered ||
+	    (ran >= FLOOR_NS / 8 && scx_bpf_dsq_nr_queued(SHARED_DSQ) <= 0 && scx_bpf_dsq_nr_queued(cpu) <= 0))
 		limit_vruntime(tctx, lag_ns(), 0);
 }
 

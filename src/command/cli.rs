@@ -22,7 +22,7 @@ pub(crate) struct Options {
     #[command(subcommand)]
     pub(crate) action: Option<Action>,
 
-    /// Slices and wait mode for a purpose: gaming, balanced, powersave, throughput, or auto (as the desktop's power profile)
+    /// Slices, wait mode and boost for a purpose: gaming, balanced, powersave, throughput, or auto (as the desktop's power profile)
     #[arg(long, value_name = "PROFILE", default_value = "gaming")]
     profile: Profile,
 
@@ -38,6 +38,11 @@ pub(crate) struct Options {
     /// [default: the profile's]
     #[arg(long, value_name = "MODE")]
     wait: Option<Wait>,
+
+    /// How many fair shares of the machine a task may have while it sleeps regularly and runs before all others, 1 to 16
+    /// [default: the profile's]
+    #[arg(long, value_name = "K", value_parser = boost())]
+    boost: Option<u32>,
 
     /// CPU of the scheduler thread [default: an isolated CPU, else one without a tick, else an efficiency core,
     /// else the last]
@@ -121,7 +126,7 @@ struct Libbpf {
 pub(crate) enum Action {
     /// Say what of this machine is in the scheduler's way, and how to change it
     Doctor,
-    /// Change parameters of the scheduler that runs: slice-us, slice-us-min, wait, profile
+    /// Change parameters of the scheduler that runs: slice-us, slice-us-min, wait, boost, profile
     Set {
         /// Such as slice-us=2000
         #[arg(required = true, value_name = "KEY=VALUE")]
@@ -147,6 +152,11 @@ fn slice_us() -> clap::builder::RangedU64ValueParser {
     clap::value_parser!(u64).range(super::parameters::SLICE_US)
 }
 
+fn boost() -> clap::builder::RangedI64ValueParser<u32> {
+    let range = super::parameters::BOOST;
+    clap::value_parser!(u32).range(i64::from(*range.start())..=i64::from(*range.end()))
+}
+
 fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
     match Duration::try_from_secs_f64(seconds) {
@@ -170,6 +180,7 @@ impl Options {
             slice_us: self.slice_us,
             slice_us_min: self.slice_us_min,
             wait: self.wait,
+            boost: self.boost,
         }
     }
 

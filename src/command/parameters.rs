@@ -15,6 +15,9 @@ use scx_metronome::wait::Wait;
 /// Slices are within, in µs.
 pub(crate) const SLICE_US: RangeInclusive<u64> = 100..=1_000_000;
 
+/// By its standing orders a task may have so many fair shares.
+pub(crate) const BOOST: RangeInclusive<u32> = 1..=16;
+
 /// What a user wants.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Profile {
@@ -37,11 +40,14 @@ pub(crate) struct Parameters {
     pub(crate) slice_us: u64,
     pub(crate) slice_us_min: u64,
     pub(crate) wait: Wait,
+    pub(crate) boost: u32,
 }
 
 impl Parameters {
     const SLICE_BITS: u32 = 20;
     const SLICE_MASK: u64 = (1 << Self::SLICE_BITS) - 1;
+    const WAIT_BITS: u32 = 2;
+    const WAIT_MASK: u64 = (1 << Self::WAIT_BITS) - 1;
 
     fn pack(self) -> u64 {
         let wait = match self.wait {
@@ -49,18 +55,22 @@ impl Parameters {
             Wait::Adaptive => 1,
             Wait::Park => 2,
         };
-        self.slice_us | self.slice_us_min << Self::SLICE_BITS | wait << (2 * Self::SLICE_BITS)
+        let slices = self.slice_us | self.slice_us_min << Self::SLICE_BITS;
+        let rest = wait | u64::from(self.boost) << Self::WAIT_BITS;
+        slices | rest << (2 * Self::SLICE_BITS)
     }
 
     fn unpack(word: u64) -> Self {
+        let rest = word >> (2 * Self::SLICE_BITS);
         Self {
             slice_us: word & Self::SLICE_MASK,
             slice_us_min: word >> Self::SLICE_BITS & Self::SLICE_MASK,
-            wait: match word >> (2 * Self::SLICE_BITS) {
+            wait: match rest & Self::WAIT_MASK {
                 0 => Wait::Spin,
                 1 => Wait::Adaptive,
                 _ => Wait::Park,
             },
+            boost: (rest >> Self::WAIT_BITS) as u32,
         }
     }
 }
@@ -74,10 +84,11 @@ impl fmt::Display for Parameters {
             slice_us,
             slice_us_min,
             wait,
+            boost,
         } = self;
         write!(
             out,
-            "slice-us={slice_us} slice-us-min={slice_us_min} wait={wait}"
+            "slice-us={slice_us} slice-us-min={slice_us_min} wait={wait} boost={boost}"
         )
     }
 }
@@ -85,11 +96,11 @@ impl fmt::Display for Parameters {
 impl Profile {
     /// What it stands for. `power` is asked which one an automatic profile is.
     fn parameters(self, power: impl FnOnce() -> Self) -> Parameters {
-        let (slice_us, slice_us_min, wait) = match self {
-            Self::Gaming => (20_000, 1_000, Wait::Adaptive),
-            Self::Balanced => (20_000, 2_000, Wait::Adaptive),
-            Self::Powersave => (40_000, 4_000, Wait::Park),
-            Self::Throughput => (40_000, 4_000, Wait::Adaptive),
+        let (slice_us, slice_us_min, wait, boost) = match self {
+            Self::Gaming => (20_000, 1_000, Wait::Adaptive, 8),
+            Self::Balanced => (20_000, 2_000, Wait::Adaptive, 4),
+            Self::Powersave => (40_000, 4_000, Wait::Park, 1),
+            Self::Throughput => (40_000, 4_000, Wait::Adaptive, 1),
             // It never names itself.
             Self::Auto => return power().parameters(Self::default),
         };
@@ -97,6 +108,7 @@ impl Profile {
             slice_us,
             slice_us_min,
             wait,
+            boost,
         }
     }
 }
@@ -108,6 +120,7 @@ pub(crate) struct Request {
     pub(crate) slice_us: Option<u64>,
     pub(crate) slice_us_min: Option<u64>,
     pub(crate) wait: Option<Wait>,
+    pub(crate) boost: Option<u32>,
 }
 
 impl Request {
@@ -122,6 +135,7 @@ impl Request {
                 .unwrap_or(profile.slice_us_min)
                 .min(slice_us),
             wait: self.wait.unwrap_or(profile.wait),
+            boost: self.boost.unwrap_or(profile.boost),
         }
     }
 
@@ -137,6 +151,7 @@ impl Request {
             Change::SliceUs(us) => self.slice_us = Some(us),
             Change::SliceUsMin(us) => self.slice_us_min = Some(us),
             Change::Wait(wait) => self.wait = Some(wait),
+            Change::Boost(boost) => self.boost = Some(boost),
         }
     }
 }
@@ -148,6 +163,7 @@ pub(crate) enum Change {
     SliceUs(u64),
     SliceUsMin(u64),
     Wait(Wait),
+    Boost(u32),
 }
 
 impl Change {
@@ -166,6 +182,14 @@ impl Change {
             "wait" => Wait::from_str(value)
                 .map(Self::Wait)
                 .map_err(|error| format!("wait {error}, not {value:?}")),
+            "boost" => match value.parse() {
+                Ok(boost) if BOOST.contains(&boost) => Ok(Self::Boost(boost)),
+                _ => Err(format!(
+                    "boost must be a number from {} to {}, not {value:?}",
+                    BOOST.start(),
+                    BOOST.end()
+                )),
+            },
             "profile" => <Profile as clap::ValueEnum>::from_str(value, false)
                 .map(Self::Profile)
                 .map_err(|_| {
@@ -174,7 +198,7 @@ impl Change {
                     )
                 }),
             _ => Err(format!(
-                "there is no parameter {key:?}: slice-us, slice-us-min, wait, profile"
+                "there is no parameter {key:?}: slice-us, slice-us-min, wait, boost, profile"
             )),
         }
     }
@@ -192,6 +216,7 @@ impl Change {
             Self::SliceUs(us) => ("slice-us", us.to_string()),
             Self::SliceUsMin(us) => ("slice-us-min", us.to_string()),
             Self::Wait(wait) => ("wait", wait.to_string()),
+            Self::Boost(boost) => ("boost", boost.to_string()),
         };
         (key.to_owned(), value)
     }
@@ -297,12 +322,15 @@ mod tests {
         for slice_us in [100, 20_000, 1_000_000] {
             for slice_us_min in [100, 1_000_000] {
                 for wait in [Wait::Spin, Wait::Adaptive, Wait::Park] {
-                    let parameters = Parameters {
-                        slice_us,
-                        slice_us_min,
-                        wait,
-                    };
-                    assert_eq!(Parameters::unpack(parameters.pack()), parameters);
+                    for boost in [*BOOST.start(), *BOOST.end()] {
+                        let parameters = Parameters {
+                            slice_us,
+                            slice_us_min,
+                            wait,
+                            boost,
+                        };
+                        assert_eq!(Parameters::unpack(parameters.pack()), parameters);
+                    }
                 }
             }
         }
@@ -317,6 +345,7 @@ mod tests {
             ("slice-us-min=-1", "slice-us-min must be"),
             ("slice-us=1000001", "not \"1000001\""),
             ("wait=nap", "spin, adaptive or park"),
+            ("boost=0", "from 1 to 16"),
             ("profile=fast", "gaming"),
         ] {
             let error = text.parse::<Change>().unwrap_err();

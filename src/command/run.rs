@@ -87,6 +87,7 @@ fn attach(
 
 fn set(policy: &mut Deadline, parameters: &Parameters) {
     policy.set_slices(parameters.slice_us * 1000, parameters.slice_us_min * 1000);
+    policy.set_boost(parameters.boost);
 }
 
 fn greet(scheduler: &BpfScheduler<'_>, parameters: &Parameters) {

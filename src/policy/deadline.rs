@@ -12,15 +12,14 @@
 //! than 32 lags: a light one would be due only after the kernel's watchdog has lost its patience.
 //!
 //! # Who is urgent
-//! Who sleeps after short bursts gets a standing order, which is served before everything in the queue. That is a privilege that a
-//! task could take by sleeping on purpose, so there is an allowance: a task may have a quarter of a CPU by its orders, at weight 100,
-//! or its fair share if that is more. It is kept as a leaky bucket: CPU time by weight flows in, a quarter of real time flows out, and a
-//! task whose bucket runs over while it is as much ahead of virtual time takes turns, as all others, until the bucket is half empty.
-//! A game's threads stay below that; two processes that do nothing but pass messages do not, nor does who burns its CPU
-//! and naps now and then.
+//! A task that sleeps regularly gets a standing order, which is served before everything in the queue: after short bursts, or after longer ones
+//! if it really rests in between, as a game does until its next frame. That is a privilege that a task could take by sleeping on purpose, so
+//! it is served as if it were so many times heavier than its weight says (the boost), and never more. That is kept as a leaky bucket:
+//! its CPU time by weight flows in, virtual time times the boost flows out, and a task whose bucket runs over takes turns, as all others, until
+//! the bucket is half empty. One that only naps has no boost.
 //!
-//! Urgency goes along wake-up chains, from the mouse to the game and on to its workers: of a task that is mostly woken by tasks with
-//! orders, bursts may be twice as long, and it is as urgent as its caller. The allowance is the same.
+//! Urgency goes along wake-up chains, from the mouse to the game and on to its workers: a task that is mostly woken by tasks with
+//! orders is as urgent as its caller. The bound is the same.
 //!
 //! # Nobody starves
 //! A waiting task is overtaken only by tasks with earlier deadlines, and those are at most two lags behind (at weight 100: one
@@ -45,20 +44,21 @@ struct Account {
     vruntime: u64,
     /// `sum_exec_runtime` up to which `vruntime` has been charged.
     charged: u64,
-    /// Real time of the last record.
+    /// Virtual time of the last record.
     heard_at: u64,
     /// CPU time since the last sleep that was seen, ns, and `nvcsw` then, which wraps.
     ran: u32,
     sleeps: u32,
-    /// Mean CPU time from wake-up to sleep, ns.
+    /// Mean CPU time from wake-up to sleep, ns, and mean time asleep.
     burst: u32,
+    asleep: u32,
     /// What is in its bucket, ns of virtual time, up to [`DEEPEST`].
     spent: u32,
     /// The mean burst of the last task with an order that woke it, ns.
     caller: u32,
     pid: i32,
     birth: u16,
-    /// Sleeps seen, up to [`NEWBORN`].
+    /// Sleeps seen, up to [`SEASONED`].
     seen: u8,
     /// How many of its wake-ups come from tasks with orders, of [`ALWAYS`]: a mean over the last few.
     called: u8,
@@ -77,6 +77,7 @@ impl Account {
         ran: 0,
         sleeps: 0,
         burst: 0,
+        asleep: 0,
         spent: 0,
         caller: 0,
         pid: 0,
@@ -87,8 +88,15 @@ impl Account {
     };
 }
 
-/// A task whose bursts are longer in the mean is batch work, ns.
-const URGENT_BURST: u32 = 4_000_000;
+/// A task whose bursts are longer in the mean is batch work, ns: two frames.
+const LONGEST_BURST: u32 = 33_000_000;
+
+/// Longer bursts than this, ns, are those of a whole frame, or of batch work that waits for a file now and then.
+const SHORT_BURST: u32 = 4_000_000;
+
+/// A task that sleeps for less than a quarter of its burst, in the mean, and for less than this, ns, just naps: it would have the CPU. By its
+/// orders it may have its fair share, and no order with long bursts. It may also be one that is late and catches up.
+const REST: u32 = 500_000;
 
 /// [`Account::called`] of a task that is woken by none but tasks with orders.
 const ALWAYS: u8 = 128;
@@ -96,22 +104,28 @@ const ALWAYS: u8 = 128;
 /// A task is batch work until it has slept this often: a compiler job is short, too.
 const NEWBORN: u8 = 4;
 
+/// The same for one with longer bursts than [`SHORT_BURST`].
+const SEASONED: u8 = 6;
+
 /// The least CPU time since its sleep for which the order of a task holds, ns. Who is interrupted pays for it, and a flood of tasks
 /// that end brings work of the kernel that nobody asked for: it calls RCU's callbacks for 3 ms at a time (`rcu_resched_ns` in
 /// kernel/rcu/tree.c), and other deferred work for 2 ms (`MAX_SOFTIRQ_TIME` in kernel/softirq.c).
 const LEAST_BUDGET: u64 = 8_000_000;
 
-/// Deadlines of urgent tasks, from the wake-up on, are their mean burst, within these bounds.
-const LATENCY: core::ops::RangeInclusive<u64> = 250_000..=8_000_000;
+/// An order holds for four bursts, and for no more than a burst and this, ns.
+const OVERTIME: u64 = 30_000_000;
 
-/// Of a CPU so much, one in so many, is what a task of weight 100 may have by its orders.
-const ALLOWANCE: u64 = 4;
+/// Deadlines of urgent tasks, from the wake-up on, are their mean burst, within these bounds.
+const LATENCY: core::ops::RangeInclusive<u64> = 250_000..=LONGEST_BURST as u64;
+
+/// By its orders a task may have so many fair shares, if nothing else is said.
+pub const BOOST: u32 = 8;
 
 /// More than this in its bucket, ns of virtual time, and a task has overdrawn its allowance: some of a game's frames are long.
 const OVERDRAWN: u64 = 20_000_000;
 
 /// More the bucket does not hold: nobody is an outlaw for ever.
-const DEEPEST: u64 = 16 * OVERDRAWN;
+const DEEPEST: u64 = 4_000_000_000;
 
 /// Which tasks get standing orders.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -162,6 +176,7 @@ pub struct Deadline<const TASKS: usize = MAX_TASKS> {
     then: u64,
     slice_ns: u64,
     slice_min_ns: u64,
+    boost: u32,
     ordered: Ordered,
 }
 
@@ -176,8 +191,14 @@ impl<const TASKS: usize> Deadline<TASKS> {
             then: 0,
             slice_ns,
             slice_min_ns,
+            boost: BOOST,
             ordered: Ordered::All,
         }
+    }
+
+    /// How many fair shares a task may have by its orders, at least 1.
+    pub fn set_boost(&mut self, boost: u32) {
+        self.boost = boost;
     }
 
     /// Which tasks get standing orders. At the start all do.
@@ -224,13 +245,13 @@ impl Account {
             vruntime: now,
             charged: task.sum_exec_runtime,
             sleeps: task.nvcsw as u32,
-            heard_at: task.enqueued_at,
+            heard_at: now,
             ..Self::NONE
         }
     }
 
     /// Charges the CPU time that it had since the record before.
-    fn charge(&mut self, task: &QueuedTask, slice_ns: u64) {
+    fn charge(&mut self, task: &QueuedTask, slice_ns: u64, now: u64, boost: u32) {
         let used = task.sum_exec_runtime.saturating_sub(self.charged);
         self.charged = task.sum_exec_runtime;
         self.ran = at_most_u32(u64::from(self.ran).saturating_add(used));
@@ -242,9 +263,12 @@ impl Account {
         let used = scale(opposed, task.weight);
         self.vruntime = self.vruntime.wrapping_add(used);
 
-        let passed = task.enqueued_at.saturating_sub(self.heard_at);
-        self.heard_at = self.heard_at.max(task.enqueued_at);
-        let left = u64::from(self.spent).saturating_sub(passed / ALLOWANCE);
+        // Virtual time is what a task of its weight that always waits gets meanwhile.
+        let passed = (now.wrapping_sub(self.heard_at) as i64).max(0) as u64;
+        self.heard_at = now;
+        let boost = if self.rests() { boost } else { 1 };
+        let earned = passed.saturating_mul(boost.into());
+        let left = u64::from(self.spent).saturating_sub(earned);
         let spent = match task.found_idle() {
             true => 0,
             false => left.saturating_add(used),
@@ -264,7 +288,15 @@ impl Account {
             0 => burst,
             _ => self.burst - self.burst / 4 + burst / 4,
         };
-        self.seen = slept.saturating_add(self.seen.into()).min(NEWBORN.into()) as u8;
+        if task.is_wakeup() && task.stop_ts != 0 {
+            // The last of its sleeps.
+            let asleep = at_most_u32(task.enqueued_at.saturating_sub(task.stop_ts));
+            self.asleep = match self.asleep {
+                0 => asleep,
+                _ => self.asleep - self.asleep / 4 + asleep / 4,
+            };
+        }
+        self.seen = slept.saturating_add(self.seen.into()).min(SEASONED.into()) as u8;
         self.ran = 0;
         self.sleeps = task.nvcsw as u32;
         self.note_waker(waker);
@@ -285,12 +317,18 @@ impl Account {
     }
 
     fn is_urgent(&self) -> bool {
-        let longest = if self.is_called() {
-            2 * URGENT_BURST
-        } else {
-            URGENT_BURST
+        let enough = match self.burst <= SHORT_BURST {
+            true => NEWBORN,
+            false => SEASONED,
         };
-        self.seen >= NEWBORN && self.burst < longest
+        self.seen >= enough
+            && self.burst <= LONGEST_BURST
+            && (self.burst <= SHORT_BURST || self.rests())
+    }
+
+    /// Whether it sleeps for more than a nap, as one does that waits for the next frame.
+    fn rests(&self) -> bool {
+        self.asleep >= (self.burst / 4).min(REST)
     }
 
     /// How soon after its wake-up it should run, in ns.
@@ -303,13 +341,15 @@ impl Account {
     }
 
     /// Whether it keeps within its allowance, or else within its fair share: then it is not far ahead of virtual time.
-    fn may_be_ordered(&self, now: u64) -> bool {
-        let limit = if self.is_ordered {
+    fn may_be_ordered(&self, now: u64, weight: u64) -> bool {
+        let spare = if self.is_ordered {
             OVERDRAWN
         } else {
             OVERDRAWN / 2
         };
-        u64::from(self.spent) <= limit || !before(now.wrapping_add(limit), self.vruntime)
+        // The last burst has just been charged.
+        let limit = spare + scale(self.burst.into(), weight);
+        u64::from(self.spent) <= limit || !before(now.wrapping_add(spare), self.vruntime)
     }
 }
 
@@ -338,11 +378,12 @@ impl<const TASKS: usize> Deadline<TASKS> {
             *id = task.id;
         }
         let (slice_ns, lag) = (self.slice_ns, self.lag());
+        let (now, boost) = (self.now, self.boost.max(1));
         let account = self.accounts.get_mut(task.id as usize)?;
         if u32::from(account.birth) != task.birth() {
             *account = Account::open(task, self.now);
         }
-        account.charge(task, slice_ns);
+        account.charge(task, slice_ns, now, boost);
         // Virtual time is not taken along: those who wait meanwhile have their deadlines, and would all be early.
         if task.found_idle() && before(self.now, account.vruntime) {
             account.vruntime = self.now;
@@ -403,8 +444,9 @@ impl<const TASKS: usize> Policy for Deadline<TASKS> {
         let now = self.now;
         let account = self.accounts.get_mut(task.id as usize)?;
         let in_turn = self.ordered == Ordered::All;
-        account.is_ordered =
-            account.is_urgent() && account.may_be_ordered(now) && self.ordered != Ordered::None;
+        account.is_ordered = account.is_urgent()
+            && account.may_be_ordered(now, task.weight)
+            && self.ordered != Ordered::None;
         if !account.is_ordered {
             return in_turn.then_some(Order::IN_TURN);
         }
@@ -412,7 +454,7 @@ impl<const TASKS: usize> Policy for Deadline<TASKS> {
         Some(Order {
             latency_ns: account.latency(task.weight),
             slice_ns: self.slice_min_ns.max(2 * burst),
-            budget_ns: LEAST_BUDGET.max(4 * burst),
+            budget_ns: LEAST_BUDGET.max((4 * burst).min(burst + OVERTIME)),
             preempts: true,
             hand_off: true,
             in_turn,
@@ -568,7 +610,7 @@ mod tests {
         let mut policy = policy();
         let sleeps = |nvcsw| QueuedTask {
             nvcsw,
-            ..task(1, 100, nvcsw * 100_000, 0)
+            ..woken(task(1, 100, nvcsw * 100_000, 0), 1_000_000)
         };
         for nvcsw in 0..=u64::from(NEWBORN) {
             assert_eq!(urgent(&mut policy, &sleeps(nvcsw)), None);
@@ -577,6 +619,17 @@ mod tests {
         let (own, softirqs, rcu) = (100_000, 2_000_000, 3_000_000);
         let order = urgent(&mut policy, &sleeps(u64::from(NEWBORN)));
         assert!(order.is_some_and(|order| order.budget_ns > own + softirqs + rcu));
+    }
+
+    /// Woken after so long a sleep.
+    fn woken(task: QueuedTask, asleep: u64) -> QueuedTask {
+        let enqueued_at = task.enqueued_at.max(asleep + 1);
+        QueuedTask {
+            flags: task.flags | 1,
+            stop_ts: enqueued_at - asleep,
+            enqueued_at,
+            ..task
+        }
     }
 
     /// A second of a task that has run for `runs` of each `period` (us), hears of itself every 4 ms, and competes with such that virtual
@@ -593,6 +646,7 @@ mod tests {
                 flags: u64::from(found_idle) * crate::abi::FOUND_IDLE,
                 ..task(1, weight, ms * 1000 / period * runs * 1000, 0)
             };
+            let record = woken(record, (period - runs) * 1000);
             policy.event(&record);
             ordered += u64::from(urgent(&mut policy, &record).is_some() && ms >= 200);
         }
@@ -601,8 +655,9 @@ mod tests {
 
     #[test]
     fn a_game_s_thread_keeps_its_order_on_a_full_machine() {
-        // 3 ms of each frame, beside so many hogs that its share is a tenth of a CPU.
+        // 3 ms of each frame, beside so many hogs that its share is a tenth of a CPU; or 12, where it is a sixth.
         assert_eq!(ordered_for(100, 3_000, 16_667, 10, false), 100);
+        assert_eq!(ordered_for(100, 12_000, 16_667, 16, false), 100);
     }
 
     #[test]
@@ -614,12 +669,12 @@ mod tests {
     fn who_sleeps_on_purpose_has_no_order_for_more_than_its_share() {
         let percent = ordered_for(100, 3_000, 3_100, 43, false);
         assert!(percent <= 5, "{percent} %");
-        // Its allowance is a two hundredth of one of weight 100.
-        let percent = ordered_for(1, 3_000, 3_100, 43, false);
-        assert!(percent <= 2, "{percent} %");
+        // Eight shares of a hundredth.
+        let percent = ordered_for(1, 3_000, 6_000, 43, false);
+        assert!(percent <= 20, "{percent} %");
     }
 
-    /// A task that runs for 6 ms each time that task 1 has woken it; that one runs for 1 ms, or for 20. Returns its order.
+    /// A task that runs for 6 ms each time that task 1 has woken it; that one runs for 1 ms, or for 40. Returns its order.
     fn order_of_the_called(caller_runs: u64) -> Option<Order> {
         let mut policy = policy();
         let (caller, called) = (task(1, 100, 0, 0), task(2, 100, 0, 0));
@@ -635,6 +690,8 @@ mod tests {
                 at(caller, caller_runs, 0),
                 at(called, 6_000_000, caller.pid),
             ] {
+                let record = woken(record, 10_000_000);
+                policy.now = record.enqueued_at;
                 policy.event(&record);
                 policy.order(&record);
             }
@@ -646,12 +703,13 @@ mod tests {
     fn urgency_goes_along_a_chain() {
         let order = order_of_the_called(1_000_000);
         assert_eq!(order.map(|order| order.latency_ns), Some(1_000_000));
-        assert_eq!(order_of_the_called(20_000_000), None);
+        let order = order_of_the_called(40_000_000);
+        assert_eq!(order.map(|order| order.latency_ns), Some(6_000_000));
     }
 
     #[test]
     fn on_idle_cpus_nobody_loses_an_order() {
-        assert!(ordered_for(100, 3_000, 3_100, 0, true) >= 99);
+        assert!(ordered_for(100, 3_000, 4_000, 0, true) >= 99);
     }
 
     #[test]

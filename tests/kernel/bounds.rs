@@ -331,3 +331,82 @@ fn a_crowd_that_thaws_has_no_more_of_the_machine_than_before_it_froze() {
         Bound::AtLeast(0.7),
     );
 }
+
+/// Of 2.5 s of a game, at 60 frames a second, of which each takes `work`, from its eleventh frame on: how many are late, %. A late one does
+/// not put the next off.
+fn late_frames(work: Duration) -> f64 {
+    let period = Duration::from_micros(16_667);
+    let (begin, mut late, mut frames) = (Instant::now(), 0, 0);
+    let mut due = begin + period;
+    while begin.elapsed() < Duration::from_millis(2500) {
+        let used = cpu_time();
+        while cpu_time() - used < work {}
+        frames += 1;
+        let is_late = Instant::now() > due;
+        late += u32::from(is_late && frames > 10);
+        while due < Instant::now() {
+            due += period;
+        }
+        sleep_until(due);
+        due += period;
+    }
+    f64::from(late) * 100.0 / f64::from(frames - 10)
+}
+
+/// A thread that needs most of a CPU for each frame has it, up to so many fair shares as the profile says, and no longer burst than two frames
+/// makes it batch work.
+#[test]
+fn a_heavy_game_keeps_its_frames_beside_any_number_of_hogs() {
+    let scheduler = Scheduler::start("scx_metronome", &[]);
+    for (work, hogs) in [(14, 6), (8, 24), (12, 24)] {
+        let game = || late_frames(Duration::from_millis(work));
+        let game = || thread::scope(|scope| scope.spawn(game).join().unwrap());
+        let late = with_threads(hogs, || {}, game);
+        // The default scheduler: all.
+        figure(
+            &format!("late frames of {work} ms beside {hogs} hogs"),
+            late,
+            "%",
+            Bound::AtMost(15.0),
+        );
+    }
+    scheduler.stop(libc::SIGINT).assert_clean();
+}
+
+/// Sleep buys no more than so many fair shares.
+#[test]
+fn light_tasks_that_sleep_on_purpose_take_little_from_others() {
+    let scheduler = Scheduler::start("scx_metronome", &[]);
+    let begin = Instant::now() + Duration::from_millis(500);
+    let end = begin + Duration::from_secs(2);
+    let sleeper = || {
+        assert_eq!(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) }, 0);
+        let mut used = Duration::ZERO;
+        while Instant::now() < end {
+            let before = cpu_time();
+            while cpu_time() - before < Duration::from_millis(3) {}
+            if Instant::now() > begin {
+                used += cpu_time() - before;
+            }
+            thread::sleep(Duration::from_micros(1000));
+        }
+        used
+    };
+    let used: Duration = thread::scope(|scope| {
+        let hogs = [(); 6].map(|()| scope.spawn(|| hog(0, begin, end)));
+        let sleepers: Vec<_> = (0..12).map(|_| scope.spawn(sleeper)).collect();
+        let used = sleepers.into_iter().map(|sleeper| sleeper.join().unwrap());
+        let used = used.sum();
+        hogs.map(|hog| hog.join().unwrap());
+        used
+    });
+    scheduler.stop(libc::SIGINT).assert_clean();
+    let percent = used.as_secs_f64() / 2.0 * 100.0;
+    // Beside six hogs of weight 100, twelve tasks of weight 1.5 are worth 11 % of a CPU. Four shares, where the profile allows eight.
+    figure(
+        "CPU time of the sleepers",
+        percent,
+        "%",
+        Bound::AtMost(45.0),
+    );
+}

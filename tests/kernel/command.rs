@@ -78,7 +78,7 @@ fn set_changes_the_slices_of_running_tasks_and_refuses_what_it_does_not_know() {
                 assert_eq!(status, Some(0), "{stderr}");
                 assert_eq!(
                     now,
-                    format!("slice-us={us} slice-us-min={us} wait=adaptive")
+                    format!("slice-us={us} slice-us-min={us} wait=adaptive boost=8")
                 );
                 // Slices given before are used up by then.
                 thread::sleep(Duration::from_secs(1));

@@ -1,8 +1,9 @@
 //! Tasks and CPUs that move while the scheduler decides about them.
 
+use super::fair::hog;
 use super::inject::{
-    Pauses, Random, Workers, change_classes, change_cpusets, move_threads, saturate, set_online,
-    write_online,
+    Pauses, Random, Workers, allow, change_classes, change_cpusets, move_threads, saturate,
+    set_class, set_online, write_online,
 };
 use super::*;
 
@@ -135,4 +136,67 @@ fn cpu_hotplug_restarts_a_scheduler_in_the_verbs_of_the_seed() {
     let ended = scheduler.stop(libc::SIGTERM);
     ended.assert_clean();
     assert_eq!(ended.lines_of_books().count(), 3, "{}", ended.stderr);
+}
+
+/// A real-time task on each CPU that runs for 50 µs each 2 ms, as sound and input have them.
+fn with_brief_real_time_tasks<T>(run: impl FnOnce() -> T) -> (T, u64) {
+    let (over, wakes) = (AtomicBool::new(false), AtomicU64::new(0));
+    thread::scope(|scope| {
+        let _stop = Stop(&over);
+        for cpu in 0..cpus() {
+            let (over, wakes) = (&over, &wakes);
+            scope.spawn(move || {
+                set_class(0, libc::SCHED_FIFO, 50);
+                allow(0, [cpu]);
+                while !over.load(Ordering::Relaxed) {
+                    thread::sleep(Duration::from_millis(2));
+                    let start = Instant::now();
+                    while start.elapsed() < Duration::from_micros(50) {}
+                    wakes.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        let result = run();
+        (result, wakes.load(Ordering::Relaxed))
+    })
+}
+
+/// What it interrupts is enqueued anew, and mostly goes on where it was.
+#[test]
+fn a_real_time_task_that_runs_briefly_moves_no_hog() {
+    let scheduler = Scheduler::start("scx_metronome", &[]);
+    let begin = Instant::now() + Duration::from_millis(500);
+    let end = begin + Duration::from_secs(2);
+    let moved = || {
+        hog(0, begin, end);
+        let text = read("/proc/thread-self/sched");
+        let line = text
+            .lines()
+            .find(|line| line.starts_with("se.nr_migrations"));
+        line.unwrap()
+            .rsplit(':')
+            .next()
+            .unwrap()
+            .trim()
+            .parse::<u64>()
+            .unwrap()
+    };
+    let (moves, wakes) = with_brief_real_time_tasks(|| {
+        thread::scope(|scope| {
+            let hogs: Vec<_> = (0..cpus()).map(|_| scope.spawn(moved)).collect();
+            hogs.into_iter().map(|hog| hog.join().unwrap()).sum::<u64>()
+        })
+    });
+    scheduler.stop(libc::SIGINT).assert_clean();
+    println!(
+        "{moves} migrations of {} hogs, {wakes} times a real-time task",
+        cpus()
+    );
+    // As many hogs as CPUs, of which one is the scheduler's now and then.
+    figure(
+        "migrations for each time",
+        moves as f64 / wakes as f64,
+        "",
+        Bound::AtMost(0.25),
+    );
 }

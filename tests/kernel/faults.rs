@@ -467,8 +467,11 @@ fn fifty_thousand_runnable_tasks_are_all_served_and_nobody_urgent_waits_for_them
     assert!(still_there, "{}", ended.stderr);
     ended.assert_clean();
     let lines: Vec<_> = ended.stdout.lines().map(numbers).collect();
-    let most = lines.iter().map(|line| line["in-turn"]).max().unwrap();
-    println!("{CROWD} woken, {most} in 0.1 s: {pause}");
+    // They come over some lines of statistics.
+    let neighbours = lines.windows(2);
+    let most = neighbours.map(|two| two[0]["in-turn"] + two[1]["in-turn"]);
+    let most = most.max().unwrap();
+    println!("{CROWD} woken, {most} in 0.2 s: {pause}");
     assert!(most > CROWD / 3, "a crowd: {most}");
     // Of strangers there are as many as of everybody: they wait for their turn.
     assert!(pause.heartbeat <= BUDGET + MARGIN, "{pause}");

@@ -403,7 +403,7 @@ static bool is_unrestricted(struct task_struct *p)
  * May @p run on @cpu?
  *
  * Like the larger functions below it is not static: the verifier then looks at it once, not in each place and state that calls it, and to
- * load such a pointer costs it a search of the kernel's types on older kernels. A scheduler starts in half the time.
+ * load such a pointer costs it a search of the kernel's types on older kernels.
  */
 __noinline int may_run_on(struct task_struct *p __arg_trusted, s32 cpu)
 {

@@ -362,7 +362,7 @@ fn a_heavy_game_keeps_its_frames_beside_any_number_of_hogs() {
         let game = || late_frames(Duration::from_millis(work));
         let game = || thread::scope(|scope| scope.spawn(game).join().unwrap());
         let late = with_threads(hogs, || {}, game);
-        // The default scheduler: all.
+        // Of 14 ms with 16.7 there is little room for a late wake-up.
         figure(
             &format!("late frames of {work} ms beside {hogs} hogs"),
             late,

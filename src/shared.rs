@@ -940,6 +940,22 @@ mod tests {
         }
     }
 
+    /// Published, it must not come back as refused, though the lists of CPUs to kick have no more room: the caller would send it twice.
+    #[test]
+    fn a_decision_is_published_once_though_no_kick_can_be_noted() {
+        let (_, mut shared) = KernelSide::new();
+        while shared.mailed.push(1).is_ok() {}
+        while shared.kicks.push(1).is_ok() {}
+        shared.dispatch(&to(1)).unwrap();
+        shared
+            .dispatch(&DispatchedTask {
+                flags: RL_PREEMPT,
+                ..to(1)
+            })
+            .unwrap();
+        assert_eq!((shared.backlog_of(1), shared.shared_backlog()), (2, 0));
+    }
+
     #[test]
     fn full_mailboxes_give_the_decision_back() {
         let (_, mut shared) = KernelSide::new();

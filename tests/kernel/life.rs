@@ -213,7 +213,7 @@ fn schedule_births(policy: &mut Recorder) -> Vec<Kind> {
     schedule(policy, Duration::from_secs(3));
     let words = policy.first_words("births", parent.0);
     println!("{} births", words.len());
-    assert!(words.len() > 10, "enough to go by: {words:?}");
+    assert!(words.len() > 5, "enough to go by: {words:?}");
     words
 }
 
@@ -976,7 +976,7 @@ fn decisions_that_come_again_later_change_nothing() {
         let again: Vec<_> = decisions.iter().flat_map(|one| [*one, *one]).collect();
         assert_eq!(scheduler.dispatch_batch(&again), again.len());
         old.extend(decisions);
-        while old.len() > 20 {
+        while old.len() > 100 {
             scheduler.dispatch_task(&old.pop_front().unwrap()).unwrap();
         }
         scheduler.notify_complete(0);

@@ -27,6 +27,9 @@
 /* Bytes of a ring: room for 8,192 records. */
 #define RING_BYTES (1 << 20)
 
+/* What a weight of 1 is worth where there are no groups. */
+#define SHARE 1024
+
 /* queued_task.kind: a task waits for a decision, or something has happened to it. */
 enum record_kind {
 	RECORD_QUEUED = 1,	/* it waits for a decision */
@@ -81,7 +84,8 @@ struct queued_task {
 	__u16 kind;		/* RECORD_* */
 	__u16 nr_cpus_allowed;	/* the number of possible CPUs for all that take tasks */
 	__u64 flags;		/* SCX_ENQ_*, SCX_WAKE_* shifted by WAKE_FLAGS_SHIFT, FOUND_IDLE */
-	__u64 weight;		/* 1..10000, nice 0 is 100 */
+	__u32 weight;		/* 1..10000, nice 0 is 100 */
+	__u32 share;		/* what it is worth beside those of other cgroups, times SHARE; 0: not known */
 	__u64 enqueued_at;	/* these four: ns, the clock of scx_bpf_now() */
 	__u64 start_ts;		/* when it last got a CPU */
 	__u64 stop_ts;		/* when it last left one */

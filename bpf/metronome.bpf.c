@@ -14,13 +14,14 @@
  * A task for which user space has left a standing order is spared all this: the order is carried out (orders.h).
  *
  * Here are the ops, in the order of a task's life. What they do with it: state.h (what is kept), records.h (user space is told),
- * orders.h (standing orders), turns.h (tasks that take turns by order), decisions.h (what user space has decided), latecomers.h (tasks
+ * orders.h (standing orders), groups.h (control groups), turns.h (tasks that take turns by order), decisions.h (what user space has decided), latecomers.h (tasks
  * that have waited too long),
  * takeover.h (while user space is late), latency.h (how long each hop takes).
  */
 #include "state.h"
 #include "records.h"
 #include "orders.h"
+#include "groups.h"
 #include "turns.h"
 #include "decisions.h"
 #include "takeover.h"
@@ -72,6 +73,8 @@ s32 BPF_PROG(metronome_init_task, struct task_struct *p, struct scx_init_task_ar
 
 	tctx->id = bpf_map_pop_elem(&free_ids, &id) ? NO_TASK : id;
 	be_born(tctx);
+	if (bpf_core_field_exists(args->cgroup))
+		tctx->group = place_of(args->cgroup);
 	if (args->fork)
 		inherit_order(tctx);
 	if (p->flags & PF_KTHREAD) {
@@ -109,7 +112,9 @@ void BPF_PROG(metronome_set_weight, struct task_struct *p, u32 weight)
 	struct task_ctx *tctx = task_ctx(p);
 
 	if (tctx && tctx->counted_weight)
-		count_weight(p, tctx);
+		count_weight(tctx, weight);
+	if (tctx)
+		tctx->share = 0;
 	tell(p, RECORD_WEIGHT, 0);
 }
 
@@ -151,7 +156,7 @@ void BPF_PROG(metronome_runnable, struct task_struct *p, u64 enq_flags)
 	if (is_agent(p))
 		agent_runnable = true;
 	else if (tctx)
-		count_weight(p, tctx);
+		count_weight(tctx, p->scx.weight);
 	if (!tctx || !(enq_flags & SCX_ENQ_WAKEUP))
 		return;
 	tctx->exec_runtime = 0;
@@ -563,6 +568,45 @@ __noinline int goes_on(struct task_struct *prev __arg_trusted, s32 cpu)
 	return true;
 }
 
+/*
+ * Must @p, which runs on @cpu without an order, give way to another of its kind? To the kernel side's own at once, to one that user
+ * space cannot be asked about after a turn as long as that one's, and to an earlier deadline. @p's own moves on while it runs.
+ */
+static bool is_overtaken(struct task_struct *p, struct task_ctx *tctx, s32 cpu)
+{
+	u64 ran = elapsed_since(tctx->start_ts), deadline = p->scx.dsq_vtime + scaled_time(p, tctx, ran);
+	u64 first = 0;
+
+	if (first_vtime(KERNEL_SIDE_DSQ, cpu, &first) ||
+	    (ran >= undecided_slice_ns() &&
+	     (first_vtime(FALLBACK_DSQ, cpu, &first) || (is_alone() && first_vtime(PENDING_DSQ, cpu, &first))))) {
+		note_seldom();
+		return true;
+	}
+	if (!tctx->has_deadline)
+		return false;
+	return (first_vtime(cpu, cpu, &first) && time_before(first, deadline)) ||
+	       (first_vtime(SHARED_DSQ, cpu, &first) && time_before(first, deadline)) ||
+	       (first_mail_of(cpu, &first) && time_before(first, deadline)) ||
+	       (first_shared_mail(&first) && time_before(first, deadline));
+}
+
+/*
+ * @prev takes turns, and its slice is over: it goes on if it is due before all that wait. It is not among them yet, so one that has had less
+ * than its share would otherwise wait for a turn of another after each of its own.
+ */
+__noinline int keeps_turn(struct task_struct *prev __arg_trusted, s32 cpu)
+{
+	struct task_ctx *tctx = task_ctx(prev);
+	u64 mail = 0;
+
+	if (!(prev->scx.flags & SCX_TASK_QUEUED) || !tctx || !tctx->in_turn || scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL_ON | cpu) > 0 ||
+	    first_mail_of(cpu, &mail) || first_shared_mail(&mail) || is_overtaken(prev, tctx, cpu))
+		return false;
+	set_slice(prev, turn_slice_ns(cpu));
+	return true;
+}
+
 /* @cpu needs a task. */
 SEC("struct_ops/dispatch")
 void BPF_PROG(metronome_dispatch, s32 cpu, struct task_struct *prev)
@@ -595,6 +639,8 @@ void BPF_PROG(metronome_dispatch, s32 cpu, struct task_struct *prev)
 		pass_on_shared();
 		return;
 	}
+	if (!starves && prev && turn % PATIENCE_TURNS && keeps_turn(prev, cpu))
+		return;
 	displaces = drain_mailbox(cpu, cpu);
 	drain_shared_mailbox();
 	if (*(volatile u32 *)&stranded)
@@ -733,29 +779,6 @@ void BPF_PROG(metronome_running, struct task_struct *p)
 	}
 }
 
-/*
- * Must @p, which runs on @cpu without an order, give way to another of its kind? To the kernel side's own at once, to one that user
- * space cannot be asked about after a turn as long as that one's, and to an earlier deadline. @p's own moves on while it runs.
- */
-static bool is_overtaken(struct task_struct *p, struct task_ctx *tctx, s32 cpu)
-{
-	u64 ran = elapsed_since(tctx->start_ts), deadline = p->scx.dsq_vtime + virtual_time(p, ran);
-	u64 first = 0;
-
-	if (first_vtime(KERNEL_SIDE_DSQ, cpu, &first) ||
-	    (ran >= undecided_slice_ns() &&
-	     (first_vtime(FALLBACK_DSQ, cpu, &first) || (is_alone() && first_vtime(PENDING_DSQ, cpu, &first))))) {
-		note_seldom();
-		return true;
-	}
-	if (!tctx->has_deadline)
-		return false;
-	return (first_vtime(cpu, cpu, &first) && time_before(first, deadline)) ||
-	       (first_vtime(SHARED_DSQ, cpu, &first) && time_before(first, deadline)) ||
-	       (first_mail_of(cpu, &first) && time_before(first, deadline)) ||
-	       (first_shared_mail(&first) && time_before(first, deadline));
-}
-
 /* Must @p, which runs on @cpu, make room for a task with an order, or one that was handed its CPU? */
 static bool is_in_the_way(struct task_ctx *tctx, s32 cpu)
 {
@@ -828,12 +851,12 @@ void BPF_PROG(metronome_stopping, struct task_struct *p, bool runnable)
 	if (tctx->in_order)
 		advance_vtime_now(p->scx.dsq_vtime + ran);
 	/* It may go on without an enqueue: a light task's own virtual time, which is far ahead then, is not that of the others. */
-	if (p->scx.weight < 100)
+	if (scaled_time(p, tctx, ran) > ran)
 		tctx->in_order = false;
 	tctx->is_decided = false;
 	charge_vruntime(p, tctx, scx_bpf_task_cpu(p));
 	/* Whoever has run goes behind those who have not, should user space not say otherwise in time. */
-	set_vtime(p, p->scx.dsq_vtime + virtual_time(p, ran));
+	set_vtime(p, p->scx.dsq_vtime + scaled_time(p, tctx, ran));
 }
 
 /* stopping() also comes when something about a running task is changed; this tells whether it goes to sleep. */
@@ -847,7 +870,7 @@ void BPF_PROG(metronome_quiescent, struct task_struct *p, u64 deq_flags)
 		agent_runnable = false;
 	if (!tctx || is_agent(p))
 		return;
-	uncount_weight(tctx);
+	count_weight(tctx, 0);
 	if (!(deq_flags & SCX_DEQ_SLEEP)) {
 		/* It may go on in another class, on the same CPU. If not, running() comes. */
 		if (state && state->running.pid == p->pid)
@@ -1052,6 +1075,10 @@ struct sched_ext_ops metronome = {
 	.init_task = (void *)metronome_init_task,
 	.exit_task = (void *)metronome_exit_task,
 	.enable = (void *)metronome_enable,
+	.cgroup_init = (void *)metronome_cgroup_init,
+	.cgroup_exit = (void *)metronome_cgroup_exit,
+	.cgroup_move = (void *)metronome_cgroup_move,
+	.cgroup_set_weight = (void *)metronome_cgroup_set_weight,
 	.dump = (void *)metronome_dump,
 	.dump_cpu = (void *)metronome_dump_cpu,
 	.init = (void *)metronome_init,

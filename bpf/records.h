@@ -23,6 +23,7 @@ static void fill_record(struct queued_task *rec, struct task_struct *p, struct t
 	rec->nr_cpus_allowed = is_unrestricted(p) ? everywhere : p->nr_cpus_allowed;
 	/* Tasks that never entered the class have none, and are told of when they exit. */
 	rec->weight = p->scx.weight ?: 100;
+	rec->share = tctx->share;
 	rec->flags = enq_flags | tctx->wake_flags << WAKE_FLAGS_SHIFT;
 	rec->enqueued_at = tctx->enqueued_at;
 	rec->start_ts = tctx->start_ts;

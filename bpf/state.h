@@ -14,6 +14,7 @@ const volatile u32 nr_rings = 1;	/* a power of two */
 const volatile s32 agent_cpu;		/* where the scheduler thread lives */
 const volatile u64 budget_ns = 10000000;	/* how late user space may be */
 const volatile bool builtin_idle = true;
+const volatile bool is_flat;		/* tasks have what their weight is worth, whatever their cgroup */
 const volatile u32 exit_dump_len = 32768;
 
 /* Options, too: what tasks are allowed before the kernel side acts by itself. src/limits.rs has the defaults, and the reasons. */
@@ -204,9 +205,12 @@ struct task_ctx {
 	u64 born_with;		/* the order it has until user space has spoken about it */
 	u64 born_under;		/* of control.policies; EVERY_POLICY: the order holds whoever decides */
 	u64 deadline;		/* while is_ordered: when it should have run, ns on the clock of scx_bpf_now() */
-	u32 counted_weight;	/* what it adds to runnable_weight; 0 while it sleeps */
+	u32 counted_weight;	/* what it adds to the runnable weight of its group; 0 while it sleeps */
+	u32 group;		/* where its cgroup is in `groups` */
+	u64 share;		/* what its weight is worth beside other groups' (groups.h); 0: that is to be looked up */
+	u64 share_at;		/* when it was */
 	u64 charged_at;		/* up to when its CPU time is in vruntime */
-	u64 vruntime;		/* CPU time it had, scaled by weight, where virtual time began when it entered the class (turns.h) */
+	u64 vruntime;		/* CPU time it had, scaled by its share, where virtual time began when it entered the class (turns.h) */
 	u64 vtime;		/* while has_vtime: what p->scx.dsq_vtime was before the deadline took its place on URGENT_DSQ */
 	u64 told_at;
 	bool is_ordered;	/* it waits or runs by a standing order */

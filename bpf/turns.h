@@ -2,7 +2,8 @@
 /*
  * Tasks that take turns by weight, decided ahead: an order that says so holds past its budget, too, and user space is not asked.
  *
- * Each task has a virtual runtime: the CPU time it had, scaled by 100 / weight. Its deadline is that, plus the CPU time since it last
+ * Each task has a virtual runtime: the CPU time it had, scaled by 100 / share, where its share is its weight, or what that is worth beside
+ * those of other control groups (groups.h). Its deadline is that, plus the CPU time since it last
  * slept, scaled likewise, at most a lag of it: of two with the same share, the one that runs in short bursts is served before the one that
  * would keep the CPU. A lag is a quarter of the default slice.
  *
@@ -17,6 +18,7 @@
 #ifndef METRONOME_TURNS_H
 #define METRONOME_TURNS_H
 
+#include "groups.h"
 #include "latecomers.h"
 #include "orders.h"
 
@@ -36,24 +38,6 @@ static __always_inline u64 virtual_now(void)
 	struct machine_state *machine = machine_state();
 
 	return machine ? *(volatile u64 *)&machine->virtual_now : 0;
-}
-
-/* The weights of all runnable tasks but the scheduler thread. */
-static u64 runnable_weight;
-
-/* @p becomes runnable, or its weight has changed. */
-static void count_weight(struct task_struct *p, struct task_ctx *tctx)
-{
-	u32 weight = p->scx.weight;
-
-	__sync_fetch_and_add(&runnable_weight, (u64)weight - tctx->counted_weight);
-	tctx->counted_weight = weight;
-}
-
-static void uncount_weight(struct task_ctx *tctx)
-{
-	__sync_fetch_and_add(&runnable_weight, -(u64)tctx->counted_weight);
-	tctx->counted_weight = 0;
 }
 
 /* A task has had so much CPU time: what each runnable task should have of it. */
@@ -114,7 +98,7 @@ static void charge_vruntime(struct task_struct *p, struct task_ctx *tctx, s32 cp
 	u64 now = scx_bpf_now(), ran = time_before(now, tctx->charged_at) ? 0 : now - tctx->charged_at;
 
 	tctx->charged_at = now;
-	tctx->vruntime += virtual_time(p, ran);
+	tctx->vruntime += shared_time(p, tctx, ran);
 	advance_virtual_now(ran);
 	if (tctx->is_ordered ||
 	    (ran >= FLOOR_NS / 8 && scx_bpf_dsq_nr_queued(SHARED_DSQ) <= 0 && scx_bpf_dsq_nr_queued(cpu) <= 0))
@@ -139,7 +123,7 @@ static void kick_for_bound(s32 cpu)
 /* From now until it has run, @p goes by its virtual runtime. Returns its deadline. */
 static u64 begin_turn(struct task_struct *p, struct task_ctx *tctx, u64 enq_flags)
 {
-	u64 lag = lag_ns(), scaled = virtual_time(p, lag);
+	u64 lag = lag_ns(), scaled = shared_time(p, tctx, lag);
 	u64 burst = tctx->exec_runtime < lag ? tctx->exec_runtime : lag, deadline, latest;
 
 	keep_virtual_time_going();
@@ -151,7 +135,7 @@ static u64 begin_turn(struct task_struct *p, struct task_ctx *tctx, u64 enq_flag
 		limit_vruntime(tctx, lag, LEAD_LAGS);
 	else
 		limit_vruntime(tctx, scaled < LAGS_BEHIND * lag ? LAGS_BEHIND * lag : scaled, LEAD_LAGS);
-	deadline = tctx->vruntime + virtual_time(p, burst);
+	deadline = tctx->vruntime + shared_time(p, tctx, burst);
 	latest = virtual_now() + LEAD_LAGS * lag;
 	return time_before(latest, deadline) ? latest : deadline;
 }

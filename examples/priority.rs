@@ -25,7 +25,7 @@ use scx_metronome::policy::{Due, Machine, Place, Policy, RunningKind};
 use scx_metronome::task::QueuedTask;
 
 /// Nice 0.
-const NORMAL: u64 = 100;
+const NORMAL: u32 = 100;
 
 /// Deadlines of the lower class begin here; those of both are numbers of arrival.
 const LOWER: u64 = 1 << 40;

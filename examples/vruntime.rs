@@ -1,10 +1,10 @@
-//! Weighted fair shares: who has had the least CPU time for its weight runs next.
+//! Weighted fair shares: who has had the least CPU time for its share runs next.
 
 use std::mem::MaybeUninit;
 
 use anyhow::Result;
 use scx_metronome::BpfScheduler;
-use scx_metronome::abi::MAX_TASKS;
+use scx_metronome::abi::{MAX_TASKS, SHARE};
 use scx_metronome::policy::Policy;
 use scx_metronome::task::QueuedTask;
 
@@ -39,7 +39,7 @@ impl Policy for Vruntime {
             };
         }
         account.vruntime +=
-            task.sum_exec_runtime.saturating_sub(account.charged) * 100 / task.weight;
+            task.sum_exec_runtime.saturating_sub(account.charged) * 100 * SHARE / task.share();
         account.charged = task.sum_exec_runtime;
         account.vruntime = account.vruntime.max(self.now.saturating_sub(LAG));
         account.vruntime

@@ -16,6 +16,8 @@ pub const MAX_CPUS: usize = if cfg!(loom) { 2 } else { 1024 };
 pub const MAX_TASKS: usize = 65_536;
 /// Decisions that fit into the mailbox of one CPU.
 pub const MAILBOX_SLOTS: usize = if cfg!(loom) { 2 } else { 256 };
+/// What a weight of 1 is worth where there are no control groups: the unit of [`QueuedTask::share`](crate::task::QueuedTask::share).
+pub const SHARE: u64 = 1024;
 /// Decisions that fit into the mailbox that all CPUs share.
 pub const SHARED_MAILBOX_SLOTS: usize = if cfg!(loom) { 2 } else { 16_384 };
 /// Rings at most. All records of one task are in one ring, so they are in order.

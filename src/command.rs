@@ -15,6 +15,7 @@ use cli::{Action, Options};
 mod cli;
 mod doctor;
 mod generate;
+mod limited;
 mod monitor;
 mod output;
 mod parameters;

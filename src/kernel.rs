@@ -58,6 +58,7 @@ pub struct Builder {
     partial: bool,
     debug: bool,
     builtin_idle: bool,
+    flat: bool,
     slice: Duration,
     slice_min: Duration,
     timeout: Duration,
@@ -78,6 +79,7 @@ impl Default for Builder {
             partial: false,
             debug: false,
             builtin_idle: true,
+            flat: false,
             slice: Duration::from_millis(20),
             slice_min: Duration::from_millis(1),
             timeout: Duration::from_secs(5),
@@ -132,6 +134,13 @@ impl Builder {
     /// Whether the kernel side sends a waking task to an idle CPU at once; otherwise user space is asked about every one.
     pub fn builtin_idle(mut self, builtin_idle: bool) -> Self {
         self.builtin_idle = builtin_idle;
+        self
+    }
+
+    /// Whether control groups do not count: a task then has what its weight is worth, whatever the `cpu.weight` of its group. See
+    /// [`QueuedTask::share`](crate::task::QueuedTask::share).
+    pub fn flat(mut self, flat: bool) -> Self {
+        self.flat = flat;
         self
     }
 
@@ -325,6 +334,7 @@ impl Builder {
         rodata.agent_cpu = agent_cpu as i32;
         rodata.budget_ns = self.budget.as_nanos() as u64;
         rodata.builtin_idle = self.builtin_idle;
+        rodata.is_flat = self.flat;
         self.limits.write(&mut rodata.limits);
         rodata.exit_dump_len = dump_len;
         let data = open.maps.data_data.as_deref_mut();

@@ -140,7 +140,7 @@
 //! | `QueuedTask` there | Here | What differs |
 //! |---|---|---|
 //! | `pid`, `cpu`, `start_ts`, `stop_ts`, `exec_runtime`, `sum_exec_runtime`, `nvcsw` | the same | each was checked if it has a range |
-//! | `weight: u64` | [`weight`](QueuedTask::weight) | still `u64`, 1 to 10,000 |
+//! | `weight: u64` | [`weight`](QueuedTask::weight) | `u32`, 1 to 10,000; [`share`](QueuedTask::share) is what it is worth beside other control groups |
 //! | `slice: u64` | [`slice`](QueuedTask::slice) | `u32`: 4.29 s stand for all that is longer |
 //! | `nr_cpus_allowed: u64` | [`nr_cpus_allowed`](QueuedTask::nr_cpus_allowed) | `u16`; all possible CPUs also if only the scheduler's is missing |
 //! | `flags` | [`flags`](QueuedTask::flags) | `SCX_WAKE_*` come along, in bits 48 to 55 ([`wake_flags`](QueuedTask::wake_flags)) |

@@ -724,7 +724,7 @@ impl Kernel {
             pid: task.pid,
             tgid: task.pid,
             flags,
-            weight: task.weight,
+            weight: task.weight as u32,
             enqueued_at: task.enqueued_at,
             exec_runtime: task.exec_runtime,
             sum_exec_runtime: task.sum_exec_runtime,

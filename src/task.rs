@@ -14,7 +14,7 @@
 //! Six comparisons for each record. A task that is kept costs 120 bytes, so the loop keeps 20 of them.
 
 use crate::abi::{
-    BIRTH_SHIFT, DECISION_ANY_CPU, DECISION_PREEMPT, FOUND_IDLE, MAX_TASKS, WAKE_FLAGS_SHIFT,
+    BIRTH_SHIFT, DECISION_ANY_CPU, DECISION_PREEMPT, FOUND_IDLE, MAX_TASKS, SHARE, WAKE_FLAGS_SHIFT,
 };
 
 /// For [`DispatchedTask::flags`]: the task runs on the first CPU that becomes available. One that may run on a single CPU runs there.
@@ -108,7 +108,8 @@ pub struct QueuedTask {
     /// [`found_idle`](Self::found_idle).
     pub flags: u64,
     /// 1 to 10,000; nice 0 is 100.
-    pub weight: u64,
+    pub weight: u32,
+    pub(crate) share: u32,
     /// When it was enqueued.
     pub enqueued_at: u64,
     /// When it last got a CPU; 0 if never.
@@ -199,6 +200,16 @@ impl QueuedTask {
         self.generation >> BIRTH_SHIFT
     }
 
+    /// What its weight is worth beside those of other control groups, as of the last ms or so, in 1/1,024: what its weight would have to be,
+    /// times 1,024, if there were no groups. At least 1. Weights in a group are worth what the group's `cpu.weight` is, shared out among those
+    /// that are runnable there, and so on upwards.
+    pub fn share(&self) -> u64 {
+        match self.share {
+            0 => u64::from(self.weight) * SHARE,
+            share => share.into(),
+        }
+    }
+
     /// `SCX_WAKE_*` of the wake-up; 0 if it was not woken.
     pub fn wake_flags(&self) -> u64 {
         self.flags >> WAKE_FLAGS_SHIFT & 0xff
@@ -239,6 +250,7 @@ impl QueuedTask {
             nr_cpus_allowed,
             flags: 0,
             weight: 100,
+            share: 0,
             enqueued_at: 0,
             start_ts: 0,
             stop_ts: 0,

@@ -92,7 +92,7 @@ enum Step {
     /// A producer gets room for this many bytes.
     Reserve(u32),
     /// The n-th of those that are still filling submits a task of this weight.
-    Submit(usize, u64),
+    Submit(usize, u32),
     /// The n-th of those gives up.
     Discard(usize),
     /// The reader takes so many.
@@ -102,7 +102,7 @@ enum Step {
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let length = prop_oneof![12 => Just(120_u32), 1 => 0..300_u32];
-    let weight = prop_oneof![12 => 1..=10_000_u64, 1 => Just(0), 1 => Just(10_001)];
+    let weight = prop_oneof![12 => 1..=10_000_u32, 1 => Just(0), 1 => Just(10_001)];
     let limit = prop_oneof![0..4_usize, Just(usize::MAX)];
     let step = prop_oneof![
         6 => length.prop_map(Step::Reserve),
@@ -193,7 +193,7 @@ impl Model<'_> {
         self.records.iter_mut().filter(filling).nth(nth)
     }
 
-    fn submit(&mut self, nth: usize, weight: u64) {
+    fn submit(&mut self, nth: usize, weight: u32) {
         let kernel = self.kernel;
         let Some(record) = self.filling(nth) else {
             return;

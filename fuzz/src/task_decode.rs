@@ -33,7 +33,7 @@ pub fn run(input: &[u8]) {
 /// Whether `bpf/abi.h` allows these values.
 pub fn is_legal(bytes: &[u8; BYTES], nr_cpus: u32) -> bool {
     let cpu = field::<4>(bytes, 16);
-    let weight = field::<8>(bytes, 32);
+    let weight = field::<4>(bytes, 32);
     field::<4>(bytes, 0) < 65_536
         && cpu < 1 << 31
         && cpu < u64::from(nr_cpus)
@@ -51,9 +51,15 @@ fn says_what_the_bytes_say(task: &QueuedTask, bytes: &[u8; BYTES]) {
     assert_eq!(u64::from(task.tgid as u32), field::<4>(bytes, 12));
     assert_eq!(u64::from(task.cpu as u32), field::<4>(bytes, 16));
     assert_eq!(u64::from(task.nr_cpus_allowed), field::<2>(bytes, 22));
+    assert_eq!(u64::from(task.weight), field::<4>(bytes, 32));
+    let share = match field::<4>(bytes, 36) {
+        0 => 1024 * u64::from(task.weight),
+        share => share,
+    };
+    assert_eq!(task.share(), share);
     let words = [
         task.flags,
-        task.weight,
+        field::<8>(bytes, 32),
         task.enqueued_at,
         task.start_ts,
         task.stop_ts,

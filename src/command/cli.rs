@@ -65,6 +65,10 @@ pub(crate) struct Options {
     #[arg(long, value_name = "TASKS", default_value_t)]
     pub(crate) orders: Ordered,
 
+    /// Share the machine among tasks by their nice levels alone, whatever the cpu.weight of their control groups
+    #[arg(long)]
+    flat: bool,
+
     /// Rings that carry tasks to user space: 1, 2, 4, 8 or 16 [default: one for each 16 CPUs]
     #[arg(long, value_name = "RINGS")]
     rings: Option<u32>,
@@ -190,6 +194,7 @@ impl Options {
             .partial(self.partial)
             .debug(self.verbose)
             .builtin_idle(!self.no_builtin_idle)
+            .flat(self.flat)
             .exit_dump_len(self.exit_dump_len)
             .kernel_log_level(self.libbpf.kernel_log_level)
             .timeout(Duration::from_millis(self.timeout_ms))

@@ -11,6 +11,7 @@ use scx_metronome::preflight::{self, Obstacle};
 use scx_metronome::topology::{Reach, Topology};
 use serde::Serialize;
 
+use super::limited::limited_groups;
 use super::output;
 
 #[cfg(test)]
@@ -80,7 +81,7 @@ struct Row {
 
 type Check = fn(&Machine) -> Finding;
 
-const CHECKS: [(&str, Check); 14] = [
+const CHECKS: [(&str, Check); 15] = [
     ("kernel", kernel),
     ("kernel config", kernel_config),
     ("BTF", btf),
@@ -95,6 +96,7 @@ const CHECKS: [(&str, Check); 14] = [
     ("huge pages", huge_pages),
     ("governor", governor),
     ("pid namespace", pid_namespace),
+    ("CPU limits", cpu_limits),
 ];
 
 /// Prints the table; the status is 1 if something is fatal.
@@ -338,6 +340,17 @@ fn compaction(machine: &Machine) -> Finding {
         Some(_) => Finding::advice(
             "goes on in the background, with pauses for whoever uses the pages",
             "sysctl vm.compaction_proactiveness=0",
+        ),
+    }
+}
+
+fn cpu_limits(machine: &Machine) -> Finding {
+    let groups = limited_groups(&machine.root);
+    match &groups[..] {
+        [] => Finding::ok("no control group has one"),
+        [first, others @ ..] => Finding::advice(
+            format!("cpu.max of {first} and {} others is not kept", others.len()),
+            "limit by cpu.weight, which is",
         ),
     }
 }

@@ -1,6 +1,7 @@
 //! The scheduler itself.
 
 use std::mem::MaybeUninit;
+use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use scx_metronome::policy::deadline::Deadline;
 use scx_metronome::{BpfScheduler, Tuning, UserExitInfo};
 
 use super::cli::Options;
+use super::limited::limited_groups;
 use super::parameters::{News, Parameters, Shared};
 use super::serve::Helper;
 use super::{power, privileges, seccomp, serve};
@@ -93,6 +95,9 @@ fn set(policy: &mut Deadline, parameters: &Parameters) {
 fn greet(scheduler: &BpfScheduler<'_>, parameters: &Parameters) {
     if let Some(warning) = &scheduler.topology().warning {
         log::warn!("{warning}");
+    }
+    if let Some(group) = limited_groups(Path::new("/")).first() {
+        log::warn!("cpu.max is not kept, of {group} for one: `scx_metronome doctor` has the rest");
     }
     log::info!(
         "scx_metronome {}: scheduling, its own thread on {}",

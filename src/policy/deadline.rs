@@ -1,6 +1,7 @@
 //! Weighted virtual runtime with deadlines: fair shares by weight, and quick answers for tasks that run briefly.
 //!
-//! Each task has a virtual runtime: the CPU time it used, scaled by 100 / weight. Virtual time follows the largest that is
+//! Each task has a virtual runtime: the CPU time it used, scaled by 100 / share: its weight, or what that is
+//! worth beside those of other control groups ([`QueuedTask::share`]). Virtual time follows the largest that is
 //! handed out, by a lag at a time, so that a light task, which may be far ahead, does not take it along. A task that slept comes
 //! back at most a lag behind it, so that sleep cannot be saved up. Its deadline is its virtual runtime plus the CPU time it used since it last slept, at most a lag of it, scaled likewise: of two tasks with the
 //! same share, the one that runs in short bursts is served before the one that would keep the CPU. One that has not slept
@@ -32,7 +33,7 @@
 use core::fmt;
 use core::str::FromStr;
 
-use crate::abi::{BIRTHS, LEAD_LAGS, MAX_TASKS, SLOWEST};
+use crate::abi::{BIRTHS, LEAD_LAGS, MAX_TASKS, SHARE, SLOWEST};
 use crate::orders::Order;
 use crate::policy::{Machine, Policy};
 use crate::task::{Kind, QueuedTask};
@@ -260,7 +261,7 @@ impl Account {
         } else {
             used
         };
-        let used = scale(opposed, task.weight);
+        let used = by_share(opposed, task);
         self.vruntime = self.vruntime.wrapping_add(used);
 
         // Virtual time is what a task of its weight that always waits gets meanwhile.
@@ -332,23 +333,24 @@ impl Account {
     }
 
     /// How soon after its wake-up it should run, in ns.
-    fn latency(&self, weight: u64) -> u64 {
+    fn latency(&self, weight: u32) -> u64 {
         let burst = match self.is_called() {
             true => self.burst.min(self.caller),
             false => self.burst,
         };
-        scale(burst.into(), weight).clamp(*LATENCY.start(), *LATENCY.end())
+        let scaled = u64::from(burst) * 100 / u64::from(weight.max(1));
+        scaled.clamp(*LATENCY.start(), *LATENCY.end())
     }
 
     /// Whether it keeps within its allowance, or else within its fair share: then it is not far ahead of virtual time.
-    fn may_be_ordered(&self, now: u64, weight: u64) -> bool {
+    fn may_be_ordered(&self, now: u64, task: &QueuedTask) -> bool {
         let spare = if self.is_ordered {
             OVERDRAWN
         } else {
             OVERDRAWN / 2
         };
         // The last burst has just been charged.
-        let limit = spare + scale(self.burst.into(), weight);
+        let limit = spare + by_share(self.burst.into(), task);
         u64::from(self.spent) <= limit || !before(now.wrapping_add(spare), self.vruntime)
     }
 }
@@ -357,9 +359,9 @@ fn at_most_u32(ns: u64) -> u32 {
     ns.min(u32::MAX.into()) as u32
 }
 
-/// CPU time as virtual time.
-fn scale(runtime: u64, weight: u64) -> u64 {
-    runtime.saturating_mul(100) / weight.max(1)
+/// CPU time as virtual time: scaled by the task's share.
+fn by_share(runtime: u64, task: &QueuedTask) -> u64 {
+    runtime.saturating_mul(100 * SHARE) / task.share()
 }
 
 impl<const TASKS: usize> Deadline<TASKS> {
@@ -391,7 +393,7 @@ impl<const TASKS: usize> Deadline<TASKS> {
         // Whoever sleeps saves nothing up. Who waits all the time falls behind by as much as its bursts put its deadline off.
         let may_be_behind = match account.note_sleep(task, waker) {
             true => lag,
-            false => lag.max(scale(lag, task.weight)),
+            false => lag.max(by_share(lag, task)),
         };
         let earliest = self.now.wrapping_sub(may_be_behind);
         let latest = self.now.wrapping_add(LEAD_LAGS * lag);
@@ -414,7 +416,7 @@ impl<const TASKS: usize> Policy for Deadline<TASKS> {
 
     fn deadline(&mut self, task: &QueuedTask) -> u64 {
         let lag = self.lag();
-        let burst = scale(task.exec_runtime.min(lag), task.weight);
+        let burst = by_share(task.exec_runtime.min(lag), task);
         let vruntime = self.account(task).map(|account| account.vruntime);
         let deadline = vruntime.unwrap_or(self.now).wrapping_add(burst);
         let latest = self.now.wrapping_add(LEAD_LAGS * lag);
@@ -445,7 +447,7 @@ impl<const TASKS: usize> Policy for Deadline<TASKS> {
         let account = self.accounts.get_mut(task.id as usize)?;
         let in_turn = self.ordered == Ordered::All;
         account.is_ordered = account.is_urgent()
-            && account.may_be_ordered(now, task.weight)
+            && account.may_be_ordered(now, task)
             && self.ordered != Ordered::None;
         if !account.is_ordered {
             return in_turn.then_some(Order::IN_TURN);
@@ -484,7 +486,7 @@ mod tests {
         Deadline::new(20_000_000, 1_000_000)
     }
 
-    fn task(id: u32, weight: u64, sum_exec_runtime: u64, exec_runtime: u64) -> QueuedTask {
+    fn task(id: u32, weight: u32, sum_exec_runtime: u64, exec_runtime: u64) -> QueuedTask {
         QueuedTask {
             weight,
             sum_exec_runtime,
@@ -634,7 +636,7 @@ mod tests {
 
     /// A second of a task that has run for `runs` of each `period` (us), hears of itself every 4 ms, and competes with such that virtual
     /// time moves by `pace` % of real time. Returns for how much of it the task had an order, in %.
-    fn ordered_for(weight: u64, runs: u64, period: u64, pace: u64, found_idle: bool) -> u64 {
+    fn ordered_for(weight: u32, runs: u64, period: u64, pace: u64, found_idle: bool) -> u64 {
         let mut policy = policy();
         let mut ordered = 0;
         for ms in (0..1_200).step_by(4) {

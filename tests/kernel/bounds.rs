@@ -117,17 +117,16 @@ fn beat_beside(load: usize) -> [u64; 3] {
     )
 }
 
-/// Medians of three rounds in turn.
+/// Medians of three rounds.
 #[test]
 fn a_thread_with_a_short_period_is_sooner_than_under_the_default_scheduler() {
+    let all = || [0, 1, 2].map(|load| [(); 3].map(|()| beat_beside(load)));
+    let default = all();
+    let scheduler = Scheduler::start("scx_metronome", &[]);
+    let ours = all();
+    scheduler.stop(libc::SIGINT).assert_clean();
     for (load, name) in LOADS.iter().enumerate() {
-        let rounds = [(); 3].map(|()| {
-            let default = beat_beside(load);
-            let scheduler = Scheduler::start("scx_metronome", &[]);
-            let ours = beat_beside(load);
-            scheduler.stop(libc::SIGINT).assert_clean();
-            [default, ours]
-        });
+        let rounds = [0, 1, 2].map(|round| [default[load][round], ours[load][round]]);
         let median = |of: usize, figure: usize| {
             let mut values = rounds.map(|round| round[of][figure]);
             values.sort_unstable();
@@ -162,10 +161,7 @@ fn hogs_go_on_while_many_processes_exit() {
     let scheduler = Scheduler::start("scx_metronome", &[]);
     let group = Cgroup::new("exit", &[]);
     let fill = "stress-ng -q --vm 24 --vm-bytes 1200m --vm-keep --vm-populate --vm-hang 0 -t 3600s";
-    let mut victims = Load::start(&[]);
-    let mut command = Command::new("sh");
-    command.args(["-c", &group.shell(fill)]);
-    victims.0.push((fill.to_owned(), command.spawn().unwrap()));
+    let _victims = group.start(fill);
     thread::sleep(Duration::from_secs(2));
     let begin = Instant::now() + Duration::from_millis(500);
     let end = begin + Duration::from_secs(2);
@@ -334,7 +330,7 @@ fn a_crowd_that_thaws_has_no_more_of_the_machine_than_before_it_froze() {
 
 /// Of 2.5 s of a game, at 60 frames a second, of which each takes `work`, from its eleventh frame on: how many are late, %. A late one does
 /// not put the next off.
-fn late_frames(work: Duration) -> f64 {
+pub(super) fn late_frames(work: Duration) -> f64 {
     let period = Duration::from_micros(16_667);
     let (begin, mut late, mut frames) = (Instant::now(), 0, 0);
     let mut due = begin + period;

@@ -256,6 +256,23 @@ impl Cgroup {
         Self(path)
     }
 
+    /// One in this, whose parts of the CPUs count.
+    pub(super) fn part(&self, name: &str) -> Self {
+        self.write("cgroup.subtree_control", "+cpu");
+        let path = format!("{}/{name}", self.0);
+        fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+
+    /// The CPU time that its tasks and those of its parts have had.
+    pub(super) fn cpu_time(&self) -> Duration {
+        let stat = fs::read_to_string(format!("{}/cpu.stat", self.0)).unwrap();
+        let usage = stat
+            .lines()
+            .find_map(|line| line.strip_prefix("usage_usec "));
+        Duration::from_micros(usage.unwrap().parse().unwrap())
+    }
+
     pub(super) fn write(&self, file: &str, text: &str) {
         fs::write(format!("{}/{file}", self.0), text).unwrap();
     }
@@ -268,6 +285,13 @@ impl Cgroup {
     /// A command line that joins the group and goes on as `command`.
     pub(super) fn shell(&self, command: &str) -> String {
         format!("echo $$ >{}/cgroup.procs && exec {command}", self.0)
+    }
+
+    /// A load in the group.
+    pub(super) fn start(&self, command: &str) -> Load {
+        let mut shell = Command::new("sh");
+        let child = shell.args(["-c", &self.shell(command)]).spawn().unwrap();
+        Load(vec![(command.to_owned(), child)])
     }
 }
 

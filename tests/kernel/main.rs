@@ -30,6 +30,7 @@ mod corrupt;
 mod fair;
 mod faults;
 mod gate;
+mod groups;
 mod harness;
 mod inject;
 mod life;

@@ -29,6 +29,23 @@ fn verdicts(name: &str, check: Check, steps: &[(&str, &str, Verdict)]) {
 const CPU: &str = "sys/devices/system/cpu";
 
 #[test]
+fn a_limit_of_a_group_however_deep_is_named() {
+    verdicts(
+        "limits",
+        cpu_limits,
+        &[
+            ("sys/fs/cgroup/cgroup.procs", "1", Verdict::Ok),
+            ("sys/fs/cgroup/user/app/cpu.max", "max 100000", Verdict::Ok),
+            (
+                "sys/fs/cgroup/user/app/a/cpu.max",
+                "50000 100000",
+                Verdict::Advice,
+            ),
+        ],
+    );
+}
+
+#[test]
 fn an_empty_tree_is_fatal_only_where_something_must_be_there() {
     let tree = Tree::new("empty");
     tree.write("proc/sys/kernel/osrelease", "6.12.0\n");

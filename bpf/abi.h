@@ -57,6 +57,9 @@ enum record_kind {
 /* Likewise: an idle CPU took the task as it woke, so that nobody waited for the CPU time that it got. */
 #define FOUND_IDLE (1ULL << 56)
 
+/* Likewise: it is of SCHED_BATCH or SCHED_IDLE, and says by that that it can wait. */
+#define IS_BATCH (1ULL << 57)
+
 /* decision.flags: the task runs on the first CPU that becomes available; it displaces what runs on its CPU. */
 #define DECISION_ANY_CPU (1ULL << 20)
 #define DECISION_PREEMPT (1ULL << 21)
@@ -83,7 +86,7 @@ struct queued_task {
 	__s32 cpu;		/* the CPU it ran on last */
 	__u16 kind;		/* RECORD_* */
 	__u16 nr_cpus_allowed;	/* the number of possible CPUs for all that take tasks */
-	__u64 flags;		/* SCX_ENQ_*, SCX_WAKE_* shifted by WAKE_FLAGS_SHIFT, FOUND_IDLE */
+	__u64 flags;		/* SCX_ENQ_*, SCX_WAKE_* shifted by WAKE_FLAGS_SHIFT, FOUND_IDLE, IS_BATCH */
 	__u32 weight;		/* 1..10000, nice 0 is 100 */
 	__u32 share;		/* what it is worth beside those of other cgroups, times SHARE; 0: not known */
 	__u64 enqueued_at;	/* these four: ns, the clock of scx_bpf_now() */

@@ -56,6 +56,7 @@ struct bpf_cpumask {
 
 struct task_struct {
 	unsigned int flags;
+	unsigned int policy;
 	int pid;
 	int tgid;
 	char comm[16];
@@ -162,6 +163,9 @@ struct sched_ext_ops {
 };
 
 /* Constants that are the same from 6.16 on */
+
+#define SCHED_BATCH 3
+#define SCHED_IDLE 5
 
 #define PF_EXITING 0x00000004
 #define PF_KTHREAD 0x00200000

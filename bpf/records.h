@@ -25,6 +25,8 @@ static void fill_record(struct queued_task *rec, struct task_struct *p, struct t
 	rec->weight = p->scx.weight ?: 100;
 	rec->share = tctx->share;
 	rec->flags = enq_flags | tctx->wake_flags << WAKE_FLAGS_SHIFT;
+	if (p->policy == SCHED_BATCH || p->policy == SCHED_IDLE)
+		rec->flags |= IS_BATCH;
 	rec->enqueued_at = tctx->enqueued_at;
 	rec->start_ts = tctx->start_ts;
 	rec->stop_ts = tctx->stop_ts;

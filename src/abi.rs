@@ -32,6 +32,8 @@ pub const BIRTHS: u32 = 1 << 12;
 pub const WAKE_FLAGS_SHIFT: u32 = 48;
 /// In [`QueuedTask::flags`](crate::task::QueuedTask::flags): an idle CPU took the task as it woke.
 pub const FOUND_IDLE: u64 = 1 << 56;
+/// Likewise: the task is of SCHED_BATCH or SCHED_IDLE.
+pub const IS_BATCH: u64 = 1 << 57;
 /// `decision.flags`: the first CPU that becomes available runs the task.
 pub const DECISION_ANY_CPU: u64 = 1 << 20;
 /// `decision.flags`: what runs on its CPU gives way.

@@ -45,7 +45,7 @@ pub(crate) fn main() -> ExitCode {
 
 fn act(options: &Options) -> anyhow::Result<ExitCode> {
     match &options.action {
-        Some(Action::Doctor) => return Ok(doctor::examine(options.json)),
+        Some(Action::Doctor { live }) => return Ok(doctor::examine(*live, options.json)),
         Some(Action::Set { changes }) => set::set(changes)?,
         Some(Action::Generate { directory }) => generate::generate(directory)?,
         None if options.help_stats => stats::describe()?,

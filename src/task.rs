@@ -14,7 +14,8 @@
 //! Six comparisons for each record. A task that is kept costs 120 bytes, so the loop keeps 20 of them.
 
 use crate::abi::{
-    BIRTH_SHIFT, DECISION_ANY_CPU, DECISION_PREEMPT, FOUND_IDLE, MAX_TASKS, SHARE, WAKE_FLAGS_SHIFT,
+    BIRTH_SHIFT, DECISION_ANY_CPU, DECISION_PREEMPT, FOUND_IDLE, IS_BATCH, MAX_TASKS, SHARE,
+    WAKE_FLAGS_SHIFT,
 };
 
 /// For [`DispatchedTask::flags`]: the task runs on the first CPU that becomes available. One that may run on a single CPU runs there.
@@ -105,7 +106,7 @@ pub struct QueuedTask {
     /// How many CPUs its affinity allows, at least 1; the number of possible CPUs if it allows all that take tasks.
     pub nr_cpus_allowed: u16,
     /// `SCX_ENQ_*` of the kernel; bit 0 is set on a wake-up. Bits 48 to 55: [`wake_flags`](Self::wake_flags); 56:
-    /// [`found_idle`](Self::found_idle).
+    /// [`found_idle`](Self::found_idle); 57: [`is_batch`](Self::is_batch).
     pub flags: u64,
     /// 1 to 10,000; nice 0 is 100.
     pub weight: u32,
@@ -219,6 +220,11 @@ impl QueuedTask {
     /// with [`Kind::Ordered`].
     pub fn found_idle(&self) -> bool {
         self.flags & FOUND_IDLE != 0
+    }
+
+    /// Whether it is of SCHED_BATCH or SCHED_IDLE, and says by that that it can wait.
+    pub fn is_batch(&self) -> bool {
+        self.flags & IS_BATCH != 0
     }
 
     /// The name of the thread, up to 15 bytes; the empty string if it is not UTF-8.

@@ -396,6 +396,7 @@ fn each_macro_of_the_header_has_the_same_value_here() {
         ("BIRTHS", format!("(1 << {})", BIRTHS.ilog2())),
         ("WAKE_FLAGS_SHIFT", format!("{WAKE_FLAGS_SHIFT}")),
         ("FOUND_IDLE", format!("(1ULL << {})", FOUND_IDLE.ilog2())),
+        ("IS_BATCH", format!("(1ULL << {})", IS_BATCH.ilog2())),
         (
             "DECISION_ANY_CPU",
             format!("(1ULL << {})", DECISION_ANY_CPU.ilog2()),

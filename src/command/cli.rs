@@ -129,7 +129,11 @@ struct Libbpf {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Action {
     /// Say what of this machine is in the scheduler's way, and how to change it
-    Doctor,
+    Doctor {
+        /// Watch for a second, too, whether threads of sound programs run behind all others
+        #[arg(long)]
+        live: bool,
+    },
     /// Change parameters of the scheduler that runs: slice-us, slice-us-min, wait, boost, profile
     Set {
         /// Such as slice-us=2000

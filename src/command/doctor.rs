@@ -14,6 +14,7 @@ use serde::Serialize;
 use super::limited::limited_groups;
 use super::output;
 
+mod live;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
@@ -100,10 +101,17 @@ const CHECKS: [(&str, Check); 15] = [
 ];
 
 /// Prints the table; the status is 1 if something is fatal.
-pub(crate) fn examine(json: bool) -> ExitCode {
+pub(crate) fn examine(live: bool, json: bool) -> ExitCode {
     // What libbpf complains of is told in the table.
     libbpf_rs::set_print(None);
-    let rows = rows(&Machine::new(Path::new("/")));
+    let machine = Machine::new(Path::new("/"));
+    let mut rows = rows(&machine);
+    if live {
+        rows.push(Row {
+            check: "sound",
+            finding: live::sound(&machine),
+        });
+    }
     output::line(match json {
         true => serde_json::to_string_pretty(&rows).unwrap_or_default(),
         false => table(&rows),

@@ -9,7 +9,7 @@
 //!
 //! # What is not held against anybody
 //! CPU time that nobody else wanted: whom an idle CPU took is level with virtual time ([`QueuedTask::found_idle`]), and of a run that
-//! was longer than any slice, so that nobody can have waited there, a lag is charged. And no task is further ahead of virtual time
+//! was longer than any slice, so that nobody can have waited there unless it was by an order, a lag is charged. And no task is further ahead of virtual time
 //! than 32 lags: a light one would be due only after the kernel's watchdog has lost its patience.
 //!
 //! # Who is urgent
@@ -18,6 +18,7 @@
 //! it is served as if it were so many times heavier than its weight says (the boost), and never more. That is kept as a leaky bucket:
 //! its CPU time by weight flows in, virtual time times the boost flows out, and a task whose bucket runs over takes turns, as all others, until
 //! the bucket is half empty. One that only naps has no boost.
+//! Tasks of SCHED_BATCH and SCHED_IDLE are never urgent.
 //!
 //! Urgency goes along wake-up chains, from the mouse to the game and on to its workers: a task that is mostly woken by tasks with
 //! orders is as urgent as its caller. The bound is the same.
@@ -256,10 +257,10 @@ impl Account {
         let used = task.sum_exec_runtime.saturating_sub(self.charged);
         self.charged = task.sum_exec_runtime;
         self.ran = at_most_u32(u64::from(self.ran).saturating_add(used));
-        let opposed = if used > 2 * slice_ns {
-            slice_ns / 4
-        } else {
-            used
+        // By an order it may have run for longer though others waited.
+        let opposed = match used > 2 * slice_ns && !self.is_ordered {
+            true => slice_ns / 4,
+            false => used,
         };
         let used = by_share(opposed, task);
         self.vruntime = self.vruntime.wrapping_add(used);
@@ -447,6 +448,7 @@ impl<const TASKS: usize> Policy for Deadline<TASKS> {
         let account = self.accounts.get_mut(task.id as usize)?;
         let in_turn = self.ordered == Ordered::All;
         account.is_ordered = account.is_urgent()
+            && !task.is_batch()
             && account.may_be_ordered(now, task)
             && self.ordered != Ordered::None;
         if !account.is_ordered {
@@ -480,6 +482,11 @@ impl<const TASKS: usize> Policy for Deadline<TASKS> {
 
 #[cfg(test)]
 mod tests {
+    use std::vec::Vec;
+
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
     use super::*;
 
     fn policy() -> Deadline<8> {
@@ -656,6 +663,23 @@ mod tests {
     }
 
     #[test]
+    fn a_task_that_says_that_it_can_wait_is_never_urgent() {
+        let mut policy = policy();
+        for flags in [0, crate::abi::IS_BATCH, 0] {
+            let sleeps = |nvcsw| {
+                let record = QueuedTask {
+                    nvcsw,
+                    flags,
+                    ..task(1, 100, nvcsw * 100_000, 0)
+                };
+                woken(record, 1_000_000)
+            };
+            (1..10).for_each(|nvcsw| policy.event(&sleeps(nvcsw)));
+            assert_eq!(urgent(&mut policy, &sleeps(10)).is_some(), flags == 0);
+        }
+    }
+
+    #[test]
     fn a_game_s_thread_keeps_its_order_on_a_full_machine() {
         // 3 ms of each frame, beside so many hogs that its share is a tenth of a CPU; or 12, where it is a sixth.
         assert_eq!(ordered_for(100, 3_000, 16_667, 10, false), 100);
@@ -674,6 +698,57 @@ mod tests {
         // Eight shares of a hundredth.
         let percent = ordered_for(1, 3_000, 6_000, 43, false);
         assert!(percent <= 20, "{percent} %");
+    }
+
+    /// CPU time that a task has had by its orders, and virtual time, at each of its sleeps; both ns.
+    type Account = Vec<(u64, u64)>;
+
+    /// A task of this weight that runs for so long, sleeps for so long, while virtual time moves by so many % of real time, over and over, µs.
+    fn urgent_time(weight: u32, cycles: impl IntoIterator<Item = (u64, u64, u64)>) -> Account {
+        let mut policy = policy();
+        let mut order = None::<Order>;
+        let (mut real, mut used, mut by_order) = (0, 0, 0);
+        let mut account = Account::new();
+        for (nvcsw, (run, asleep, pace)) in (0..).zip(cycles) {
+            let (run, asleep) = (run * 1000, asleep * 1000);
+            by_order += run.min(order.map_or(0, |order| order.budget_ns));
+            used += run;
+            real += run + asleep;
+            policy.now += (run + asleep) / 100 * pace;
+            let record = QueuedTask {
+                nvcsw,
+                enqueued_at: real,
+                ..task(1, weight, used, 0)
+            };
+            let record = woken(record, asleep);
+            policy.event(&record);
+            order = urgent(&mut policy, &record);
+            account.push((by_order, policy.now));
+        }
+        account
+    }
+
+    proptest! {
+        /// However a task runs and sleeps, between any two of its sleeps it has no more by its orders than its weight times the boost is
+        /// worth, and what the bucket and one budget hold.
+        #[test]
+        fn no_rhythm_earns_more_than_the_boost(
+            weight in 1..1000_u32,
+            rhythms in vec((1..50_000_u64, 1..50_000_u64, 0..100_u64, 1..60_usize), 1..8),
+        ) {
+            let cycles = rhythms.iter().flat_map(|(run, asleep, pace, times)| {
+                core::iter::repeat_n((*run, *asleep, *pace), *times)
+            });
+            let account = urgent_time(weight, cycles);
+            let worth = |virtual_time| u128::from(virtual_time) * u128::from(weight) / 100;
+            let once = u128::from(2 * u64::from(LONGEST_BURST) + OVERTIME) + worth(OVERDRAWN);
+            for (from, &(had, then)) in account.iter().enumerate() {
+                for &(has, now) in &account[from..] {
+                    let most = u128::from(BOOST) * worth(now - then) + once;
+                    prop_assert!(u128::from(has - had) <= most, "{} of {most} ns", has - had);
+                }
+            }
+        }
     }
 
     /// A task that runs for 6 ms each time that task 1 has woken it; that one runs for 1 ms, or for 40. Returns its order.

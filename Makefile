@@ -99,9 +99,9 @@ install: ## the command, its manual, completions and systemd unit below DESTDIR 
 	install -Dm644 $(generated)/scx_metronome.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/scx_metronome
 	install -Dm644 $(generated)/scx_metronome.fish $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/scx_metronome.fish
 	install -Dm644 $(generated)/_scx_metronome $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_scx_metronome
-	install -Dm644 dist/scx_metronome.service $(DESTDIR)$(PREFIX)/lib/systemd/system/scx_metronome.service
+	install -Dm644 command/dist/scx_metronome.service $(DESTDIR)$(PREFIX)/lib/systemd/system/scx_metronome.service
 	sed -i 's,/usr/bin/,$(PREFIX)/bin/,' $(DESTDIR)$(PREFIX)/lib/systemd/system/scx_metronome.service
-	test -e $(DESTDIR)/etc/default/scx_metronome || install -Dm644 dist/scx_metronome.default $(DESTDIR)/etc/default/scx_metronome
+	test -e $(DESTDIR)/etc/default/scx_metronome || install -Dm644 command/dist/scx_metronome.default $(DESTDIR)/etc/default/scx_metronome
 
 deb: ## a Debian package: target/debian
 	cargo build --release --bin scx_metronome

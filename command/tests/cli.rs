@@ -193,7 +193,10 @@ fn manual_and_completions_know_every_option() {
 /// As `systemd-analyze security` counts it: 0 exposes nothing, 10 everything.
 #[test]
 fn the_unit_exposes_little() {
-    let unit = concat!(env!("CARGO_MANIFEST_DIR"), "/dist/scx_metronome.service");
+    let unit = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/command/dist/scx_metronome.service"
+    );
     let analyze = Command::new("systemd-analyze")
         .args([
             "security",
@@ -244,7 +247,7 @@ fn names(text: &str, start: &str) -> BTreeSet<String> {
 
 #[test]
 fn the_readme_has_each_option_and_each_target_of_make_and_no_other() {
-    let readme = include_str!("../README.md");
+    let readme = include_str!("../../README.md");
 
     let rows = |begin: &str| {
         let table = readme.lines().skip_while(|line| !line.starts_with(begin));
@@ -256,7 +259,7 @@ fn the_readme_has_each_option_and_each_target_of_make_and_no_other() {
     assert!(options.remove("help") && options.remove("version"));
     assert_eq!(names(&rows("| Option |").replace('`', " "), " --"), options);
 
-    let makefile = include_str!("../Makefile");
+    let makefile = include_str!("../../Makefile");
     let targets = makefile.lines().filter_map(|line| line.split_once(": "));
     let described = targets.filter(|(_, rest)| rest.contains("## "));
     let mut targets: BTreeSet<_> = described.map(|(name, _)| name.to_owned()).collect();

@@ -29,7 +29,7 @@ fn profile_below(root: &Path) -> Profile {
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
-    use crate::command::doctor::tree::Tree;
+    use crate::doctor::tree::Tree;
 
     #[test]
     fn firmware_comes_before_the_processor_and_nothing_means_gaming() {

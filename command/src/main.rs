@@ -1,4 +1,4 @@
-//! The command `scx_metronome`.
+//! `scx_metronome`: the scheduler for gaming desktops.
 //!
 //! Without another word on the command line it is the scheduler ([`run`]). The scheduler thread only schedules: statistics,
 //! changes of parameters and the power profile are the work of other threads ([`serve`]), from which it takes one word of
@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use scx_metronome::UserExitInfo;
+use scx_metronome::memory::CountingAllocator;
 
 use cli::{Action, Options};
 
@@ -27,7 +28,10 @@ mod serve;
 mod set;
 mod stats;
 
-pub(crate) fn main() -> ExitCode {
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
+
+fn main() -> ExitCode {
     let options = Options::parse();
     output::log_to_stderr(options.log_level());
     match act(&options) {

@@ -58,14 +58,14 @@ lint: setup ## format, lints and documentation
 	cargo fmt --all -- --check
 	cargo fmt --manifest-path fuzz/Cargo.toml -- --check
 	cargo clippy --workspace --all-targets -- -D warnings
-	cargo clippy --lib --no-default-features -- -D warnings
-	RUSTDOCFLAGS=-Dwarnings cargo doc --quiet --no-deps --lib
+	cargo clippy --package scx_metronome_core --lib --no-default-features -- -D warnings
+	RUSTDOCFLAGS=-Dwarnings cargo doc --quiet --no-deps --package scx_metronome_core --lib
 
 unit: setup ## tests that need no kernel of their own
 	cargo test --workspace
 
 loom: setup ## models of the handshakes with the kernel side: each interleaving, within bounds
-	RUSTFLAGS="--cfg loom" cargo test --release --lib --no-default-features --target-dir target/loom models::
+	RUSTFLAGS="--cfg loom" cargo test --release --package scx_metronome_core --lib --no-default-features --target-dir target/loom models::
 
 gate: setup ## the gate set (tests/kernel/gate.rs) on the newest and the oldest kernel
 	cargo build --workspace --bins --examples
@@ -107,7 +107,7 @@ deb: ## a Debian package: target/debian
 	cargo build --release --bin scx_metronome
 	target/release/scx_metronome generate $(generated)
 	command -v cargo-deb || test -x target/tools/bin/cargo-deb || cargo install --quiet --locked --root target/tools cargo-deb
-	PATH="$$PATH:$$PWD/target/tools/bin" cargo deb --no-build
+	PATH="$$PATH:$$PWD/target/tools/bin" cargo deb --no-build --package scx_metronome
 
 deb-test: deb ## the package in an empty Debian root, its command in a guest, and its unit in a guest with systemd
 	vm/package

@@ -12,7 +12,7 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use scx_metronome::ring::RingMemory;
+use scx_metronome_core::ring::RingMemory;
 use serde_json::json;
 
 mod support;

@@ -1,7 +1,7 @@
 //! A whole decision: take a record, order it, choose a CPU, hand it over. At a constant number of waiting tasks.
 //!
 //! # Ours
-//! The real [`Turn`], [`Deadline`] and [`Shared`](scx_metronome::shared::Shared), over the real maps. 16 CPUs, all of them busy: one
+//! The real [`Turn`], [`Deadline`] and [`Shared`](scx_metronome_core::shared::Shared), over the real maps. 16 CPUs, all of them busy: one
 //! task for each wakes, and one turn with its flush decides about 16 tasks, though not the same. The kernel side then takes
 //! the decisions, and their tasks are the next to wake. Timed are the turn and the flush, so a sixteenth of reading the
 //! clock twice is in each figure.
@@ -24,10 +24,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use scx_metronome::memory;
-use scx_metronome::policy::deadline::Deadline;
-use scx_metronome::shared::Shared;
-use scx_metronome::turn::Turn;
+use scx_metronome_core::memory;
+use scx_metronome_core::policy::deadline::Deadline;
+use scx_metronome_core::shared::Shared;
+use scx_metronome_core::turn::Turn;
 
 mod support;
 use support::bpf::{BpfSide, CPUS, now};

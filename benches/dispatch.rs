@@ -7,8 +7,8 @@
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use scx_metronome::abi::MAILBOX_SLOTS;
-use scx_metronome::mailbox::Decision;
+use scx_metronome_core::abi::MAILBOX_SLOTS;
+use scx_metronome_core::mailbox::Decision;
 
 mod support;
 use support::bpf::BpfSide;

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, criterion_group, criterion_main};
-use scx_metronome::queue::DeadlineQueue;
+use scx_metronome_core::queue::DeadlineQueue;
 
 mod support;
 

@@ -10,8 +10,8 @@
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use scx_metronome::policy::deadline::Deadline;
-use scx_metronome::sim::{Config, Event, Sim, TASKS};
+use scx_metronome_core::policy::deadline::Deadline;
+use scx_metronome_core::sim::{Config, Event, Sim, TASKS};
 
 mod support;
 

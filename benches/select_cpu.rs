@@ -1,12 +1,12 @@
 //! What it costs to choose and claim an idle CPU: by our search, and by asking the kernel.
 //!
 //! # Ours
-//! [`Shared::claim_idle_cpu`], which is what [`BpfScheduler::select_cpu`](scx_metronome::BpfScheduler::select_cpu) does for
+//! [`Shared::claim_idle_cpu`], which is what [`BpfScheduler::select_cpu`](scx_metronome_core::BpfScheduler::select_cpu) does for
 //! tasks that may run anywhere, on machines of cores of two threads, eight cores to a cache and 64 to a node. Eight tasks are
 //! given a CPU in one turn. Then, untimed, the turn ends and these CPUs go idle anew.
 //!
 //! # By asking the kernel
-//! `BPF_PROG_RUN` of a program that finds the task, as [`BpfScheduler`](scx_metronome::BpfScheduler) runs one for other tasks.
+//! `BPF_PROG_RUN` of a program that finds the task, as [`BpfScheduler`](scx_metronome_core::BpfScheduler) runs one for other tasks.
 //! The search itself is left out, since only a kernel with `sched_ext` has it.
 #![allow(missing_docs, clippy::unwrap_used, reason = "a benchmark")]
 
@@ -18,11 +18,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use scx_metronome::abi::{
+use scx_metronome_core::abi::{
     Control, CpuState, MAILBOX_SLOTS, MAX_TASKS, MachineState, PickArgs, SHARED_MAILBOX_SLOTS,
 };
-use scx_metronome::idle::CpuPlace;
-use scx_metronome::shared::{Shared, SharedMemory};
+use scx_metronome_core::idle::CpuPlace;
+use scx_metronome_core::shared::{Shared, SharedMemory};
 
 mod support;
 use support::bpf::{BpfSide, Program};

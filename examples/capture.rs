@@ -7,8 +7,8 @@ use std::collections::HashSet;
 use std::mem::MaybeUninit;
 
 use anyhow::{Context, Result};
-use scx_metronome::task::Record;
-use scx_metronome::{BpfScheduler, DispatchedTask, QueuedTask, RL_CPU_ANY};
+use scx_metronome_core::task::Record;
+use scx_metronome_core::{BpfScheduler, DispatchedTask, QueuedTask, RL_CPU_ANY};
 
 /// What makes two records differ in sort: how they were enqueued, and what their tasks may do and have done.
 fn sort(task: &QueuedTask) -> impl Eq + std::hash::Hash + use<> {

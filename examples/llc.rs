@@ -4,10 +4,10 @@ use std::collections::HashSet;
 use std::mem::MaybeUninit;
 
 use anyhow::Result;
-use scx_metronome::BpfScheduler;
-use scx_metronome::policy::fifo::Fifo;
-use scx_metronome::policy::{Due, Machine, Place, Policy};
-use scx_metronome::task::QueuedTask;
+use scx_metronome_core::BpfScheduler;
+use scx_metronome_core::policy::fifo::Fifo;
+use scx_metronome_core::policy::{Due, Machine, Place, Policy};
+use scx_metronome_core::task::QueuedTask;
 
 struct PerLlc {
     fifo: Fifo,

@@ -20,9 +20,9 @@
 use std::mem::MaybeUninit;
 
 use anyhow::Result;
-use scx_metronome::BpfScheduler;
-use scx_metronome::policy::{Due, Machine, Place, Policy, RunningKind};
-use scx_metronome::task::QueuedTask;
+use scx_metronome_core::BpfScheduler;
+use scx_metronome_core::policy::{Due, Machine, Place, Policy, RunningKind};
+use scx_metronome_core::task::QueuedTask;
 
 /// Nice 0.
 const NORMAL: u32 = 100;

@@ -5,10 +5,10 @@ use std::mem::MaybeUninit;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use scx_metronome::policy::Policy;
-use scx_metronome::policy::deadline::Deadline;
-use scx_metronome::policy::fifo::Fifo;
-use scx_metronome::{BpfScheduler, memory};
+use scx_metronome_core::policy::Policy;
+use scx_metronome_core::policy::deadline::Deadline;
+use scx_metronome_core::policy::fifo::Fifo;
+use scx_metronome_core::{BpfScheduler, memory};
 
 fn main() -> Result<()> {
     let millis = std::env::args()

@@ -3,10 +3,10 @@
 use std::mem::MaybeUninit;
 
 use anyhow::Result;
-use scx_metronome::BpfScheduler;
-use scx_metronome::abi::{MAX_TASKS, SHARE};
-use scx_metronome::policy::Policy;
-use scx_metronome::task::QueuedTask;
+use scx_metronome_core::BpfScheduler;
+use scx_metronome_core::abi::{MAX_TASKS, SHARE};
+use scx_metronome_core::policy::Policy;
+use scx_metronome_core::task::QueuedTask;
 
 /// What may be caught up on after a sleep, ns.
 const LAG: u64 = 10_000_000;

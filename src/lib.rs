@@ -1,8 +1,8 @@
 //! Metronome: Linux schedulers whose policy runs in user space, without paying for it.
 //!
 //! `sched_ext` lets a BPF program schedule the machine. Metronome's BPF program holds mechanism only: a thread in user space
-//! decides, ahead where it can, and is asked otherwise. [`BpfScheduler`] is that thread's side; the command `scx_metronome`
-//! is a scheduler for gaming desktops made of it.
+//! decides, ahead where it can, and is asked otherwise. [`BpfScheduler`] is that thread's side; the command `scx_metronome`,
+//! a crate of its own, is a scheduler for gaming desktops made of it.
 //!
 //! # A task's way
 //!
@@ -100,7 +100,7 @@
 //!
 //! ```no_run
 //! use std::mem::MaybeUninit;
-//! use scx_metronome::{BpfScheduler, DispatchedTask, RL_CPU_ANY};
+//! use scx_metronome_core::{BpfScheduler, DispatchedTask, RL_CPU_ANY};
 //!
 //! # fn main() -> anyhow::Result<()> {
 //! let mut object = MaybeUninit::uninit();
@@ -179,7 +179,6 @@
 //! # Features
 //!
 //! - `kernel` (default): everything that needs std or libbpf. Without it the crate is the core: `no_std`, no `alloc`.
-//! - `command` (default): the command `scx_metronome`, with what only it needs. Libraries do without.
 //! - `sim`: a simulated kernel to test policies on. Needs std.
 #![cfg_attr(not(any(feature = "kernel", feature = "sim")), no_std)]
 

@@ -49,7 +49,7 @@
 //! - [`DeadlineQueue::init_in_place`] makes one of any memory that is large enough, be it mapped and locked or a box:
 //!
 //! ```
-//! use scx_metronome::queue::DeadlineQueue;
+//! use scx_metronome_core::queue::DeadlineQueue;
 //!
 //! let slot = Box::leak(Box::new_uninit());
 //! let queue: &'static mut DeadlineQueue<65_536> = DeadlineQueue::init_in_place(slot);

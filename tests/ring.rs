@@ -9,8 +9,8 @@ use std::thread;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use scx_metronome::QueuedTask;
-use scx_metronome::ring::{Ring, RingMemory};
+use scx_metronome_core::QueuedTask;
+use scx_metronome_core::ring::{Ring, RingMemory};
 
 const BUSY: u32 = 1 << 31;
 const DISCARD: u32 = 1 << 30;

@@ -5,12 +5,12 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 #[cfg(feature = "kernel")]
-use scx_metronome::memory::{self, CountingAllocator};
-use scx_metronome::policy::deadline::Deadline;
-use scx_metronome::policy::{self, Due, Place, Policy};
-use scx_metronome::sim::{Config, Event, EveryPlace, Sim, TASKS};
-use scx_metronome::stats::Snapshot;
-use scx_metronome::task::QueuedTask;
+use scx_metronome_core::memory::{self, CountingAllocator};
+use scx_metronome_core::policy::deadline::Deadline;
+use scx_metronome_core::policy::{self, Due, Place, Policy};
+use scx_metronome_core::sim::{Config, Event, EveryPlace, Sim, TASKS};
+use scx_metronome_core::stats::Snapshot;
+use scx_metronome_core::task::QueuedTask;
 
 #[cfg(feature = "kernel")]
 #[global_allocator]

@@ -12,8 +12,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use scx_metronome::idle::{CpuMap, CpuSet};
-use scx_metronome::topology::{Reach, Topology};
+use scx_metronome_core::idle::{CpuMap, CpuSet};
+use scx_metronome_core::topology::{Reach, Topology};
 
 /// The files of a machine, by their paths.
 #[derive(Clone)]

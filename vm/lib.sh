@@ -78,7 +78,7 @@ write_source() { # FILE SUITE
 # Builds the tests of tests/kernel/ and prints the program's path.
 kernel_tests() { # [CARGO-OPTION...]
     local program
-    program=$(cargo test --quiet "$@" --test kernel --no-run --message-format=json |
+    program=$(cargo test --quiet --package scx_metronome_core "$@" --test kernel --no-run --message-format=json |
         sed -nE 's/.*"executable":"([^"]*\/kernel-[0-9a-f]+)".*/\1/p' | tail -n 1)
     [ -n "$program" ] || die "tests/kernel/ does not build: see cargo test $* --test kernel --no-run"
     printf '%s\n' "$program"

@@ -7,12 +7,12 @@ use std::ptr::{self, NonNull};
 use libbpf_rs::libbpf_sys;
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapHandle, MapType};
-use scx_metronome::abi::{
+use scx_metronome_core::abi::{
     Control, CpuState, MAILBOX_SLOTS, MAX_TASKS, MachineState, RING_BYTES, SHARED_MAILBOX_SLOTS,
 };
-use scx_metronome::mailbox::Mailbox;
-use scx_metronome::ring::{Ring, RingMemory};
-use scx_metronome::shared::{Shared, SharedMemory};
+use scx_metronome_core::mailbox::Mailbox;
+use scx_metronome_core::ring::{Ring, RingMemory};
+use scx_metronome_core::shared::{Shared, SharedMemory};
 
 pub use testbed::bench::BenchSkel;
 use testbed::bench::BenchSkelBuilder;

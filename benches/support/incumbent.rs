@@ -19,7 +19,7 @@ use std::cmp::Ordering;
 use std::hint::black_box;
 
 use libbpf_rs::{ProgramInput, RingBuffer, RingBufferBuilder, UserRingBuffer};
-use scx_metronome::abi::PickArgs;
+use scx_metronome_core::abi::PickArgs;
 
 use super::bpf::BpfSide;
 

@@ -11,7 +11,7 @@ use std::fs;
 use std::path::PathBuf;
 
 #[cfg(feature = "kernel")]
-use scx_metronome::memory::{self, CountingAllocator};
+use scx_metronome_core::memory::{self, CountingAllocator};
 use serde_json::Value;
 
 #[cfg(feature = "kernel")]

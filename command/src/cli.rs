@@ -4,10 +4,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-use scx_metronome::Builder;
-use scx_metronome::policy::deadline::Ordered;
-use scx_metronome::topology::parse_list;
-use scx_metronome::wait::Wait;
+use scx_metronome_core::Builder;
+use scx_metronome_core::policy::deadline::Ordered;
+use scx_metronome_core::topology::parse_list;
+use scx_metronome_core::wait::Wait;
 
 use super::parameters::{Change, Profile, Request};
 

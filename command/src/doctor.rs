@@ -7,8 +7,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use scx_metronome::preflight::{self, Obstacle};
-use scx_metronome::topology::{Reach, Topology};
+use scx_metronome_core::preflight::{self, Obstacle};
+use scx_metronome_core::topology::{Reach, Topology};
 use serde::Serialize;
 
 use super::limited::limited_groups;

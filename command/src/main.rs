@@ -8,8 +8,8 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use scx_metronome::UserExitInfo;
-use scx_metronome::memory::CountingAllocator;
+use scx_metronome_core::UserExitInfo;
+use scx_metronome_core::memory::CountingAllocator;
 
 use cli::{Action, Options};
 

@@ -10,7 +10,7 @@ use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use scx_metronome::wait::Wait;
+use scx_metronome_core::wait::Wait;
 
 /// Slices are within, in µs.
 pub(crate) const SLICE_US: RangeInclusive<u64> = 100..=1_000_000;

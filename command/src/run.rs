@@ -7,9 +7,9 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use scx_metronome::memory;
-use scx_metronome::policy::deadline::Deadline;
-use scx_metronome::{BpfScheduler, Tuning, UserExitInfo};
+use scx_metronome_core::memory;
+use scx_metronome_core::policy::deadline::Deadline;
+use scx_metronome_core::{BpfScheduler, Tuning, UserExitInfo};
 
 use super::cli::Options;
 use super::limited::limited_groups;

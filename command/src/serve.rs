@@ -16,7 +16,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
-use scx_metronome::Watch;
+use scx_metronome_core::Watch;
 use scx_stats::{StatsServer, ToJson};
 use serde_json::{Value, json};
 

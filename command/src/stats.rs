@@ -6,9 +6,9 @@ use std::fs;
 use std::io;
 
 use anyhow::Result;
-use scx_metronome::Watch;
-use scx_metronome::policy::RunningKind;
-use scx_metronome::stats::Snapshot;
+use scx_metronome_core::Watch;
+use scx_metronome_core::policy::RunningKind;
+use scx_metronome_core::stats::Snapshot;
 use scx_stats::{Meta, StatsServerData};
 use scx_stats_derive::Stats;
 use serde::{Deserialize, Serialize};
@@ -109,7 +109,7 @@ pub(crate) struct CpuMetrics {
 }
 
 fn cpus(watch: &Watch) -> BTreeMap<usize, CpuMetrics> {
-    let cpu = |(is_idle, running): (bool, scx_metronome::policy::Running)| {
+    let cpu = |(is_idle, running): (bool, scx_metronome_core::policy::Running)| {
         let state = match running.kind {
             _ if is_idle => "idle",
             RunningKind::Ordered => "ordered",

@@ -193,10 +193,7 @@ fn manual_and_completions_know_every_option() {
 /// As `systemd-analyze security` counts it: 0 exposes nothing, 10 everything.
 #[test]
 fn the_unit_exposes_little() {
-    let unit = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/command/dist/scx_metronome.service"
-    );
+    let unit = concat!(env!("CARGO_MANIFEST_DIR"), "/dist/scx_metronome.service");
     let analyze = Command::new("systemd-analyze")
         .args([
             "security",
@@ -218,7 +215,7 @@ fn the_unit_exposes_little() {
 #[test]
 fn make_install_puts_everything_where_it_belongs() {
     let manifest = env!("CARGO_MANIFEST_DIR");
-    let makefile = std::fs::read_to_string(format!("{manifest}/Makefile")).unwrap();
+    let makefile = std::fs::read_to_string(format!("{manifest}/../Makefile")).unwrap();
     let package = std::fs::read_to_string(format!("{manifest}/Cargo.toml")).unwrap();
     for file in [
         "release/scx_metronome",

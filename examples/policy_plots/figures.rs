@@ -2,10 +2,10 @@
 
 use std::fmt;
 
-use scx_metronome::policy::Policy;
-use scx_metronome::policy::deadline::Deadline;
-use scx_metronome::policy::fifo::Fifo;
-use scx_metronome::sim::TASKS;
+use scx_metronome_core::policy::Policy;
+use scx_metronome_core::policy::deadline::Deadline;
+use scx_metronome_core::policy::fifo::Fifo;
+use scx_metronome_core::sim::TASKS;
 
 use crate::machine::{Life, MS, Machine, SECOND};
 

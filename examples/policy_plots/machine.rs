@@ -1,7 +1,7 @@
 //! A simulated machine on which time passes: tasks that live their lives, CPUs whose slices end and whose clocks tick.
 
-use scx_metronome::policy::Policy;
-use scx_metronome::sim::{Config, Event, Sim};
+use scx_metronome_core::policy::Policy;
+use scx_metronome_core::sim::{Config, Event, Sim};
 
 /// ns of a millisecond.
 pub(crate) const MS: u64 = 1_000_000;

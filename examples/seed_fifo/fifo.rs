@@ -7,7 +7,7 @@ use std::mem::MaybeUninit;
 
 use anyhow::Result;
 use libbpf_rs::OpenObject;
-use scx_metronome::{BpfScheduler, DispatchedTask, QueuedTask, RL_CPU_ANY, UserExitInfo};
+use scx_metronome_core::{BpfScheduler, DispatchedTask, QueuedTask, RL_CPU_ANY, UserExitInfo};
 
 
 

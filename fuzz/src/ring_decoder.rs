@@ -6,7 +6,7 @@
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use scx_metronome::ring::{Ring, RingCounts, RingMemory};
+use scx_metronome_core::ring::{Ring, RingCounts, RingMemory};
 
 use super::task_decode::{BYTES, bytes_of, is_legal};
 

@@ -1,8 +1,8 @@
 //! Any 120 bytes as a record: they are a task if and only if each field is in its documented range, and then the task says
 //! what the bytes say.
 
-use scx_metronome::task::Record;
-use scx_metronome::{DispatchedTask, QueuedTask};
+use scx_metronome_core::task::Record;
+use scx_metronome_core::{DispatchedTask, QueuedTask};
 
 /// Bytes of a record.
 pub const BYTES: usize = size_of::<Record>();

@@ -11,9 +11,9 @@
 //! | 3     | bit 0: faults happen; bit 1: a policy that puts tasks in every place, not the usual one |
 //! | 4..   | an [`Event`] in every 4, at most 2,048 of them                                    |
 
-use scx_metronome::policy::Policy;
-use scx_metronome::policy::deadline::Deadline;
-use scx_metronome::sim::{Config, Event, EveryPlace, Sim, TASKS};
+use scx_metronome_core::policy::Policy;
+use scx_metronome_core::policy::deadline::Deadline;
+use scx_metronome_core::sim::{Config, Event, EveryPlace, Sim, TASKS};
 
 /// Longer inputs find nothing that shorter ones do not, and take longer.
 const EVENTS: usize = 2048;

@@ -5,8 +5,8 @@ use std::mem::MaybeUninit;
 
 use libbpf_rs::ProgramInput;
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use scx_metronome::abi::MAX_TASKS;
-use scx_metronome::task::QueuedTask;
+use scx_metronome_core::abi::MAX_TASKS;
+use scx_metronome_core::task::QueuedTask;
 use testbed::spoil::SpoilSkelBuilder;
 
 use super::inject::{Mailboxes, Pauses, Words, map_of_scheduler, saturate};

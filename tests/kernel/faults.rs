@@ -4,11 +4,11 @@ use std::mem::MaybeUninit;
 use std::sync::atomic::AtomicU32;
 
 use libbpf_rs::{MapCore, MapFlags};
-use scx_metronome::policy::fifo::Fifo;
-use scx_metronome::policy::{Due, Machine, Place, Policy};
-use scx_metronome::task::{RL_CPU_ANY, RL_PREEMPT};
-use scx_metronome::wait::Wait;
-use scx_metronome::{BpfScheduler, Builder, DispatchedTask, QueuedTask};
+use scx_metronome_core::policy::fifo::Fifo;
+use scx_metronome_core::policy::{Due, Machine, Place, Policy};
+use scx_metronome_core::task::{RL_CPU_ANY, RL_PREEMPT};
+use scx_metronome_core::wait::Wait;
+use scx_metronome_core::{BpfScheduler, Builder, DispatchedTask, QueuedTask};
 
 use super::inject::{
     self, BUDGET, MARGIN, Mailboxes, Pauses, Random, Workers, allow, hold_cpu, map_of_scheduler,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::mpsc;
 
-use scx_metronome::abi::MAILBOX_SLOTS;
+use scx_metronome_core::abi::MAILBOX_SLOTS;
 
 use super::*;
 

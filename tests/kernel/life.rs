@@ -6,12 +6,12 @@ use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use scx_metronome::BpfScheduler;
-use scx_metronome::orders::Order;
-use scx_metronome::policy::fifo::Fifo;
-use scx_metronome::policy::{Due, Machine, Place, Policy, Running, RunningKind};
-use scx_metronome::stats::Snapshot;
-use scx_metronome::task::{DispatchedTask, Kind, QueuedTask, RL_CPU_ANY};
+use scx_metronome_core::BpfScheduler;
+use scx_metronome_core::orders::Order;
+use scx_metronome_core::policy::fifo::Fifo;
+use scx_metronome_core::policy::{Due, Machine, Place, Policy, Running, RunningKind};
+use scx_metronome_core::stats::Snapshot;
+use scx_metronome_core::task::{DispatchedTask, Kind, QueuedTask, RL_CPU_ANY};
 
 use super::inject::Pauses;
 use super::{Load, Scheduler, cpu_ticks, cpus, read, state, wait_for};

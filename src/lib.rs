@@ -96,85 +96,7 @@
 //! # Moving over from `scx_rustland_core`
 //!
 //! The verbs are the same: the scheduler from its documentation compiles with only its `mod` and `use` lines changed
-//! (`examples/seed_fifo`). The shape of such a program:
-//!
-//! ```no_run
-//! use std::mem::MaybeUninit;
-//! use scx_metronome_core::{BpfScheduler, DispatchedTask, RL_CPU_ANY};
-//!
-//! # fn main() -> anyhow::Result<()> {
-//! let mut object = MaybeUninit::uninit();
-//! let mut scheduler = BpfScheduler::init(&mut object, 0, false, false)?;
-//! while !scheduler.exited() {
-//!     while let Some(task) = scheduler.dequeue_task()? {
-//!         let mut decision = DispatchedTask::new(&task);
-//!         decision.flags |= RL_CPU_ANY;
-//!         scheduler.dispatch_task(&decision)?;
-//!     }
-//!     scheduler.notify_complete(0);
-//! }
-//! scheduler.shutdown_and_report()?;
-//! # Ok(())
-//! # }
-//! ```
-//!
-//! Its build script (`RustLandBuilder`) and the modules that this wrote (`bpf`, `bpf_skel`, `bpf_intf`) go. What differs, as of
-//! its versions up to 2.4:
-//!
-//! | There | Here | What differs |
-//! |---|---|---|
-//! | `init(object, exit_dump_len, partial, debug)` | [`BpfScheduler::init`] | memory is locked and touched before it attaches, not after |
-//! | `init()` with nine arguments | [`Builder`] | `builtin_idle`, `slice_ns`, `name` are methods; no `open_opts`, no `numa_local` |
-//! | `ALLOCATOR`, a locked heap | - | the allocator stays; all memory is locked, also what comes later ([`memory`]) |
-//! | `dequeue_task()` | [`dequeue_task`](BpfScheduler::dequeue_task) | the error is [`BadRing`], and final, not a number |
-//! | `dispatch_task()` | [`dispatch_task`](BpfScheduler::dispatch_task) | the error is [`MailboxesFull`]: the task still waits, try again |
-//! | `select_cpu(pid, cpu, flags)` | [`select_cpu`](BpfScheduler::select_cpu) | no system call, but for a task that may not run everywhere while a CPU is idle; the claim ends with the turn, and the kernel side does not hear of it |
-//! | `notify_complete(nr_pending)` | [`notify_complete`](BpfScheduler::notify_complete) | must end each turn: wakes CPUs for what was dispatched; then [`Builder::wait`] |
-//! | `exited()` | [`exited`](BpfScheduler::exited) | takes `&self` |
-//! | `shutdown_and_report()` | [`shutdown_and_report`](BpfScheduler::shutdown_and_report) | [`UserExitInfo`] is ours, not that of `scx_utils` |
-//! | `skel` | - | the BPF object is not public |
-//! | `RL_CPU_ANY`, in `flags` or in `cpu` | [`RL_CPU_ANY`] | a `u64`, in `flags` only |
-//! | - | [`RL_PREEMPT`] | what runs there gives way |
-//! | - | [`drain`](BpfScheduler::drain), [`dispatch_batch`](BpfScheduler::dispatch_batch) | many at once, records read in place |
-//!
-//! | `QueuedTask` there | Here | What differs |
-//! |---|---|---|
-//! | `pid`, `cpu`, `start_ts`, `stop_ts`, `exec_runtime`, `sum_exec_runtime`, `nvcsw` | the same | each was checked if it has a range |
-//! | `weight: u64` | [`weight`](QueuedTask::weight) | `u32`, 1 to 10,000; [`share`](QueuedTask::share) is what it is worth beside other control groups |
-//! | `slice: u64` | [`slice`](QueuedTask::slice) | `u32`: 4.29 s stand for all that is longer |
-//! | `nr_cpus_allowed: u64` | [`nr_cpus_allowed`](QueuedTask::nr_cpus_allowed) | `u16`; all possible CPUs also if only the scheduler's is missing |
-//! | `flags` | [`flags`](QueuedTask::flags) | `SCX_WAKE_*` come along, in bits 48 to 55 ([`wake_flags`](QueuedTask::wake_flags)) |
-//! | `vtime` | [`vtime`](QueuedTask::vtime) | that of the last decision, plus the CPU time since, scaled by weight |
-//! | `enq_cnt` | [`generation`](QueuedTask::generation) | [`DispatchedTask::new`] carries it over |
-//! | `comm`, `comm_str()` | [`comm_str`](QueuedTask::comm_str) | borrows; empty if the name is not UTF-8 |
-//! | `Clone`, `Eq`, `Ord` | `Copy`, `Clone` | tasks are not compared: key a collection by deadline and `id` |
-//! | - | [`id`](QueuedTask::id) | dense, below [`abi::MAX_TASKS`]: an index for what you know of a task |
-//! | - | `tgid`, `enqueued_at`, `waker`, `birth()` | see [`QueuedTask`] |
-//!
-//! | `DispatchedTask` there | Here | What differs |
-//! |---|---|---|
-//! | `new(&task)` | [`DispatchedTask::new`] | `flags` are 0, not the task's |
-//! | `pid` | [`pid`](DispatchedTask::pid) | for the reader's sake: the kernel side goes by id and generation |
-//! | `cpu`, `flags` | the same | a task that may not run on `cpu` runs where it may |
-//! | `slice_ns` | [`slice_ns`](DispatchedTask::slice_ns) | 0 is the default slice in both |
-//! | `vtime` | [`vtime`](DispatchedTask::vtime) | orders what waits for the same CPU, too; 0 is no deadline: in the order of dispatch |
-//! | `enq_cnt` | - | private |
-//!
-//! The counters there are ten `&mut u64` into memory that the kernel side writes. Here [`BpfScheduler::snapshot`] copies them, and
-//! [`Watch`] does from another thread:
-//!
-//! | There | In a [`Snapshot`](stats::Snapshot) |
-//! |---|---|
-//! | `nr_online_cpus` | not there; a policy has [`Machine::nr_cpus`](policy::Machine::nr_cpus), the bound of CPU numbers |
-//! | `nr_running` | not there; a policy has [`Machine::running`](policy::Machine::running), for each CPU |
-//! | `nr_queued` | `queued` - `taken` |
-//! | `nr_scheduled` | `waiting` |
-//! | `nr_user_dispatches` | `dispatched` |
-//! | `nr_kernel_dispatches` | `direct` + `ordered` + `kernel_side` + `no_id` |
-//! | `nr_cancel_dispatches` | `stale` + `gone` + `rescued` |
-//! | `nr_bounce_dispatches` | `bounced`, which are among the `dispatched` |
-//! | `nr_failed_dispatches` | not there: [`dispatch_task`](BpfScheduler::dispatch_task) says so at once |
-//! | `nr_sched_congested` | `ring_full` |
+//! (`examples/seed_fifo`). `docs/MIGRATING.md` has the shape of such a program, and tables of what differs.
 //!
 //! # Features
 //!
@@ -201,6 +123,11 @@ mod sync;
 pub mod task;
 pub mod turn;
 pub mod wait;
+
+/// Its program compiles.
+#[cfg(all(doctest, feature = "kernel"))]
+#[doc = include_str!("../docs/MIGRATING.md")]
+struct Migrating;
 
 #[cfg(feature = "kernel")]
 mod bpf {

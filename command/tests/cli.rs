@@ -243,23 +243,30 @@ fn names(text: &str, start: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn the_readme_has_each_option_and_each_target_of_make_and_no_other() {
-    let readme = include_str!("../../README.md");
+fn the_pages_have_each_option_and_each_target_of_make_and_no_other() {
+    let using = include_str!("../../docs/USING.md");
+    let contributing = include_str!("../../CONTRIBUTING.md");
 
-    let rows = |begin: &str| {
-        let table = readme.lines().skip_while(|line| !line.starts_with(begin));
+    let rows = |page: &str, begin: &str| {
+        let table = page.lines().skip_while(|line| !line.starts_with(begin));
         let rows: Vec<_> = table.take_while(|line| line.starts_with('|')).collect();
         rows.join("\n")
     };
     let help = String::from_utf8(metronome(&["--help"]).stdout).unwrap();
     let mut options = names(&help, " --");
     assert!(options.remove("help") && options.remove("version"));
-    assert_eq!(names(&rows("| Option |").replace('`', " "), " --"), options);
+    assert_eq!(
+        names(&rows(using, "| Option |").replace('`', " "), " --"),
+        options
+    );
 
     let makefile = include_str!("../../Makefile");
     let targets = makefile.lines().filter_map(|line| line.split_once(": "));
     let described = targets.filter(|(_, rest)| rest.contains("## "));
     let mut targets: BTreeSet<_> = described.map(|(name, _)| name.to_owned()).collect();
     assert!(targets.remove("help"));
-    assert_eq!(names(&rows("| | in `make test` |"), "`make "), targets);
+    assert_eq!(
+        names(&rows(contributing, "| | in `make test` |"), "`make "),
+        targets
+    );
 }

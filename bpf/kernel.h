@@ -4,7 +4,7 @@
  * and the kfuncs with their flavours from 6.16 on. It replaces a generated vmlinux.h.
  *
  * Every kfunc is weak, so that the object loads where one is missing or where the kernel's BTF describes it wrongly; user
- * space checks before it loads that the ones listed as needed in src/kernel.rs are there.
+ * space checks before it loads that the ones listed as needed in src/host/preflight.rs are there.
  *
  * Two rules learnt from the verifier: a struct named in a kfunc's prototype must be defined here (a forward declaration
  * makes libbpf treat the kfunc as absent), and two bpf_ksym_exists() tests must not be joined in one expression.

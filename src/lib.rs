@@ -148,21 +148,12 @@ mod bpf {
     include!(concat!(env!("OUT_DIR"), "/metronome.skel.rs"));
 }
 #[cfg(feature = "kernel")]
-mod exit;
-#[cfg(feature = "kernel")]
-mod kernel;
-#[cfg(feature = "kernel")]
-pub mod memory;
-#[cfg(feature = "kernel")]
-pub mod preflight;
-#[cfg(feature = "kernel")]
-mod thread;
-#[cfg(feature = "kernel")]
-pub mod topology;
+mod host;
 
 #[cfg(feature = "kernel")]
-pub use exit::UserExitInfo;
-#[cfg(feature = "kernel")]
-pub use kernel::{BadMailbox, BadRing, BpfScheduler, Builder, MailboxesFull, Tuning, Watch};
+pub use host::{
+    BadMailbox, BadRing, BpfScheduler, Builder, MailboxesFull, Tuning, UserExitInfo, Watch, memory,
+    preflight, topology,
+};
 pub use limits::Limits;
 pub use task::{DispatchedTask, QueuedTask, RL_CPU_ANY, RL_PREEMPT};

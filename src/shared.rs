@@ -39,7 +39,7 @@
 //!
 //! # Why several rings
 //! A ring has one spinlock, which all CPUs that enqueue take in turn: with two that do nothing else, a record costs each of them 224
-//! ns instead of 52 (`benches/contention.rs`). How many CPUs one ring bears is worked out at `nr_rings()` in `src/kernel.rs`: 16.
+//! ns instead of 52 (`benches/contention.rs`). How many CPUs one ring bears is worked out at `nr_rings()` in `src/host/builder.rs`: 16.
 //!
 //! Each task belongs to one ring by its id, so that its records stay in order; between tasks there is no order to keep. A ring for
 //! each last-level cache would keep the lock's line within it, but a task that moves to another cache would leave an older record

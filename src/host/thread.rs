@@ -7,7 +7,7 @@ use std::mem;
 use anyhow::{Context, Result, bail};
 use core_affinity::CoreId;
 
-use crate::topology::{Reach, parse_list};
+use super::topology::{Reach, parse_list};
 
 use crate::abi::MAX_RINGS;
 
@@ -16,7 +16,7 @@ const SCHED_EXT: i32 = 7;
 
 /// While it lives, the thread that made it runs on one CPU, in the class SCHED_EXT.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub(super) struct Place {
     affinity: libc::cpu_set_t,
     policy: i32,
     parameters: libc::sched_param,
@@ -25,7 +25,7 @@ pub(crate) struct Place {
 
 impl Place {
     /// Moves the calling thread to `cpu`.
-    pub(crate) fn take(cpu: u32) -> Result<Self> {
+    pub(super) fn take(cpu: u32) -> Result<Self> {
         let place = Self::current()?;
         if !core_affinity::set_for_current(CoreId { id: cpu as usize }) {
             bail!(
@@ -54,7 +54,7 @@ impl Place {
     }
 
     /// The CPUs that the thread was allowed before: for threads it has started meanwhile.
-    pub(crate) fn former_affinity(&self) -> libc::cpu_set_t {
+    pub(super) fn former_affinity(&self) -> libc::cpu_set_t {
         self.affinity
     }
 }
@@ -70,13 +70,13 @@ impl Drop for Place {
 /// While it lives, the thread that made it has nice level -20, if it may: loading a scheduler is a second of work for the
 /// verifier, and a machine that is full waits for it.
 #[derive(Debug)]
-pub(crate) struct Haste {
+pub(super) struct Haste {
     nice: i32,
     _not_send: std::marker::PhantomData<*mut ()>,
 }
 
 impl Haste {
-    pub(crate) fn make() -> Self {
+    pub(super) fn make() -> Self {
         // SAFETY: a plain system call. It returns -1 for that level as for an error, of which there is none for oneself.
         let nice = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
         set_nice(-20);
@@ -100,7 +100,7 @@ fn set_nice(nice: i32) {
 }
 
 /// ns on the clock `CLOCK_MONOTONIC`. No system call.
-pub(crate) fn now() -> u64 {
+pub(super) fn now() -> u64 {
     let mut time = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
@@ -111,7 +111,7 @@ pub(crate) fn now() -> u64 {
 }
 
 /// Whether the CPU is one of a hypervisor's. Where it does not say so, it is taken for a real one.
-pub(crate) fn is_virtual() -> bool {
+pub(super) fn is_virtual() -> bool {
     #[cfg(target_arch = "x86_64")]
     {
         // CPUID_EXT_HYPERVISOR, which processors keep clear.
@@ -123,7 +123,7 @@ pub(crate) fn is_virtual() -> bool {
 
 /// Sleeps until one of the files can be read, a signal comes, or a tenth of a second has passed: some of what ends the
 /// scheduler wakes nobody.
-pub(crate) fn sleep_until_readable(fds: impl Iterator<Item = i32>) {
+pub(super) fn sleep_until_readable(fds: impl Iterator<Item = i32>) {
     const TIMEOUT_MS: i32 = 100;
     let mut polled = heapless::Vec::<libc::pollfd, MAX_RINGS>::new();
     polled.extend(fds.take(MAX_RINGS).map(|fd| libc::pollfd {
@@ -136,7 +136,7 @@ pub(crate) fn sleep_until_readable(fds: impl Iterator<Item = i32>) {
 }
 
 /// Where the calling thread may go.
-pub(crate) fn reach() -> Result<Reach> {
+pub(super) fn reach() -> Result<Reach> {
     let own = affinity()?;
     // A cpuset shows in no file at a fixed place. But whoever asks for all CPUs gets those of it.
     set_affinity(&set_of(0..libc::CPU_SETSIZE as u32))
@@ -194,7 +194,7 @@ fn current_affinity() -> Result<libc::cpu_set_t> {
 }
 
 /// Allows the calling thread these CPUs.
-pub(crate) fn set_affinity(cpus: &libc::cpu_set_t) -> io::Result<()> {
+pub(super) fn set_affinity(cpus: &libc::cpu_set_t) -> io::Result<()> {
     // SAFETY: `cpus` is live and of the size told.
     match unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), cpus) } {
         0 => Ok(()),
@@ -211,7 +211,7 @@ fn set_policy(policy: i32, parameters: &libc::sched_param) -> io::Result<()> {
 }
 
 /// The id of the calling thread, as this process sees it.
-pub(crate) fn id() -> i32 {
+pub(super) fn id() -> i32 {
     // SAFETY: a plain system call.
     unsafe { libc::gettid() }
 }

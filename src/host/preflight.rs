@@ -62,7 +62,7 @@ impl std::error::Error for Obstacle {}
 
 /// Checks privilege, kernel, and that no other scheduler is there. Returns the hotplug sequence number, to be read before
 /// the CPUs are counted.
-pub(crate) fn check() -> Result<u64> {
+pub(super) fn check() -> Result<u64> {
     let root = Path::new("/");
     privilege()?;
     kernel(root)?;

@@ -35,7 +35,7 @@ pub struct UserExitInfo {
 }
 
 impl UserExitInfo {
-    pub(crate) fn read(record: &ExitRecord, dump: &[u8], stopped: bool) -> Self {
+    pub(super) fn read(record: &ExitRecord, dump: &[u8], stopped: bool) -> Self {
         Self {
             // ORDERING: acquire, with the swap at the end of metronome_exit() in bpf/metronome.bpf.c, which comes after the rest.
             kind: record.kind.load(Ordering::Acquire),
@@ -91,7 +91,7 @@ static STOP: LazyLock<Arc<AtomicBool>> = LazyLock::new(|| Arc::new(AtomicBool::n
 static HANDLED: AtomicBool = AtomicBool::new(false);
 
 /// Makes SIGINT and SIGTERM end the scheduler.
-pub(crate) fn handle_signals() -> Result<()> {
+pub(super) fn handle_signals() -> Result<()> {
     if !HANDLED.load(Ordering::Relaxed) {
         for signal in [SIGINT, SIGTERM] {
             flag::register(signal, Arc::clone(&STOP))
@@ -103,7 +103,7 @@ pub(crate) fn handle_signals() -> Result<()> {
 }
 
 /// Whether SIGINT or SIGTERM has come.
-pub(crate) fn stop_requested() -> &'static AtomicBool {
+pub(super) fn stop_requested() -> &'static AtomicBool {
     &STOP
 }
 

@@ -43,7 +43,7 @@ results: ## docs/RESULTS.md anew from the samples of the last `make compare` wit
 
 test: setup lint unit loom gate ## before each change lands, a quarter of an hour: lints, unit tests, models, the gate set on two kernels
 
-price: setup ## what Metronome costs, next to the default scheduler, on CPUS=4 (6 minutes)
+price: setup ## what Metronome costs, next to the default scheduler, on CPUS=4 (two minutes)
 	cargo build --release --workspace --bins
 	vm/price
 

@@ -592,8 +592,8 @@ static bool is_overtaken(struct task_struct *p, struct task_ctx *tctx, s32 cpu)
 }
 
 /*
- * @prev takes turns, and its slice is over: it goes on if it is due before all that wait. It is not among them yet, so one that has had less
- * than its share would otherwise wait for a turn of another after each of its own.
+ * @prev takes turns, and its slice is over: it goes on if it is due before all that wait, until it has had a default slice. It is not among
+ * them yet, so one that has had less than its share would otherwise wait for a turn of another after each of its own.
  */
 __noinline int keeps_turn(struct task_struct *prev __arg_trusted, s32 cpu)
 {
@@ -601,7 +601,7 @@ __noinline int keeps_turn(struct task_struct *prev __arg_trusted, s32 cpu)
 	u64 mail = 0;
 
 	if (!(prev->scx.flags & SCX_TASK_QUEUED) || !tctx || !tctx->in_turn || scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL_ON | cpu) > 0 ||
-	    first_mail_of(cpu, &mail) || first_shared_mail(&mail) || is_overtaken(prev, tctx, cpu))
+	    elapsed_since(tctx->start_ts) >= default_slice_ns() || first_mail_of(cpu, &mail) || first_shared_mail(&mail) || is_overtaken(prev, tctx, cpu))
 		return false;
 	set_slice(prev, turn_slice_ns(cpu));
 	return true;
@@ -639,12 +639,12 @@ void BPF_PROG(metronome_dispatch, s32 cpu, struct task_struct *prev)
 		pass_on_shared();
 		return;
 	}
+	if (*(volatile u32 *)&stranded)
+		rescue_stranded();
 	if (!starves && prev && turn % PATIENCE_TURNS && keeps_turn(prev, cpu))
 		return;
 	displaces = drain_mailbox(cpu, cpu);
 	drain_shared_mailbox();
-	if (*(volatile u32 *)&stranded)
-		rescue_stranded();
 	if ((displaces && scx_bpf_dsq_move_to_local(cpu)) ||
 	    (starves && (move_starved_to_local(cpu, turn) || scx_bpf_dsq_move_to_local(URGENT_DSQ))) || move_next_to_local(cpu, turn)) {
 		pass_on_shared();

@@ -480,7 +480,7 @@ impl<const TASKS: usize> Policy for Deadline<TASKS> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use std::vec::Vec;
 

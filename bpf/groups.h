@@ -15,8 +15,11 @@
 #define MAX_GROUPS 4096
 #define ROOT_GROUP 0
 
-/* Levels that are counted; what is deeper counts as on the last. */
+/* Levels of groups that are told apart, likewise. */
 #define GROUP_LEVELS 16
+
+/* Cgroups at most: the memory controller allows no more (MEM_CGROUP_ID_MAX in the kernel's mm/memcontrol.c). */
+#define MAX_CGROUPS 65536
 
 /* How old what is known of a task's share may be. */
 #define SHARE_NS 1000000ULL
@@ -40,7 +43,8 @@ struct {
 /* From the id of a cgroup to its place among the groups. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, MAX_GROUPS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_CGROUPS);
 	__type(key, u64);
 	__type(value, u32);
 } group_places SEC(".maps");
@@ -221,7 +225,7 @@ s32 BPF_PROG(metronome_cgroup_init, struct cgroup *cgrp, struct scx_cgroup_init_
 	if (is_flat || !cgrp->level)
 		return 0;
 	above = place_above(cgrp);
-	place = find_place();
+	place = cgrp->level <= GROUP_LEVELS ? find_place() : ROOT_GROUP;
 	group = group_at(place);
 	if (group && place != ROOT_GROUP) {
 		group->id = id;
@@ -230,9 +234,8 @@ s32 BPF_PROG(metronome_cgroup_init, struct cgroup *cgrp, struct scx_cgroup_init_
 	} else {
 		place = above;
 	}
-	/* If this fails, too, its tasks are taken for the root's. */
-	bpf_map_update_elem(&group_places, &id, &place, 0);
-	return 0;
+	/* One that is not known would count as the root: rather there is no such cgroup. */
+	return bpf_map_update_elem(&group_places, &id, &place, 0);
 }
 
 SEC("struct_ops/cgroup_exit")

@@ -25,7 +25,7 @@
 //!
 //! # Trust
 //! The kernel side reads what we wrote as an allegation. Nor do we trust it (Invariant 5): a head that is not within the last
-//! so many positions as there are slots, or a slot that holds another position than its own, is of nobody's making. Either
+//! so many positions as there are slots, or a slot that holds another position than its own, was written by neither side. Either
 //! stops the mailbox, one side or both for ever: it is noted, and the caller should end the scheduler. The tasks whose decisions
 //! lie there are still on a DSQ of the kernel (Invariant 3).
 //!
@@ -72,7 +72,7 @@ pub struct Mailbox {
     mask: u32,
     /// The position that is written next.
     tail: u64,
-    /// Whether it was seen to hold a position of nobody's making.
+    /// Whether it was seen to hold a position that neither side wrote.
     is_bad: bool,
 }
 

@@ -33,7 +33,7 @@ pub struct BadMailbox(
 
 impl fmt::Display for BadMailbox {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{} holds a position of nobody's making", self.0)
+        write!(out, "{} holds a position that neither side wrote", self.0)
     }
 }
 

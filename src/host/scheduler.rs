@@ -255,7 +255,7 @@ impl<'a> BpfScheduler<'a> {
         }
     }
 
-    /// Tasks that a policy took and did not decide about have nobody else to speak for them.
+    /// The kernel side tells only once of a task that waits, also if a policy took it and did not decide about it.
     fn dispatch_leftovers(&mut self) {
         let Some(turn) = &mut self.turn else { return };
         if turn.waiting() > 0 {

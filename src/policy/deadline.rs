@@ -9,7 +9,7 @@
 //!
 //! # What is not held against anybody
 //! CPU time that nobody else wanted: whom an idle CPU took is level with virtual time ([`QueuedTask::found_idle`]), and of a run that
-//! was longer than any slice, so that nobody can have waited there unless it was by an order, a lag is charged. And no task is further ahead of virtual time
+//! was longer than any slice, so that no task can have waited there unless it was by an order, a lag is charged. And no task is further ahead of virtual time
 //! than 32 lags: a light one would be due only after the kernel's watchdog has lost its patience.
 //!
 //! # Who is urgent

@@ -106,7 +106,7 @@ fn a_position_that_somebody_else_wrote_ends_the_scheduler_and_nobody_waits() {
 #[test]
 fn a_mailbox_that_somebody_else_wrote_into_ends_the_scheduler_and_nobody_waits() {
     let mut load = saturate();
-    let says = "the mailbox of CPU 1 holds a position of nobody's making";
+    let says = "the mailbox of CPU 1 holds a position that neither side wrote";
     let move_head = |by: u64| {
         Mailboxes::of_scheduler().of(1)[0].fetch_add(by, Ordering::Relaxed);
     };

@@ -103,6 +103,27 @@ fn a_group_of_many_gets_no_more_than_a_group_of_few() {
     scheduler.stop(libc::SIGINT).assert_clean();
 }
 
+/// Whoever may make groups in its own wins nothing by how deep it nests them, nor by what these weigh.
+#[test]
+fn a_group_gets_no_more_by_nesting_others_deeply() {
+    let (deep, other) = (new("deep"), new("other"));
+    let mut parts = vec![];
+    for level in 0..20 {
+        let part = parts.last().unwrap_or(&deep).part(&level.to_string());
+        part.write("cpu.weight", "10000");
+        parts.push(part);
+    }
+    let scheduler = Scheduler::start("scx_metronome", &[]);
+    let _deep = hogs(parts.last().unwrap(), cpus() as u32);
+    let _other = hogs(&other, cpus() as u32);
+    assert_shared("20 deep", &[&deep, &other], &[0.5, 0.5], &[]);
+    scheduler.stop(libc::SIGINT).assert_clean();
+    // A group goes when those in it have gone.
+    while let Some(part) = parts.pop() {
+        drop(part);
+    }
+}
+
 /// With `--flat` tasks have what their nice levels say, as if there were no groups.
 #[test]
 fn a_flat_machine_knows_no_groups() {

@@ -57,6 +57,7 @@ flaky: setup ## the gate set N=10 times: how often each test passed, and how its
 lint: setup ## format, lints and documentation
 	cargo fmt --all -- --check
 	cargo fmt --manifest-path fuzz/Cargo.toml -- --check
+	clang-format-19 --dry-run -Werror bpf/*.[ch] testbed/bpf/*.[ch]
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo clippy --package scx_metronome_core --lib --no-default-features -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings cargo doc --quiet --no-deps --package scx_metronome_core --lib

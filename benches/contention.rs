@@ -1,8 +1,9 @@
 //! What producers cost each other on one ring: a reason for how many rings to have.
 //!
-//! Threads on CPUs of their own run a BPF program that writes records as fast as it can: one thread; two to the same ring; two to a
-//! ring each. Nobody reads the records: each thread moves the consumer position up to the producer's from time to time. A ring
-//! has one lock, and one line with the producer position.
+//! Threads on CPUs of their own run a BPF program that writes records as fast as it can: one
+//! thread; two to the same ring; two to a ring each. Nobody reads the records: each thread moves
+//! the consumer position up to the producer's from time to time. A ring has one lock, and one line
+//! with the producer position.
 //!
 //! This is the worst case. Between the wake-ups of a real CPU lie microseconds, not nanoseconds.
 #![allow(missing_docs, clippy::unwrap_used, reason = "a benchmark")]
@@ -63,7 +64,8 @@ struct Producer {
     ring: RingMemory,
 }
 
-// SAFETY: the pointers are to shared memory that any thread may access, mapped until the process ends.
+// SAFETY: the pointers are to shared memory that any thread may access, mapped until the process
+// ends.
 unsafe impl Send for Producer {}
 
 impl Producer {
@@ -84,8 +86,8 @@ impl Producer {
         elapsed / f64::from(written.max(1))
     }
 
-    /// Moves the consumer position on, never back. A record that the other producer is still writing may be passed: it is
-    /// written all the same, and nobody reads it.
+    /// Moves the consumer position on, never back. A record that the other producer is still
+    /// writing may be passed: it is written all the same, and nobody reads it.
     fn forget_records(&self) {
         // SAFETY: mapped until the process ends.
         let producer = unsafe { self.ring.producer.as_ref() };

@@ -1,22 +1,27 @@
-//! A whole decision: take a record, order it, choose a CPU, hand it over. At a constant number of waiting tasks.
+//! A whole decision: take a record, order it, choose a CPU, hand it over. At a constant number of
+//! waiting tasks.
 //!
 //! # Ours
-//! The real [`Turn`], [`Deadline`] and [`Shared`](scx_metronome_core::shared::Shared), over the real maps. 16 CPUs, all of them busy: one
-//! task for each wakes, and one turn with its flush decides about 16 tasks, though not the same. The kernel side then takes
-//! the decisions, and their tasks are the next to wake. Timed are the turn and the flush, so a sixteenth of reading the
+//! The real [`Turn`], [`Deadline`] and [`Shared`](scx_metronome_core::shared::Shared), over the
+//! real maps. 16 CPUs, all of them busy: one task for each wakes, and one turn with its flush
+//! decides about 16 tasks, though not the same. The kernel side then takes the decisions, and their
+//! tasks are the next to wake. Timed are the turn and the flush, so a sixteenth of reading the
 //! clock twice is in each figure.
 //!
-//! The scheduler thread makes no system calls while all CPUs are busy, but here two play the kernel's part before each turn, and
-//! leave caches and branch predictors to the kernel. So there are two machines, and between the system calls and the
-//! turn that is timed the other machine takes one that is not. That is to our advantage: without it, a decision with 64 waiting
-//! took 61 ns instead of 51. The incumbent gets no such turn, for it makes two system calls per decision itself.
+//! The scheduler thread makes no system calls while all CPUs are busy, but here two play the
+//! kernel's part before each turn, and leave caches and branch predictors to the kernel. So there
+//! are two machines, and between the system calls and the turn that is timed the other machine
+//! takes one that is not. That is to our advantage: without it, a decision with 64 waiting
+//! took 61 ns instead of 51. The incumbent gets no such turn, for it makes two system calls per
+//! decision itself.
 //!
 //! # The incumbent's
 //! See [`support::incumbent`]. It decides about one task per turn, and yields after each.
 //!
 //! # What this leaves out
-//! An idle CPU: it costs us a system call per turn, here as in the scheduler. Cache lines that other CPUs have written: the
-//! kernel side runs on the same CPU here. And the tasks that the incumbent's yield lets run before it comes back.
+//! An idle CPU: it costs us a system call per turn, here as in the scheduler. Cache lines that
+//! other CPUs have written: the kernel side runs on the same CPU here. And the tasks that the
+//! incumbent's yield lets run before it comes back.
 #![allow(missing_docs, clippy::unwrap_used, reason = "a benchmark")]
 
 use std::collections::BTreeSet;
@@ -62,7 +67,8 @@ fn decision(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Two machines in step, of which the second is timed. The first is small, so that it does not fill the caches.
+/// Two machines in step, of which the second is timed. The first is small, so that it does not fill
+/// the caches.
 struct Ours([Machine; 2]);
 
 impl Ours {
@@ -98,7 +104,8 @@ struct Machine {
 }
 
 impl Machine {
-    /// With so many tasks, of which those wait that do not run. `is_sampled`: the hops of one in 256 are measured, as in a scheduler.
+    /// With so many tasks, of which those wait that do not run. `is_sampled`: the hops of one in
+    /// 256 are measured, as in a scheduler.
     fn with(tasks: usize, is_sampled: bool) -> Option<Self> {
         let side = BpfSide::load("decision")?;
         let mut machine = Self {

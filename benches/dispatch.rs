@@ -1,7 +1,9 @@
-//! What it costs user space to hand one decision over: into our mailbox of a CPU, and into libbpf's user ring.
+//! What it costs user space to hand one decision over: into our mailbox of a CPU, and into libbpf's
+//! user ring.
 //!
-//! Only handing over is timed. As many decisions as a mailbox holds are handed over, and then the kernel side takes them, on
-//! the same CPU, so that neither side pays here for cache lines that another CPU has written. Neither may allocate.
+//! Only handing over is timed. As many decisions as a mailbox holds are handed over, and then the
+//! kernel side takes them, on the same CPU, so that neither side pays here for cache lines that
+//! another CPU has written. Neither may allocate.
 #![allow(missing_docs, clippy::unwrap_used, reason = "a benchmark")]
 
 use std::time::{Duration, Instant};

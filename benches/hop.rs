@@ -1,20 +1,23 @@
 //! How long a record is on its way from one CPU to another, beside how long a single cache line is.
 //!
-//! A thread on CPU 0 runs a BPF program that reads the clock, reserves a record, fills it and submits it. A thread on CPU 1
-//! spins on the [`Ring`] as the scheduler does and reads the clock when it sees the record. The next record is written
-//! once that has happened, so that a moment in which either thread does not run spoils one record and not all behind it.
+//! A thread on CPU 0 runs a BPF program that reads the clock, reserves a record, fills it and
+//! submits it. A thread on CPU 1 spins on the [`Ring`] as the scheduler does and reads the clock
+//! when it sees the record. The next record is written once that has happened, so that a moment in
+//! which either thread does not run spoils one record and not all behind it.
 //!
-//! So each figure holds the kernel's writing of the record, two cache lines that must come over (the producer position, the record
-//! with its header), and about one reading of the clock: from the middle of the first to the middle of the second. What
-//! these cost is measured beside it. The line of comparison is one atomic word that the same two CPUs pass to and fro.
+//! So each figure holds the kernel's writing of the record, two cache lines that must come over
+//! (the producer position, the record with its header), and about one reading of the clock: from
+//! the middle of the first to the middle of the second. What these cost is measured beside it. The
+//! line of comparison is one atomic word that the same two CPUs pass to and fro.
 //!
-//! A new thread begins on the CPU of the thread that made it, so both wait for one another once they are apart: a real-time thread
-//! that spins would not let the other leave.
+//! A new thread begins on the CPU of the thread that made it, so both wait for one another once
+//! they are apart: a real-time thread that spins would not let the other leave.
 //!
-//! The published figure to compare it with is ghOSt's: 265 ns from the kernel to an agent that spins (Humphries et al., SOSP
-//! 2021, table 3), on other hardware.
+//! The published figure to compare it with is ghOSt's: 265 ns from the kernel to an agent that
+//! spins (Humphries et al., SOSP 2021, table 3), on other hardware.
 //!
-//! How much noise the machine makes is told by a thread on CPU 1 that does nothing but read the clock.
+//! How much noise the machine makes is told by a thread on CPU 1 that does nothing but read the
+//! clock.
 #![allow(missing_docs, clippy::unwrap_used, reason = "a benchmark")]
 
 use std::hint::{self, black_box};
@@ -111,8 +114,8 @@ fn histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, 10_000_000_000, 3).unwrap()
 }
 
-/// From the clock read before reserve to the clock read behind the check; and the kernel side's part of it, one reading of the
-/// clock included in either.
+/// From the clock read before reserve to the clock read behind the check; and the kernel side's
+/// part of it, one reading of the clock included in either.
 fn ring_latency(side: &BpfSide, records: u64) -> (Histogram<u64>, Histogram<u64>) {
     let stamp = Program::new(&side.skel.progs.stamp);
     let mut ring = side.ring();
@@ -137,7 +140,8 @@ fn ring_latency(side: &BpfSide, records: u64) -> (Histogram<u64>, Histogram<u64>
             let mut written_at = None;
             ring.drain(1, |task| written_at = Some(task.enqueued_at));
             let Some(written_at) = written_at else {
-                // As the scheduler does between two turns; and it leaves the line to the producer for a moment.
+                // As the scheduler does between two turns; and it leaves the line to the producer
+                // for a moment.
                 hint::spin_loop();
                 continue;
             };
@@ -218,7 +222,8 @@ fn kernel_clock_ns(side: &BpfSide) -> f64 {
     f64::from(times[times.len() / 2]) / f64::from(READINGS)
 }
 
-/// The share of `window` that this thread could not use, as seen by gaps of more than a microsecond; and the longest gap.
+/// The share of `window` that this thread could not use, as seen by gaps of more than a
+/// microsecond; and the longest gap.
 fn noise(window: Duration) -> (f64, Duration) {
     let start = Instant::now();
     let mut last = start;

@@ -1,9 +1,11 @@
-//! What a deadline queue costs: push, pop, remove, update, and push with pop, at 16 to 65,536 entries, beside the standard library's
-//! structures as far as they can do it. `BinaryHeap` finds no entry, so it can neither remove nor update one. `BTreeSet` finds it
-//! if told its deadline, so it comes with a table of them.
+//! What a deadline queue costs: push, pop, remove, update, and push with pop, at 16 to 65,536
+//! entries, beside the standard library's structures as far as they can do it. `BinaryHeap` finds
+//! no entry, so it can neither remove nor update one. `BTreeSet` finds it if told its deadline, so
+//! it comes with a table of them.
 //!
-//! `push` begins with a quarter of the entries (at least 16) missing and ends at the number told, `pop` the other way round; what
-//! leaves first comes back later by a random time. A batch of 16 has a sixteenth of reading the clock twice in it.
+//! `push` begins with a quarter of the entries (at least 16) missing and ends at the number told,
+//! `pop` the other way round; what leaves first comes back later by a random time. A batch of 16
+//! has a sixteenth of reading the clock twice in it.
 #![allow(missing_docs, clippy::unwrap_used, reason = "a benchmark")]
 
 use std::cmp::Reverse;

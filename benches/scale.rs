@@ -1,10 +1,12 @@
-//! What a decision costs our side on larger machines than this: on a simulated kernel, by the number of CPUs and of rings.
+//! What a decision costs our side on larger machines than this: on a simulated kernel, by the
+//! number of CPUs and of rings.
 //!
-//! All CPUs are busy. In each round 16 of them, or all if there are fewer, are at the end of a slice: their tasks wait again and
-//! others are run. Then the scheduler thread takes its turn, which alone is timed. About as many tasks wait in our queue
-//! whatever the number of CPUs.
+//! All CPUs are busy. In each round 16 of them, or all if there are fewer, are at the end of a
+//! slice: their tasks wait again and others are run. Then the scheduler thread takes its turn,
+//! which alone is timed. About as many tasks wait in our queue whatever the number of CPUs.
 //!
-//! One thread plays all CPUs here, so cache lines do not travel. What it shows is whether our work grows with the machine.
+//! One thread plays all CPUs here, so cache lines do not travel. What it shows is whether our work
+//! grows with the machine.
 #![allow(missing_docs, clippy::unwrap_used, reason = "a benchmark")]
 
 use std::time::{Duration, Instant};
@@ -48,7 +50,8 @@ struct Machine {
 }
 
 impl Machine {
-    /// With so many CPUs, of which the last is the scheduler thread's; one CPU has a second for that.
+    /// With so many CPUs, of which the last is the scheduler thread's; one CPU has a second for
+    /// that.
     fn of(cpus: u32, nr_rings: u32) -> Self {
         let nr_cpus = cpus.max(2);
         let config = Config {

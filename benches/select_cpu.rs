@@ -1,13 +1,16 @@
 //! What it costs to choose and claim an idle CPU: by our search, and by asking the kernel.
 //!
 //! # Ours
-//! [`Shared::claim_idle_cpu`], which is what [`BpfScheduler::select_cpu`](scx_metronome_core::BpfScheduler::select_cpu) does for
-//! tasks that may run anywhere, on machines of cores of two threads, eight cores to a cache and 64 to a node. Eight tasks are
-//! given a CPU in one turn. Then, untimed, the turn ends and these CPUs go idle anew.
+//! [`Shared::claim_idle_cpu`], which is what
+//! [`BpfScheduler::select_cpu`](scx_metronome_core::BpfScheduler::select_cpu) does for tasks that
+//! may run anywhere, on machines of cores of two threads, eight cores to a cache and 64 to a node.
+//! Eight tasks are given a CPU in one turn. Then, untimed, the turn ends and these CPUs go idle
+//! anew.
 //!
 //! # By asking the kernel
-//! `BPF_PROG_RUN` of a program that finds the task, as [`BpfScheduler`](scx_metronome_core::BpfScheduler) runs one for other tasks.
-//! The search itself is left out, since only a kernel with `sched_ext` has it.
+//! `BPF_PROG_RUN` of a program that finds the task, as
+//! [`BpfScheduler`](scx_metronome_core::BpfScheduler) runs one for other tasks. The search itself
+//! is left out, since only a kernel with `sched_ext` has it.
 #![allow(missing_docs, clippy::unwrap_used, reason = "a benchmark")]
 
 use std::alloc::{Layout, alloc_zeroed};
@@ -114,7 +117,8 @@ impl Machine {
         machine
     }
 
-    /// How long so many claims take, each for a task whose last CPU is `step` after that of the one before.
+    /// How long so many claims take, each for a task whose last CPU is `step` after that of the one
+    /// before.
     fn claim(&mut self, claims: u64, step: i32) -> Duration {
         let turns = claims.div_ceil(BATCH as u64);
         let mut timed = Duration::ZERO;

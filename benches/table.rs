@@ -1,7 +1,9 @@
-//! The figures of the other benchmarks in one table, and for each bar whether it holds; the same goes to `target/bench.json`.
+//! The figures of the other benchmarks in one table, and for each bar whether it holds; the same
+//! goes to `target/bench.json`.
 //!
-//! Reads what criterion and the other benchmarks have left behind, so it shows their last run. With `--check`, a bar that
-//! is missed ends it with status 1. What was not measured is skipped, and misses nothing.
+//! Reads what criterion and the other benchmarks have left behind, so it shows their last run. With
+//! `--check`, a bar that is missed ends it with status 1. What was not measured is skipped, and
+//! misses nothing.
 #![allow(missing_docs, clippy::unwrap_used, reason = "a benchmark")]
 
 use std::fs;

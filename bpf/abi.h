@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What the two halves of Metronome share: every structure that both the BPF side and user space touch, and every number
- * that both must agree on. src/abi.rs is its mirror; both assert sizes and offsets at compile time, and a test compares
- * the Rust layout with the BTF of the compiled object.
+ * What the two halves of Metronome share: every structure that both the BPF side and user space
+ * touch, and every number that both must agree on. src/abi.rs is its mirror; both assert sizes and
+ * offsets at compile time, and a test compares the Rust layout with the BTF of the compiled object.
  *
- * Who writes what is stated per field: "K" is the kernel side, "U" is user space. Nothing that U writes is trusted by K
- * beyond the bounds that K checks itself, and the other way round.
+ * Who writes what is stated per field: "K" is the kernel side, "U" is user space. Nothing that U
+ * writes is trusted by K beyond the bounds that K checks itself, and the other way round.
  */
 #ifndef METRONOME_ABI_H
 #define METRONOME_ABI_H
@@ -17,7 +17,10 @@
 /* A task id that names no task: the kernel side schedules such a task alone. */
 #define NO_TASK 0xffffffffU
 
-/* Decisions that fit into one CPU's mailbox, and into the mailbox that all CPUs share. Powers of two. */
+/*
+ * Decisions that fit into one CPU's mailbox, and into the mailbox that all CPUs share. Powers of
+ * two.
+ */
 #define MAILBOX_SLOTS 256
 #define SHARED_MAILBOX_SLOTS 16384
 
@@ -32,41 +35,55 @@
 
 /* queued_task.kind: a task waits for a decision, or something has happened to it. */
 enum record_kind {
-	RECORD_QUEUED = 1,	/* it waits for a decision */
-	RECORD_ORDERED,		/* it woke, and its standing order was carried out */
-	RECORD_BLOCKED,		/* it went to sleep */
-	RECORD_GONE,		/* it exited or left the class, and its id is free */
-	RECORD_WEIGHT,		/* its weight changed */
-	RECORD_AFFINITY,	/* the CPUs that it may use changed */
+	RECORD_QUEUED = 1, /* it waits for a decision */
+	RECORD_ORDERED,	   /* it woke, and its standing order was carried out */
+	RECORD_BLOCKED,	   /* it went to sleep */
+	RECORD_GONE,	   /* it exited or left the class, and its id is free */
+	RECORD_WEIGHT,	   /* its weight changed */
+	RECORD_AFFINITY,   /* the CPUs that it may use changed */
 	/* What became of a decision about it: */
-	RECORD_DISPATCHED,	/* carried out */
-	RECORD_BOUNCED,		/* carried out on another CPU, as affinity demanded */
-	RECORD_STALE,		/* dropped: that enqueue is over */
-	RECORD_RESCUED,		/* dropped: the kernel side had run the task by itself, or lost it to another class */
-	RECORD_DIRECT,		/* it woke, and an idle CPU took it at once */
-	RECORD_TOO_LATE,	/* a decision was dropped: its task is gone; id and generation are the decision's, the rest says nothing */
+	RECORD_DISPATCHED, /* carried out */
+	RECORD_BOUNCED,	   /* carried out on another CPU, as affinity demanded */
+	RECORD_STALE,	   /* dropped: that enqueue is over */
+	/* Dropped: the kernel side had run the task by itself, or lost it to another class. */
+	RECORD_RESCUED,
+	RECORD_DIRECT, /* it woke, and an idle CPU took it at once */
+	/*
+	 * A decision was dropped: its task is gone; id and generation are the decision's, the rest
+	 * says nothing.
+	 */
+	RECORD_TOO_LATE,
 };
 
-/* A generation is the birth of the id's owner, never 0, in the upper 12 bits, and a number of its enqueue below. */
+/*
+ * A generation is the birth of the id's owner, never 0, in the upper 12 bits, and a number of its
+ * enqueue below.
+ */
 #define BIRTH_SHIFT 20
 #define BIRTHS (1 << 12)
 
 /* In queued_task.flags: SCX_WAKE_* of the wake-up, in bits that SCX_ENQ_* leaves free. */
 #define WAKE_FLAGS_SHIFT 48
 
-/* Likewise: an idle CPU took the task as it woke, so that nobody waited for the CPU time that it got. */
+/*
+ * Likewise: an idle CPU took the task as it woke, so that nobody waited for the CPU time that it
+ * got.
+ */
 #define FOUND_IDLE (1ULL << 56)
 
 /* Likewise: it is of SCHED_BATCH or SCHED_IDLE, and says by that that it can wait. */
 #define IS_BATCH (1ULL << 57)
 
-/* decision.flags: the task runs on the first CPU that becomes available; it displaces what runs on its CPU. */
+/*
+ * decision.flags: the task runs on the first CPU that becomes available; it displaces what runs on
+ * its CPU.
+ */
 #define DECISION_ANY_CPU (1ULL << 20)
 #define DECISION_PREEMPT (1ULL << 21)
 
 /*
- * Of tasks that take turns: how far ahead of virtual time one may be, in lags, and how much faster than it real time may pass. A lag is a
- * quarter of the default slice.
+ * Of tasks that take turns: how far ahead of virtual time one may be, in lags, and how much faster
+ * than it real time may pass. A lag is a quarter of the default slice.
  */
 #define LEAD_LAGS 32
 #define SLOWEST 16
@@ -75,50 +92,61 @@ enum record_kind {
 #define KICK_PREEMPT (1U << 31)
 
 /*
- * One record of the rings `queued`: a task waits for a decision. K writes it once, before it is published, U reads it.
- * 120 bytes: with the ring's header of 8 it takes 128, so that a record never straddles the ring's end.
+ * One record of the rings `queued`: a task waits for a decision. K writes it once, before it is
+ * published, U reads it. 120 bytes: with the ring's header of 8 it takes 128, so that a record
+ * never straddles the ring's end.
  */
 struct queued_task {
-	__u32 id;		/* dense task id, 0..MAX_TASKS */
-	__u32 generation;	/* of this enqueue; a decision must carry it back */
+	__u32 id;	  /* dense task id, 0..MAX_TASKS */
+	__u32 generation; /* of this enqueue; a decision must carry it back */
 	__s32 pid;
 	__s32 tgid;
-	__s32 cpu;		/* the CPU it ran on last */
-	__u16 kind;		/* RECORD_* */
-	__u16 nr_cpus_allowed;	/* the number of possible CPUs for all that take tasks */
-	__u64 flags;		/* SCX_ENQ_*, SCX_WAKE_* shifted by WAKE_FLAGS_SHIFT, FOUND_IDLE, IS_BATCH */
-	__u32 weight;		/* 1..10000, nice 0 is 100 */
-	__u32 share;		/* what it is worth beside those of other cgroups, times SHARE; 0: not known */
+	__s32 cpu;	       /* the CPU it ran on last */
+	__u16 kind;	       /* RECORD_* */
+	__u16 nr_cpus_allowed; /* the number of possible CPUs for all that take tasks */
+	/* SCX_ENQ_*, SCX_WAKE_* shifted by WAKE_FLAGS_SHIFT, FOUND_IDLE, IS_BATCH. */
+	__u64 flags;
+	__u32 weight; /* 1..10000, nice 0 is 100 */
+	/* What it is worth beside those of other cgroups, times SHARE; 0: not known. */
+	__u32 share;
 	__u64 enqueued_at;	/* these four: ns, the clock of scx_bpf_now() */
 	__u64 start_ts;		/* when it last got a CPU */
 	__u64 stop_ts;		/* when it last left one */
 	__u64 exec_runtime;	/* CPU time since it last slept, ns */
-	__u64 sum_exec_runtime;	/* CPU time since it was born, ns */
+	__u64 sum_exec_runtime; /* CPU time since it was born, ns */
 	__u64 nvcsw;		/* voluntary context switches since it was born */
 	__u32 slice;		/* what is left of its slice, ns */
 	__s32 waker;		/* the thread that woke it; 0: none has, or an interrupt */
-	__u64 vtime;		/* the deadline that user space gave it last, plus the CPU time it had since, scaled by weight */
-	char comm[16];		/* may lack a terminating NUL when the kernel changes it meanwhile */
+	/*
+	 * The deadline that user space gave it last, plus the CPU time it had since, scaled by
+	 * weight.
+	 */
+	__u64 vtime;
+	/* May lack a terminating NUL when the kernel changes it meanwhile. */
+	char comm[16];
 };
 
 /*
- * One slot of a mailbox, a cache line of its own. U fills a slot whose `seq` is 0 and publishes it by storing position + 1;
- * K takes it by advancing mailbox.head, reads it, and frees it by storing 0.
+ * One slot of a mailbox, a cache line of its own. U fills a slot whose `seq` is 0 and publishes it
+ * by storing position + 1; K takes it by advancing mailbox.head, reads it, and frees it by storing
+ * 0.
  */
 struct decision {
-	__u64 seq;		/* 0: free (K stores it); else position + 1 (U stores it) */
+	__u64 seq; /* 0: free (K stores it); else position + 1 (U stores it) */
 	__u32 id;
 	__u32 generation;
-	__u64 slice_ns;		/* 0: the default slice */
-	__u64 vtime;		/* position in the DSQ: the smaller runs first; 0: none, in the order of decision */
-	__u64 flags;		/* SCX_ENQ_*, DECISION_* */
-	__u64 seen_at;		/* these two only if is_sampled(): when U took the record; 0: it does not know */
-	__u64 decided_at;	/* and when it filled this slot; ns, CLOCK_MONOTONIC */
+	__u64 slice_ns; /* 0: the default slice */
+	/* Position in the DSQ: the smaller runs first; 0: none, in the order of decision. */
+	__u64 vtime;
+	__u64 flags; /* SCX_ENQ_*, DECISION_* */
+	/* These two only if is_sampled(): when U took the record; 0: it does not know. */
+	__u64 seen_at;
+	__u64 decided_at; /* and when it filled this slot; ns, CLOCK_MONOTONIC */
 	__u64 pad;
 };
 
 struct mailbox {
-	__u64 head;		/* K: the position that is taken next */
+	__u64 head; /* K: the position that is taken next */
 	__u64 pad[7];
 	struct decision slots[MAILBOX_SLOTS];
 };
@@ -131,54 +159,62 @@ struct shared_mailbox {
 
 /* Counters, one set per CPU, written by that CPU alone and added up by user space. */
 enum counter {
-	COUNT_QUEUED,		/* records handed to user space */
-	COUNT_RING_FULL,	/* tasks that found the ring full: in deadline order without user space */
-	COUNT_DIRECT,		/* wake-ups sent to an idle CPU at once */
-	COUNT_KERNEL_SIDE,	/* tasks that are the kernel side's own business */
-	COUNT_NO_ID,		/* tasks beyond MAX_TASKS */
-	COUNT_DISPATCHED,	/* decisions carried out */
-	COUNT_STALE,		/* decisions for an enqueue that is over */
-	COUNT_GONE,		/* decisions for a task that is gone */
-	COUNT_RESCUED,		/* decisions that came after the kernel side had run the task or lost it to another class */
-	COUNT_BOUNCED,		/* decisions carried out on another CPU, as affinity demanded */
-	COUNT_TAKEOVER,		/* tasks taken out of user space's hands because it was late */
-	COUNT_TURNS,		/* calls of dispatch() on this CPU */
-	COUNT_ORDERED,		/* wake-ups for which a standing order was carried out */
-	COUNT_HANDED_OFF,	/* of these, tasks that were handed their waker's CPU */
-	COUNT_PREEMPTED,	/* of these, tasks that displaced another */
-	COUNT_USED_UP,		/* questions about tasks whose standing order was used up */
-	COUNT_BAD_ORDER,	/* orders of which something was ignored */
-	COUNT_EVENTS,		/* records of other kinds than RECORD_QUEUED */
-	COUNT_EVENTS_LOST,	/* events that found the ring half full */
-	COUNT_LATE,		/* times that user space was found late and the kernel side went on alone */
-	COUNT_ALONE,		/* tasks about which it was therefore not asked */
-	COUNT_IN_TURN,		/* tasks that took turns by their standing order */
+	COUNT_QUEUED, /* records handed to user space */
+	/* Tasks that found the ring full: in deadline order without user space. */
+	COUNT_RING_FULL,
+	COUNT_DIRECT,	   /* wake-ups sent to an idle CPU at once */
+	COUNT_KERNEL_SIDE, /* tasks that are the kernel side's own business */
+	COUNT_NO_ID,	   /* tasks beyond MAX_TASKS */
+	COUNT_DISPATCHED,  /* decisions carried out */
+	COUNT_STALE,	   /* decisions for an enqueue that is over */
+	COUNT_GONE,	   /* decisions for a task that is gone */
+	/*
+	 * Decisions that came after the kernel side had run the task or lost it to another class.
+	 */
+	COUNT_RESCUED,
+	COUNT_BOUNCED,	   /* decisions carried out on another CPU, as affinity demanded */
+	COUNT_TAKEOVER,	   /* tasks taken out of user space's hands because it was late */
+	COUNT_TURNS,	   /* calls of dispatch() on this CPU */
+	COUNT_ORDERED,	   /* wake-ups for which a standing order was carried out */
+	COUNT_HANDED_OFF,  /* of these, tasks that were handed their waker's CPU */
+	COUNT_PREEMPTED,   /* of these, tasks that displaced another */
+	COUNT_USED_UP,	   /* questions about tasks whose standing order was used up */
+	COUNT_BAD_ORDER,   /* orders of which something was ignored */
+	COUNT_EVENTS,	   /* records of other kinds than RECORD_QUEUED */
+	COUNT_EVENTS_LOST, /* events that found the ring half full */
+	/* Times that user space was found late and the kernel side went on alone. */
+	COUNT_LATE,
+	COUNT_ALONE,   /* tasks about which it was therefore not asked */
+	COUNT_IN_TURN, /* tasks that took turns by their standing order */
 	NR_COUNTERS = 24,
 };
 
 /* running_task.kind */
 enum running_kind {
-	RUNS_OTHER,		/* nothing, or nothing that may be displaced */
-	RUNS_DECIDED,		/* a task that user space decided about, or waits to */
-	RUNS_ORDERED,		/* a task with a standing order */
+	RUNS_OTHER,   /* nothing, or nothing that may be displaced */
+	RUNS_DECIDED, /* a task that user space decided about, or waits to */
+	RUNS_ORDERED, /* a task with a standing order */
 };
 
 /* What a CPU runs. */
 struct running_task {
 	__s32 pid;
 	__u32 id;
-	__u64 since;		/* ns, the clock of scx_bpf_now() */
-	__u64 deadline;		/* of the decision; of a task with an order, ns on the clock of scx_bpf_now() */
-	__u64 slice;		/* what it had of its slice then, ns */
+	__u64 since; /* ns, the clock of scx_bpf_now() */
+	/* Of the decision; of a task with an order, ns on the clock of scx_bpf_now(). */
+	__u64 deadline;
+	__u64 slice; /* what it had of its slice then, ns */
 	enum running_kind kind;
-	__u32 waiting;		/* tasks on the CPU's own DSQ then */
+	__u32 waiting; /* tasks on the CPU's own DSQ then */
 	__u64 pad[3];
 };
 
 /* One per possible CPU in the map `cpus`. All of it is written by K. */
 struct cpu_state {
-	/* 2 * n + idle, where n grows whenever the CPU runs out of work or gets some: two equal odd readings mean that it
-	 * has been idle in between without looking for work. */
+	/*
+	 * 2 * n + idle, where n grows whenever the CPU runs out of work or gets some: two equal odd
+	 * readings mean that it has been idle in between without looking for work.
+	 */
 	__u64 idle_seq;
 	__u64 pad[7];
 	struct running_task running;
@@ -187,30 +223,51 @@ struct cpu_state {
 
 /* Map `machine`. All of it is written by K. */
 struct machine_state {
-	/* A bit per CPU that is idle, set and cleared along with idle_seq, so that the search for one costs a word for 64. */
+	/*
+	 * A bit per CPU that is idle, set and cleared along with idle_seq, so that the search for
+	 * one costs a word for 64.
+	 */
 	__u64 idle[MAX_CPUS / 64];
-	/* Odd while the kernel side decides alone because user space is late; grows with each change. */
+	/*
+	 * Odd while the kernel side decides alone because user space is late; grows with each
+	 * change.
+	 */
 	__u64 takeover;
-	/* By how much CLOCK_MONOTONIC is ahead of the clock of scx_bpf_now(), ns, as of the last tick. */
+	/*
+	 * By how much CLOCK_MONOTONIC is ahead of the clock of scx_bpf_now(), ns, as of the last
+	 * tick.
+	 */
 	__u64 clock_ahead;
 	__u64 pad[6];
-	/* Virtual time, by which tasks take turns: what one of weight 100 should have had that was always runnable, ns. */
+	/*
+	 * Virtual time, by which tasks take turns: what one of weight 100 should have had that was
+	 * always runnable, ns.
+	 */
 	__u64 virtual_now;
 	__u64 pad2[7];
 };
 
 /* One page, map `control`. All of it is written by U. */
 struct control {
-	__u64 heartbeat;	/* grows with every turn of the scheduler thread */
-	__u32 nr_kicks;		/* the CPUs that the program kick_cpus() shall kick */
-	__u32 kicks[MAX_CPUS];	/* CPU numbers */
-	/* 1: the scheduler thread sleeps or is about to. Every enqueue reads it: not on the cache line of the heartbeat. */
+	__u64 heartbeat;       /* grows with every turn of the scheduler thread */
+	__u32 nr_kicks;	       /* the CPUs that the program kick_cpus() shall kick */
+	__u32 kicks[MAX_CPUS]; /* CPU numbers */
+	/*
+	 * 1: the scheduler thread sleeps or is about to. Every enqueue reads it: not on the cache
+	 * line of the heartbeat.
+	 */
 	__u32 parked;
-	__u64 newborn;		/* the standing order of tasks whose parent has none that is inherited; 0: none */
-	__u32 events;		/* 1 << RECORD_*: what user space wants to hear of */
-	__u32 tell_us;		/* of the wake-ups of one task about which it is not asked it hears at most so often */
-	__u64 caught_up;	/* the takeover during which the rings were found empty last */
-	__u64 policies;		/* how many policies there have been: what a task was born with under an earlier one is void */
+	/* The standing order of tasks whose parent has none that is inherited; 0: none. */
+	__u64 newborn;
+	__u32 events; /* 1 << RECORD_*: what user space wants to hear of */
+	/* Of the wake-ups of one task about which it is not asked it hears at most so often. */
+	__u32 tell_us;
+	__u64 caught_up; /* the takeover during which the rings were found empty last */
+	/*
+	 * How many policies there have been: what a task was born with under an earlier one is
+	 * void.
+	 */
+	__u64 policies;
 };
 
 /* Argument of the program pick_idle_cpu(). */
@@ -220,22 +277,28 @@ struct pick_args {
 	__u64 wake_flags;
 };
 
-/* Of a wake-up with the number n it is measured how long each hop takes if n * SAMPLE_FACTOR >> SAMPLE_SHIFT is 0, in 32 bits. */
+/*
+ * Of a wake-up with the number n it is measured how long each hop takes if n * SAMPLE_FACTOR >>
+ * SAMPLE_SHIFT is 0, in 32 bits.
+ */
 #define SAMPLE_FACTOR 0x9e3779b1U
 #define SAMPLE_SHIFT 24
 
 /* The hops of a task's way. */
 enum hop {
-	HOP_SEEN,		/* from the enqueue until user space took the record */
-	HOP_DECIDED,		/* from there until the decision was in a mailbox */
-	HOP_DRAINED,		/* until a CPU took it out */
-	HOP_RUNNING,		/* until the task ran */
-	HOP_WHOLE,		/* all four together */
-	HOP_ORDERED,		/* from the wake-up of a task with a standing order until it ran */
+	HOP_SEEN,    /* from the enqueue until user space took the record */
+	HOP_DECIDED, /* from there until the decision was in a mailbox */
+	HOP_DRAINED, /* until a CPU took it out */
+	HOP_RUNNING, /* until the task ran */
+	HOP_WHOLE,   /* all four together */
+	HOP_ORDERED, /* from the wake-up of a task with a standing order until it ran */
 	NR_HOPS,
 };
 
-/* Eight for each power of two up to 2^34 ns: 0 to 7 ns have one each, what is longer is in the last (src/latency.rs). */
+/*
+ * Eight for each power of two up to 2^34 ns: 0 to 7 ns have one each, what is longer is in the last
+ * (src/latency.rs).
+ */
 #define LATENCY_BUCKETS 256
 
 /* How many tasks took how long. */
@@ -251,7 +314,7 @@ struct cpu_latency {
 /* Why the scheduler ended. K writes all of it, `kind` last. */
 struct exit_record {
 	__s64 exit_code;
-	__u32 kind;		/* enum scx_exit_kind; 0 while the scheduler runs */
+	__u32 kind; /* enum scx_exit_kind; 0 while the scheduler runs */
 	__u32 pad;
 	char reason[128];
 	char msg[1024];
@@ -263,11 +326,14 @@ _Static_assert(__builtin_offsetof(struct queued_task, comm) == 104, "no hole");
 _Static_assert(sizeof(struct decision) == CACHE_LINE, "one cache line each");
 _Static_assert(__builtin_offsetof(struct decision, flags) == 32, "no hole");
 _Static_assert(__builtin_offsetof(struct decision, seen_at) == 40, "no hole");
-_Static_assert(__builtin_offsetof(struct mailbox, slots) == CACHE_LINE, "head and slots share no line");
-_Static_assert(__builtin_offsetof(struct shared_mailbox, slots) == CACHE_LINE, "head and slots share no line");
+_Static_assert(__builtin_offsetof(struct mailbox, slots) == CACHE_LINE,
+	       "head and slots share no line");
+_Static_assert(__builtin_offsetof(struct shared_mailbox, slots) == CACHE_LINE,
+	       "head and slots share no line");
 _Static_assert(__builtin_offsetof(struct cpu_state, running) == CACHE_LINE, "a line of its own");
 _Static_assert(sizeof(struct running_task) == CACHE_LINE, "a line of its own");
-_Static_assert(__builtin_offsetof(struct cpu_state, counters) == 2 * CACHE_LINE, "counters do not disturb the rest");
+_Static_assert(__builtin_offsetof(struct cpu_state, counters) == 2 * CACHE_LINE,
+	       "counters do not disturb the rest");
 _Static_assert(sizeof(struct cpu_state) == 320, "as in abi.rs");
 _Static_assert(__builtin_offsetof(struct machine_state, takeover) == 128, "a line of its own");
 _Static_assert(__builtin_offsetof(struct machine_state, virtual_now) == 192, "a line of its own");

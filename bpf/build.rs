@@ -10,7 +10,8 @@ use libbpf_cargo::SkeletonBuilder;
 const OLDEST_CLANG: u32 = 16;
 const NEWEST_CLANG: u32 = 40;
 
-/// Compiles each of these sources into a skeleton of that name in `OUT_DIR`. Ends the build if that is not possible.
+/// Compiles each of these sources into a skeleton of that name in `OUT_DIR`. Ends the build if that
+/// is not possible.
 pub(crate) fn build(programs: &[(&str, &str)]) {
     println!("cargo::rerun-if-changed=bpf");
     println!("cargo::rerun-if-env-changed=CLANG");
@@ -38,8 +39,8 @@ fn compile(clang: &str, source: &str, skeleton: &Path) -> Result<(), String> {
         .map_err(|error| format!("{source} does not compile: {error:#}"))
 }
 
-/// `-mcpu=v3` for 32-bit atomics. The path is where Debian keeps `asm/types.h`; elsewhere it does not exist and does
-/// no harm.
+/// `-mcpu=v3` for 32-bit atomics. The path is where Debian keeps `asm/types.h`; elsewhere it does
+/// not exist and does no harm.
 fn clang_args() -> Vec<String> {
     let arch = env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_default();
     vec![

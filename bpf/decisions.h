@@ -9,13 +9,14 @@
 #include "records.h"
 
 /*
- * Moves @p from PENDING_DSQ to the DSQ of @cpu, or to SHARED_DSQ if @cpu is negative or not allowed.
+ * Moves @p from PENDING_DSQ to the DSQ of @cpu, or to SHARED_DSQ if @cpu is negative or not
+ * allowed.
  *
- * The iterator comes first: it cannot move what is enqueued after it was made, so generation and affinity, once checked,
- * hold until the move.
+ * The iterator comes first: it cannot move what is enqueued after it was made, so generation and
+ * affinity, once checked, hold until the move.
  */
-static enum record_kind move_pending(struct task_struct *p, struct task_ctx *tctx, const struct decision *decision,
-				     struct id_slot *slot, s32 cpu)
+static enum record_kind move_pending(struct task_struct *p, struct task_ctx *tctx,
+				     const struct decision *decision, struct id_slot *slot, s32 cpu)
 {
 	/* Those without a deadline keep the order in which they were decided. */
 	u64 vtime = decision->vtime ?: vtime_now, first = 0;
@@ -29,8 +30,10 @@ static enum record_kind move_pending(struct task_struct *p, struct task_ctx *tct
 			cpu = scx_bpf_task_cpu(p);
 		here = cpu >= 0 && may_run_on(p, cpu);
 		displaces = here && decision->flags & DECISION_PREEMPT;
-		scx_bpf_dsq_move_set_slice(&it, clamp_slice(decision->slice_ns) ?: default_slice_ns());
-		scx_bpf_dsq_move_set_vtime(&it, displaces && first_vtime(cpu, -1, &first) ? first - 1 : vtime);
+		scx_bpf_dsq_move_set_slice(&it,
+					   clamp_slice(decision->slice_ns) ?: default_slice_ns());
+		scx_bpf_dsq_move_set_vtime(
+			&it, displaces && first_vtime(cpu, -1, &first) ? first - 1 : vtime);
 		if (*(volatile u32 *)&slot->generation != decision->generation)
 			fate = RECORD_STALE;
 		else if (scx_bpf_dsq_move_vtime(&it, p, here ? cpu : SHARED_DSQ, 0))
@@ -50,8 +53,9 @@ static enum record_kind move_pending(struct task_struct *p, struct task_ctx *tct
 	return fate;
 }
 
-static enum record_kind carry_out_for(struct task_struct *p, struct task_ctx *tctx, struct id_slot *slot,
-				      const struct decision *decision, s32 cpu)
+static enum record_kind carry_out_for(struct task_struct *p, struct task_ctx *tctx,
+				      struct id_slot *slot, const struct decision *decision,
+				      s32 cpu)
 {
 	enum record_kind fate;
 
@@ -63,8 +67,9 @@ static enum record_kind carry_out_for(struct task_struct *p, struct task_ctx *tc
 
 	fate = move_pending(p, tctx, decision, slot, cpu);
 	/*
-	 * The record is published a moment before its task is on PENDING_DSQ, and a very quick answer comes within that
-	 * moment. The first attempt then waits for the run queue lock under which the task is enqueued; the second finds it.
+	 * The record is published a moment before its task is on PENDING_DSQ, and a very quick
+	 * answer comes within that moment. The first attempt then waits for the run queue lock
+	 * under which the task is enqueued; the second finds it.
 	 */
 	if (fate == RECORD_RESCUED)
 		fate = move_pending(p, tctx, decision, slot, cpu);
@@ -119,8 +124,8 @@ static void count_fate(enum record_kind fate)
 }
 
 /*
- * Puts one task where user space wants it: on @cpu, or anywhere if @cpu is negative. Not static, so that it is verified by
- * itself and not again in each loop that calls it.
+ * Puts one task where user space wants it: on @cpu, or anywhere if @cpu is negative. Not static, so
+ * that it is verified by itself and not again in each loop that calls it.
  */
 __noinline int carry_out(const struct decision *decision __arg_nonnull, s32 cpu)
 {
@@ -150,7 +155,10 @@ __noinline int carry_out(const struct decision *decision __arg_nonnull, s32 cpu)
 	return 0;
 }
 
-/* Carries out what lies in the mailbox of @of, on @cpu, or anywhere if that is negative. Returns whether one of the decisions displaces. */
+/*
+ * Carries out what lies in the mailbox of @of, on @cpu, or anywhere if that is negative. Returns
+ * whether one of the decisions displaces.
+ */
 __noinline int drain_mailbox(s32 of, s32 cpu)
 {
 	u32 key = of;
@@ -188,7 +196,8 @@ __noinline int drain_shared_mailbox(void)
 }
 
 /*
- * A CPU, plus 1, that runs a task which did not come through dispatch(), with mail in its mailbox: an idle CPU reads it instead.
+ * A CPU, plus 1, that runs a task which did not come through dispatch(), with mail in its mailbox:
+ * an idle CPU reads it instead.
  */
 static u32 unread;
 

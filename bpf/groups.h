@@ -2,9 +2,10 @@
 /*
  * Control groups: what a task's weight is worth beside those of other groups.
  *
- * The runnable tasks of a group share what the group gets by their weights, and so do the groups of a group that have any, by cpu.weight.
- * So the share of a task is its weight, times weight / runnable of its group and of all groups above: what its weight would be worth if
- * there were no groups. Tasks take turns by it (turns.h). Where there are no groups it is the weight.
+ * The runnable tasks of a group share what the group gets by their weights, and so do the groups of
+ * a group that have any, by cpu.weight. So the share of a task is its weight, times weight /
+ * runnable of its group and of all groups above: what its weight would be worth if there were no
+ * groups. Tasks take turns by it (turns.h). Where there are no groups it is the weight.
  */
 #ifndef METRONOME_GROUPS_H
 #define METRONOME_GROUPS_H
@@ -18,18 +19,23 @@
 /* Levels of groups that are told apart, likewise. */
 #define GROUP_LEVELS 16
 
-/* Cgroups at most: the memory controller allows no more (MEM_CGROUP_ID_MAX in the kernel's mm/memcontrol.c). */
+/*
+ * Cgroups at most: the memory controller allows no more (MEM_CGROUP_ID_MAX in the kernel's
+ * mm/memcontrol.c).
+ */
 #define MAX_CGROUPS 65536
 
 /* How old what is known of a task's share may be. */
 #define SHARE_NS 1000000ULL
 
 struct group {
-	u64 runnable;		/* the weights of its runnable tasks, and of its groups that have any */
-	u64 counted;		/* what of it is in the runnable of the group above: its weight, or 0 */
+	/* The weights of its runnable tasks, and of its groups that have any. */
+	u64 runnable;
+	/* What of it is in the runnable of the group above: its weight, or 0. */
+	u64 counted;
 	u32 weight;
 	u32 parent;
-	u64 id;			/* of the cgroup; 0: it is free */
+	u64 id; /* of the cgroup; 0: it is free */
 	u64 pad[4];
 };
 
@@ -64,10 +70,11 @@ static u32 place_of(struct cgroup *cgrp)
 }
 
 /*
- * Makes what @group adds to the group above agree with whether it has runnable tasks. Returns by how much that has changed.
+ * Makes what @group adds to the group above agree with whether it has runnable tasks. Returns by
+ * how much that has changed.
  *
- * Ordering: each swap is a full barrier, and so is the addition to `runnable` before the call. Of two CPUs that disagree, the one that swaps
- * last sees the other's addition, and swaps again.
+ * Ordering: each swap is a full barrier, and so is the addition to `runnable` before the call. Of
+ * two CPUs that disagree, the one that swaps last sees the other's addition, and swaps again.
  */
 static s64 settle(struct group *group)
 {
@@ -78,7 +85,8 @@ static s64 settle(struct group *group)
 		u64 due = *(volatile u64 *)&group->runnable ? *(volatile u32 *)&group->weight : 0;
 
 		change += due - __sync_lock_test_and_set(&group->counted, due);
-		if (due == (*(volatile u64 *)&group->runnable ? *(volatile u32 *)&group->weight : 0))
+		if (due ==
+		    (*(volatile u64 *)&group->runnable ? *(volatile u32 *)&group->weight : 0))
 			break;
 	}
 	return change;
@@ -184,7 +192,10 @@ static void move_to_group(struct task_ctx *tctx, struct cgroup *cgrp)
 	count_weight(tctx, counted);
 }
 
-/* A place that no group has; ROOT_GROUP: there is none. The caller holds cgroup_mutex, as all ops about groups do. */
+/*
+ * A place that no group has; ROOT_GROUP: there is none. The caller holds cgroup_mutex, as all ops
+ * about groups do.
+ */
 static u32 find_place(void)
 {
 	static u32 last;

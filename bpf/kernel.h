@@ -1,19 +1,25 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The kernel as Metronome sees it: the few types (relocated by CO-RE, so only the fields in use are named), the constants,
- * and the kfuncs with their flavours from 6.16 on. It replaces a generated vmlinux.h.
+ * The kernel as Metronome sees it: the few types (relocated by CO-RE, so only the fields in use are
+ * named), the constants, and the kfuncs with their flavours from 6.16 on. It replaces a generated
+ * vmlinux.h.
  *
- * Every kfunc is weak, so that the object loads where one is missing or where the kernel's BTF describes it wrongly; user
- * space checks before it loads that the ones listed as needed in src/host/preflight.rs are there.
+ * Every kfunc is weak, so that the object loads where one is missing or where the kernel's BTF
+ * describes it wrongly; user space checks before it loads that the ones listed as needed in
+ * src/host/preflight.rs are there.
  *
- * Two rules learnt from the verifier: a struct named in a kfunc's prototype must be defined here (a forward declaration
- * makes libbpf treat the kfunc as absent), and two bpf_ksym_exists() tests must not be joined in one expression.
+ * Two rules learnt from the verifier: a struct named in a kfunc's prototype must be defined here (a
+ * forward declaration makes libbpf treat the kfunc as absent), and two bpf_ksym_exists() tests must
+ * not be joined in one expression.
  */
 #ifndef METRONOME_KERNEL_H
 #define METRONOME_KERNEL_H
 
 #include <stdbool.h>
-/* The header of older distributions lacks this struct; with ours for all, the object is the same everywhere. */
+/*
+ * The header of older distributions lacks this struct; with ours for all, the object is the same
+ * everywhere.
+ */
 #define bpf_iter_num uapi_bpf_iter_num
 #include <linux/bpf.h>
 #undef bpf_iter_num
@@ -193,11 +199,14 @@ struct sched_ext_ops {
 #define EINVAL 22
 
 /*
- * x86, per CPU: nested sections without preemption in bits 0 to 7, softirqs in 8 to 15, interrupts and NMIs above: from bit 16 on, or from
- * bit 24 on in kernels that count in between what keeps interrupts off.
+ * x86, per CPU: nested sections without preemption in bits 0 to 7, softirqs in 8 to 15, interrupts
+ * and NMIs above: from bit 16 on, or from bit 24 on in kernels that count in between what keeps
+ * interrupts off.
  */
 extern const int __preempt_count __ksym __weak;
-/* Bit 8 alone tells that a softirq is served; those up to 15 count sections that keep softirqs off. */
+/*
+ * Bit 8 alone tells that a softirq is served; those up to 15 count sections that keep softirqs off.
+ */
 #define IN_INTERRUPT 0x1fff0100
 
 /* Kfuncs */
@@ -206,18 +215,20 @@ s32 scx_bpf_create_dsq(u64 dsq_id, s32 node) __ksym __weak;
 s32 scx_bpf_dsq_nr_queued(u64 dsq_id) __ksym __weak;
 u32 scx_bpf_reenqueue_local(void) __ksym __weak;
 void scx_bpf_dsq_insert(struct task_struct *p, u64 dsq_id, u64 slice, u64 enq_flags) __ksym __weak;
-void scx_bpf_dsq_insert_vtime(struct task_struct *p, u64 dsq_id, u64 slice, u64 vtime, u64 enq_flags) __ksym __weak;
-bool __scx_bpf_dsq_insert_vtime(struct task_struct *p, struct scx_bpf_dsq_insert_vtime_args *args) __ksym __weak;
+void scx_bpf_dsq_insert_vtime(struct task_struct *p, u64 dsq_id, u64 slice, u64 vtime,
+			      u64 enq_flags) __ksym __weak;
+bool __scx_bpf_dsq_insert_vtime(struct task_struct *p, struct scx_bpf_dsq_insert_vtime_args *args)
+	__ksym __weak;
 bool scx_bpf_dsq_move_to_local(u64 dsq_id) __ksym __weak;
 int bpf_iter_scx_dsq_new(struct bpf_iter_scx_dsq *it, u64 dsq_id, u64 flags) __ksym __weak;
 struct task_struct *bpf_iter_scx_dsq_next(struct bpf_iter_scx_dsq *it) __ksym __weak;
 void bpf_iter_scx_dsq_destroy(struct bpf_iter_scx_dsq *it) __ksym __weak;
 void scx_bpf_dsq_move_set_slice(struct bpf_iter_scx_dsq *it__iter, u64 slice) __ksym __weak;
 void scx_bpf_dsq_move_set_vtime(struct bpf_iter_scx_dsq *it__iter, u64 vtime) __ksym __weak;
-bool scx_bpf_dsq_move_vtime(struct bpf_iter_scx_dsq *it__iter, struct task_struct *p, u64 dsq_id, u64 enq_flags)
-	__ksym __weak;
-s32 scx_bpf_select_cpu_and(struct task_struct *p, s32 prev_cpu, u64 wake_flags, const struct cpumask *cpus_allowed,
-			   u64 flags) __ksym __weak;
+bool scx_bpf_dsq_move_vtime(struct bpf_iter_scx_dsq *it__iter, struct task_struct *p, u64 dsq_id,
+			    u64 enq_flags) __ksym __weak;
+s32 scx_bpf_select_cpu_and(struct task_struct *p, s32 prev_cpu, u64 wake_flags,
+			   const struct cpumask *cpus_allowed, u64 flags) __ksym __weak;
 s32 __scx_bpf_select_cpu_and(struct task_struct *p, const struct cpumask *cpus_allowed,
 			     struct scx_bpf_select_cpu_and_args *args) __ksym __weak;
 s32 scx_bpf_pick_idle_cpu(const struct cpumask *cpus_allowed, u64 flags) __ksym __weak;
@@ -247,11 +258,15 @@ bool bpf_cpumask_intersects(const struct cpumask *a, const struct cpumask *b) __
 /* Differences between kernel versions, each in one place */
 
 /* 6.19 packs the arguments into a struct; the form with five of them goes away some day. */
-static __always_inline void dsq_insert_vtime(struct task_struct *p, u64 dsq_id, u64 slice, u64 vtime, u64 enq_flags)
+static __always_inline void dsq_insert_vtime(struct task_struct *p, u64 dsq_id, u64 slice,
+					     u64 vtime, u64 enq_flags)
 {
 	if (bpf_ksym_exists(__scx_bpf_dsq_insert_vtime)) {
 		struct scx_bpf_dsq_insert_vtime_args args = {
-			.dsq_id = dsq_id, .slice = slice, .vtime = vtime, .enq_flags = enq_flags,
+			.dsq_id = dsq_id,
+			.slice = slice,
+			.vtime = vtime,
+			.enq_flags = enq_flags,
 		};
 		__scx_bpf_dsq_insert_vtime(p, &args);
 	} else {
@@ -273,7 +288,8 @@ static __always_inline bool in_interrupt(void)
 static __always_inline s32 select_cpu_and(struct task_struct *p, s32 prev_cpu, u64 wake_flags)
 {
 	if (bpf_ksym_exists(__scx_bpf_select_cpu_and)) {
-		struct scx_bpf_select_cpu_and_args args = { .prev_cpu = prev_cpu, .wake_flags = wake_flags };
+		struct scx_bpf_select_cpu_and_args args = {.prev_cpu = prev_cpu,
+							   .wake_flags = wake_flags};
 
 		return __scx_bpf_select_cpu_and(p, p->cpus_ptr, &args);
 	}

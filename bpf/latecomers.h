@@ -2,9 +2,10 @@
 /*
  * No task waits without end for those with earlier deadlines.
  *
- * A DSQ is ordered by deadline, so it does not tell which task has waited longest. Tasks with a deadline far ahead, as light ones have,
- * are therefore noted here in the order of their decisions, too. A CPU that looks for work now and then runs the first of them if it has
- * waited for limits.longest_wait_ns. Most have run by then, and their notes are dropped.
+ * A DSQ is ordered by deadline, so it does not tell which task has waited longest. Tasks with a
+ * deadline far ahead, as light ones have, are therefore noted here in the order of their decisions,
+ * too. A CPU that looks for work now and then runs the first of them if it has waited for
+ * limits.longest_wait_ns. Most have run by then, and their notes are dropped.
  */
 #ifndef METRONOME_LATECOMERS_H
 #define METRONOME_LATECOMERS_H
@@ -49,7 +50,8 @@ static void note_latecomer(u32 id, u32 generation)
 {
 	u64 position, *note;
 
-	if (*(volatile u64 *)&latecomers_tail - *(volatile u64 *)&latecomers_head >= 1 << LATECOMERS_SHIFT)
+	if (*(volatile u64 *)&latecomers_tail - *(volatile u64 *)&latecomers_head >=
+	    1 << LATECOMERS_SHIFT)
 		return;
 	position = __sync_fetch_and_add(&latecomers_tail, 1);
 	note = latecomer_at(position);
@@ -78,8 +80,8 @@ static struct task_struct *latecomer_of(u64 note)
 }
 
 /*
- * The task that is noted first, with a reference, if it has waited too long. The CPU that advances the head has the note. What it read
- * of the note before counts only then.
+ * The task that is noted first, with a reference, if it has waited too long. The CPU that advances
+ * the head has the note. What it read of the note before counts only then.
  */
 static struct task_struct *take_latecomer(void)
 {
@@ -120,7 +122,8 @@ static bool move_to_head(struct task_struct *p, u64 from, s32 cpu)
 	u64 first = 0;
 
 	if (!bpf_iter_scx_dsq_new(&it, from, 0)) {
-		scx_bpf_dsq_move_set_vtime(&it, first_vtime(cpu, -1, &first) ? first - 1 : vtime_now);
+		scx_bpf_dsq_move_set_vtime(&it,
+					   first_vtime(cpu, -1, &first) ? first - 1 : vtime_now);
 		moved = scx_bpf_dsq_move_vtime(&it, p, cpu, 0);
 	}
 	bpf_iter_scx_dsq_destroy(&it);

@@ -1,15 +1,18 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * How long each hop of a task's way takes, for one wake-up in 256. All that is known of one of them is put into the histograms
- * of the CPU that runs the task, when it does, so that all hops are of the same tasks. A task that is run without its
- * decision, or in another class, is not in them.
+ * How long each hop of a task's way takes, for one wake-up in 256. All that is known of one of them
+ * is put into the histograms of the CPU that runs the task, when it does, so that all hops are of
+ * the same tasks. A task that is run without its decision, or in another class, is not in them.
  */
 #ifndef METRONOME_LATENCY_H
 #define METRONOME_LATENCY_H
 
 #include "state.h"
 
-/* The same as in src/latency.rs. Wake-ups that alternate between two kinds are sampled alike: the hits are not periodic. */
+/*
+ * The same as in src/latency.rs. Wake-ups that alternate between two kinds are sampled alike: the
+ * hits are not periodic.
+ */
 static __always_inline bool is_sampled(u32 number)
 {
 	return number * SAMPLE_FACTOR >> SAMPLE_SHIFT == 0;
@@ -73,8 +76,8 @@ static u32 bucket_of(u64 ns)
 }
 
 /*
- * A task took @ns for a hop; stamps of user space may make it negative. Not static, so that it is verified by itself and not
- * again wherever it is called.
+ * A task took @ns for a hop; stamps of user space may make it negative. Not static, so that it is
+ * verified by itself and not again wherever it is called.
  */
 __noinline int add_latency(enum hop hop, s64 ns)
 {

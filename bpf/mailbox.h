@@ -9,14 +9,15 @@
 #include "abi.h"
 
 /*
- * Takes the decision at the head of a mailbox, if there is one. Several CPUs may try at once; the slot belongs to the one
- * that advances head.
+ * Takes the decision at the head of a mailbox, if there is one. Several CPUs may try at once; the
+ * slot belongs to the one that advances head.
  *
- * Ordering: `seq` holds the position only after user space stored the rest of the slot (store-release in mailbox.rs). The
- * compare-and-swap on head is a full barrier between reading seq and reading the rest, the swap on seq one between that
- * and giving the slot back.
+ * Ordering: `seq` holds the position only after user space stored the rest of the slot
+ * (store-release in mailbox.rs). The compare-and-swap on head is a full barrier between reading seq
+ * and reading the rest, the swap on seq one between that and giving the slot back.
  */
-static __always_inline bool take(u64 *head, struct decision *slots, u32 nr_slots, struct decision *taken)
+static __always_inline bool take(u64 *head, struct decision *slots, u32 nr_slots,
+				 struct decision *taken)
 {
 	u64 position = *(volatile u64 *)head;
 	struct decision *slot = &slots[position & (nr_slots - 1)];
@@ -38,14 +39,18 @@ static __always_inline bool take(u64 *head, struct decision *slots, u32 nr_slots
 }
 
 /* Sets *@vtime to the deadline of the first decision in a mailbox, if there is one. */
-static __always_inline bool first_mail_vtime(u64 *head, struct decision *slots, u32 nr_slots, u64 *vtime)
+static __always_inline bool first_mail_vtime(u64 *head, struct decision *slots, u32 nr_slots,
+					     u64 *vtime)
 {
 	u64 position = *(volatile u64 *)head;
 	struct decision *slot = &slots[position & (nr_slots - 1)];
 
 	if (*(volatile u64 *)&slot->seq != position + 1)
 		return false;
-	/* If a CPU takes it and user space fills the slot again meanwhile, this is the deadline of the new one: as good. */
+	/*
+	 * If a CPU takes it and user space fills the slot again meanwhile, this is the deadline of
+	 * the new one: as good.
+	 */
 	*vtime = *(volatile u64 *)&slot->vtime;
 	return true;
 }

@@ -1,22 +1,26 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The kernel side of Metronome: mechanism. What it allows tasks before it acts by itself, its user sets (src/limits.rs).
+ * The kernel side of Metronome: mechanism. What it allows tasks before it acts by itself, its user
+ * sets (src/limits.rs).
  *
- * A task that wakes finds an idle CPU (select_cpu), or waits in PENDING_DSQ while user space is told of it through the
- * rings `queued` (enqueue). User space answers with a decision in a mailbox, of one CPU or of all. Whichever CPU needs
- * work next opens its mailboxes (dispatch) and moves each decided task from PENDING_DSQ to its own DSQ or to SHARED_DSQ,
- * both ordered by deadline, and runs the first.
+ * A task that wakes finds an idle CPU (select_cpu), or waits in PENDING_DSQ while user space is
+ * told of it through the rings `queued` (enqueue). User space answers with a decision in a mailbox,
+ * of one CPU or of all. Whichever CPU needs work next opens its mailboxes (dispatch) and moves each
+ * decided task from PENDING_DSQ to its own DSQ or to SHARED_DSQ, both ordered by deadline, and runs
+ * the first.
  *
- * So a runnable task is always on a DSQ that the kernel knows (Invariant 3): a decision only moves it. A decision that is
- * late, doubled or wrong finds the task elsewhere and changes nothing, and if user space falls silent its tasks can be
- * run in turn without asking anybody (Invariant 6).
+ * So a runnable task is always on a DSQ that the kernel knows (Invariant 3): a decision only moves
+ * it. A decision that is late, doubled or wrong finds the task elsewhere and changes nothing, and
+ * if user space falls silent its tasks can be run in turn without asking anybody (Invariant 6).
  *
- * A task for which user space has left a standing order is spared all this: the order is carried out (orders.h).
+ * A task for which user space has left a standing order is spared all this: the order is carried
+ * out (orders.h).
  *
- * Here are the ops, in the order of a task's life. What they do with it: state.h (what is kept), records.h (user space is told),
- * orders.h (standing orders), groups.h (control groups), turns.h (tasks that take turns by order), decisions.h (what user space has decided), latecomers.h (tasks
- * that have waited too long),
- * takeover.h (while user space is late), latency.h (how long each hop takes).
+ * Here are the ops, in the order of a task's life. What they do with it: state.h (what is kept),
+ * records.h (user space is told), orders.h (standing orders), groups.h (control groups), turns.h
+ * (tasks that take turns by order), decisions.h (what user space has decided), latecomers.h (tasks
+ * that have waited too long), takeover.h (while user space is late), latency.h (how long each hop
+ * takes).
  */
 #include "state.h"
 #include "records.h"
@@ -63,8 +67,10 @@ static void be_born(struct task_ctx *tctx)
 SEC("struct_ops.s/init_task")
 s32 BPF_PROG(metronome_init_task, struct task_struct *p, struct scx_init_task_args *args)
 {
-	struct task_ctx *tctx = bpf_task_storage_get(&task_ctxs, p, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
-	static const char kswapd[16] = "kswapd", khugepaged[16] = "khugepaged", kcompactd[16] = "kcompactd";
+	struct task_ctx *tctx =
+		bpf_task_storage_get(&task_ctxs, p, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	static const char kswapd[16] = "kswapd", khugepaged[16] = "khugepaged",
+			  kcompactd[16] = "kcompactd";
 	char comm[16];
 	u32 id;
 
@@ -81,7 +87,8 @@ s32 BPF_PROG(metronome_init_task, struct task_struct *p, struct scx_init_task_ar
 		tctx->born_with = limits.order_of_kthreads;
 		tctx->born_under = EVERY_POLICY;
 		__builtin_memcpy(comm, p->comm, sizeof(comm));
-		tctx->house_keeping = has_prefix(comm, kswapd, 6) || has_prefix(comm, khugepaged, 10) ||
+		tctx->house_keeping = has_prefix(comm, kswapd, 6) ||
+				      has_prefix(comm, khugepaged, 10) ||
 				      has_prefix(comm, kcompactd, 9);
 	}
 	return 0;
@@ -236,10 +243,12 @@ static void enqueue_guest(struct task_struct *p, struct task_ctx *tctx, u64 orde
 }
 
 /*
- * User space cannot be asked: it is late, its ring is full, or @p has no id. What it has said of earlier enqueues is no guide: its
- * deadlines move on only as it decides. So these tasks take equal turns, first come, first served, which starves none of them.
+ * User space cannot be asked: it is late, its ring is full, or @p has no id. What it has said of
+ * earlier enqueues is no guide: its deadlines move on only as it decides. So these tasks take equal
+ * turns, first come, first served, which starves none of them.
  */
-static void enqueue_fallback(struct task_struct *p, struct task_ctx *tctx, u64 enq_flags, enum counter counter)
+static void enqueue_fallback(struct task_struct *p, struct task_ctx *tctx, u64 enq_flags,
+			     enum counter counter)
 {
 	s32 cpu = scx_bpf_task_cpu(p);
 
@@ -248,7 +257,10 @@ static void enqueue_fallback(struct task_struct *p, struct task_ctx *tctx, u64 e
 	if (p->nr_cpus_allowed == 1) {
 		if (tctx)
 			tctx->in_order = true;
-		/* On FALLBACK_DSQ all other CPUs would walk past it, each time that they look there. */
+		/*
+		 * On FALLBACK_DSQ all other CPUs would walk past it, each time that they look
+		 * there.
+		 */
 		dsq_insert_vtime(p, cpu, undecided_slice_ns(), vtime_now, enq_flags);
 		kick_for_bound(cpu);
 	} else {
@@ -260,13 +272,17 @@ static void enqueue_fallback(struct task_struct *p, struct task_ctx *tctx, u64 e
 }
 
 /*
- * Tasks that must not wait for user space, because user space may wait for them, or because no decision is possible.
- * Returns whether @p was one.
+ * Tasks that must not wait for user space, because user space may wait for them, or because no
+ * decision is possible. Returns whether @p was one.
  */
-static bool enqueue_kernel_side(struct task_struct *p, struct task_ctx *tctx, u64 order, u64 enq_flags)
+static bool enqueue_kernel_side(struct task_struct *p, struct task_ctx *tctx, u64 order,
+				u64 enq_flags)
 {
 	if (is_agent(p)) {
-		/* Whatever ran in its absence gives way; a kernel thread that preempted it does not. */
+		/*
+		 * Whatever ran in its absence gives way; a kernel thread that preempted it does
+		 * not.
+		 */
 		u64 preempt = enq_flags & SCX_ENQ_WAKEUP ? SCX_ENQ_PREEMPT : 0;
 
 		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, SCX_SLICE_INF, enq_flags | preempt);
@@ -274,9 +290,13 @@ static bool enqueue_kernel_side(struct task_struct *p, struct task_ctx *tctx, u6
 	}
 
 	if (p->nr_cpus_allowed == 1 && p->flags & PF_KTHREAD) {
-		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, default_slice_ns(), enq_flags | SCX_ENQ_PREEMPT);
+		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, default_slice_ns(),
+				   enq_flags | SCX_ENQ_PREEMPT);
 	} else if (is_migration_disabled(p)) {
-		/* Bound to where it is until it leaves the section: soon, and others may wait for it. */
+		/*
+		 * Bound to where it is until it leaves the section: soon, and others may wait for
+		 * it.
+		 */
 		u64 preempt = belongs_to_agent(scx_bpf_task_cpu(p)) ? SCX_ENQ_PREEMPT : 0;
 
 		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, default_slice_ns(), enq_flags | preempt);
@@ -287,7 +307,10 @@ static bool enqueue_kernel_side(struct task_struct *p, struct task_ctx *tctx, u6
 		enqueue_first(p, enq_flags);
 		return true;
 	} else if (p->flags & PF_EXITING) {
-		/* Others may wait for its memory, but to give back much takes long: it goes in turn with them. */
+		/*
+		 * Others may wait for its memory, but to give back much takes long: it goes in turn
+		 * with them.
+		 */
 		enqueue_fallback(p, tctx, enq_flags, COUNT_KERNEL_SIDE);
 		return true;
 	} else {
@@ -298,7 +321,8 @@ static bool enqueue_kernel_side(struct task_struct *p, struct task_ctx *tctx, u6
 }
 
 /* User space is asked about @p. Returns whether there was room for the question. */
-static bool enqueue_pending(struct task_struct *p, struct task_ctx *tctx, u64 order, u32 generation, u64 enq_flags)
+static bool enqueue_pending(struct task_struct *p, struct task_ctx *tctx, u64 order, u32 generation,
+			    u64 enq_flags)
 {
 	/* User space hears of who used up an order sooner than of others. */
 	struct queued_task *rec = reserve_record(tctx->id, order ? 0 : FREE_FOR_ORDERED);
@@ -348,7 +372,8 @@ void BPF_PROG(metronome_enqueue, struct task_struct *p, u64 enq_flags)
 		enqueue_fallback(p, tctx, enq_flags, COUNT_NO_ID);
 		return;
 	}
-	if (enqueue_ordered(p, tctx, order, enq_flags) || enqueue_in_turn(p, tctx, order, slot->generation, enq_flags))
+	if (enqueue_ordered(p, tctx, order, enq_flags) ||
+	    enqueue_in_turn(p, tctx, order, slot->generation, enq_flags))
 		return;
 	if (is_alone())
 		enqueue_fallback(p, tctx, enq_flags, COUNT_ALONE);
@@ -363,9 +388,9 @@ void BPF_PROG(metronome_enqueue, struct task_struct *p, u64 enq_flags)
 /*
  * Tells user space that @cpu has run out of work or has got some.
  *
- * Ordering: the addition is a full barrier, and the bit is set before it. User space publishes a decision, passes a full
- * barrier, and reads the bit and idle_seq; so either it sees both and kicks this CPU, or this CPU sees the decision here
- * and kicks itself.
+ * Ordering: the addition is a full barrier, and the bit is set before it. User space publishes a
+ * decision, passes a full barrier, and reads the bit and idle_seq; so either it sees both and kicks
+ * this CPU, or this CPU sees the decision here and kicks itself.
  */
 static void publish_idle(s32 cpu, bool is_idle)
 {
@@ -394,8 +419,8 @@ static void publish_idle(s32 cpu, bool is_idle)
 static bool shared_waits(void)
 {
 	return scx_bpf_dsq_nr_queued(SHARED_DSQ) > 0 || scx_bpf_dsq_nr_queued(URGENT_DSQ) > 0 ||
-	       (seldom_waits() &&
-		(scx_bpf_dsq_nr_queued(KERNEL_SIDE_DSQ) > 0 || scx_bpf_dsq_nr_queued(FALLBACK_DSQ) > 0));
+	       (seldom_waits() && (scx_bpf_dsq_nr_queued(KERNEL_SIDE_DSQ) > 0 ||
+				   scx_bpf_dsq_nr_queued(FALLBACK_DSQ) > 0));
 }
 
 static bool any_worker_is_idle(void)
@@ -409,7 +434,9 @@ static bool any_worker_is_idle(void)
 	return false;
 }
 
-/* Tasks for any CPU are left over, and the CPU that was kicked for them may have looked too early. */
+/*
+ * Tasks for any CPU are left over, and the CPU that was kicked for them may have looked too early.
+ */
 static void pass_on_shared(void)
 {
 	struct bpf_cpumask *mask = workers;
@@ -422,7 +449,10 @@ static void pass_on_shared(void)
 		scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE);
 }
 
-/* @cpu could not run what is on its own DSQ, as happens while it is being taken offline, or does not come to it: any other CPU may. */
+/*
+ * @cpu could not run what is on its own DSQ, as happens while it is being taken offline, or does
+ * not come to it: any other CPU may.
+ */
 __noinline int give_away_dsq_of(s32 cpu)
 {
 	struct bpf_iter_scx_dsq it;
@@ -459,8 +489,9 @@ __noinline int rescue_stranded(void)
 }
 
 /*
- * The next of the tasks that user space has decided about or that take turns: by deadline, whether it waits for this CPU or for any. Now and
- * then it is of the other DSQ, so that no policy's deadlines starve one.
+ * The next of the tasks that user space has decided about or that take turns: by deadline, whether
+ * it waits for this CPU or for any. Now and then it is of the other DSQ, so that no policy's
+ * deadlines starve one.
  */
 static bool move_decided_to_local(s32 cpu, u64 turn)
 {
@@ -477,8 +508,9 @@ static bool move_decided_to_local(s32 cpu, u64 turn)
 }
 
 /*
- * The next of the tasks that user space is not asked about. Others wait for those on KERNEL_SIDE_DSQ, but if they have no end, as when
- * memory is short, they get no more: the two DSQs take turns, too.
+ * The next of the tasks that user space is not asked about. Others wait for those on
+ * KERNEL_SIDE_DSQ, but if they have no end, as when memory is short, they get no more: the two DSQs
+ * take turns, too.
  */
 static bool move_unasked_to_local(bool fallback_first)
 {
@@ -492,22 +524,23 @@ static bool move_unasked_to_local(bool fallback_first)
 }
 
 /*
- * The next of the tasks without orders. One of two is of those that user space is not asked about. Of the others, while user space is
- * late, three of four are of those that it has been asked about, which have waited longest.
+ * The next of the tasks without orders. One of two is of those that user space is not asked about.
+ * Of the others, while user space is late, three of four are of those that it has been asked about,
+ * which have waited longest.
  */
 static bool move_next_to_local(s32 cpu, u64 turn)
 {
 	u64 rest = turn / 2;
 	bool alone = is_alone(), seldom = turn % PATIENCE_TURNS == 0 || seldom_waits();
 
-	return (seldom && turn & 1 && move_unasked_to_local(rest & 1)) || (alone && rest & 3 && take_over(false)) ||
-	       move_decided_to_local(cpu, turn) || (alone && take_over(false)) ||
-	       (seldom && move_unasked_to_local(rest & 1));
+	return (seldom && turn & 1 && move_unasked_to_local(rest & 1)) ||
+	       (alone && rest & 3 && take_over(false)) || move_decided_to_local(cpu, turn) ||
+	       (alone && take_over(false)) || (seldom && move_unasked_to_local(rest & 1));
 }
 
 /*
- * This CPU may have run nothing but tasks with orders for so long that one without must have its turn, and keep the CPU for a
- * moment.
+ * This CPU may have run nothing but tasks with orders for so long that one without must have its
+ * turn, and keep the CPU for a moment.
  */
 static bool move_starved_to_local(s32 cpu, u64 turn)
 {
@@ -534,8 +567,9 @@ static bool move_unread_to_local(void)
 }
 
 /*
- * A task that has waited too long is next, whatever the deadlines say: one whose decision does not come, or one whose deadline does not.
- * One dispatch() in so many looks for them; of two, if the last look has found one.
+ * A task that has waited too long is next, whatever the deadlines say: one whose decision does not
+ * come, or one whose deadline does not. One dispatch() in so many looks for them; of two, if the
+ * last look has found one.
  */
 static bool move_overdue_to_local(s32 cpu, u64 turn)
 {
@@ -546,8 +580,9 @@ static bool move_overdue_to_local(s32 cpu, u64 turn)
 }
 
 /*
- * @prev goes by an order that is not used up, and its slice is over, or it was told to give way: it goes on if no task that waits is more
- * urgent. Were it enqueued, it would have to displace what comes in between.
+ * @prev goes by an order that is not used up, and its slice is over, or it was told to give way: it
+ * goes on if no task that waits is more urgent. Were it enqueued, it would have to displace what
+ * comes in between.
  */
 __noinline int goes_on(struct task_struct *prev __arg_trusted, s32 cpu)
 {
@@ -555,12 +590,14 @@ __noinline int goes_on(struct task_struct *prev __arg_trusted, s32 cpu)
 	u64 order, first = 0;
 
 	/* A decision in the mailbox may displace it. */
-	if (!(prev->scx.flags & SCX_TASK_QUEUED) || !tctx || !tctx->is_ordered || first_mail_of(cpu, &first) ||
-	    scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL_ON | cpu) > 0)
+	if (!(prev->scx.flags & SCX_TASK_QUEUED) || !tctx || !tctx->is_ordered ||
+	    first_mail_of(cpu, &first) || scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL_ON | cpu) > 0)
 		return false;
 	order = order_of(tctx);
-	if (!order || tctx->exec_runtime + elapsed_since(tctx->start_ts) >= ORDER_BUDGET_NS(order) ||
-	    (first_vtime(URGENT_DSQ, cpu, &first) && time_before(first + limits.preempt_margin_ns, tctx->deadline)))
+	if (!order ||
+	    tctx->exec_runtime + elapsed_since(tctx->start_ts) >= ORDER_BUDGET_NS(order) ||
+	    (first_vtime(URGENT_DSQ, cpu, &first) &&
+	     time_before(first + limits.preempt_margin_ns, tctx->deadline)))
 		return false;
 	set_slice(prev, order_slice_ns(order));
 	if (scx_bpf_dsq_nr_queued(URGENT_DSQ) > 0)
@@ -569,17 +606,20 @@ __noinline int goes_on(struct task_struct *prev __arg_trusted, s32 cpu)
 }
 
 /*
- * Must @p, which runs on @cpu without an order, give way to another of its kind? To the kernel side's own at once, to one that user
- * space cannot be asked about after a turn as long as that one's, and to an earlier deadline. @p's own moves on while it runs.
+ * Must @p, which runs on @cpu without an order, give way to another of its kind? To the kernel
+ * side's own at once, to one that user space cannot be asked about after a turn as long as that
+ * one's, and to an earlier deadline. @p's own moves on while it runs.
  */
 static bool is_overtaken(struct task_struct *p, struct task_ctx *tctx, s32 cpu)
 {
-	u64 ran = elapsed_since(tctx->start_ts), deadline = p->scx.dsq_vtime + scaled_time(p, tctx, ran);
+	u64 ran = elapsed_since(tctx->start_ts),
+	    deadline = p->scx.dsq_vtime + scaled_time(p, tctx, ran);
 	u64 first = 0;
 
 	if (first_vtime(KERNEL_SIDE_DSQ, cpu, &first) ||
 	    (ran >= undecided_slice_ns() &&
-	     (first_vtime(FALLBACK_DSQ, cpu, &first) || (is_alone() && first_vtime(PENDING_DSQ, cpu, &first))))) {
+	     (first_vtime(FALLBACK_DSQ, cpu, &first) ||
+	      (is_alone() && first_vtime(PENDING_DSQ, cpu, &first))))) {
 		note_seldom();
 		return true;
 	}
@@ -592,16 +632,19 @@ static bool is_overtaken(struct task_struct *p, struct task_ctx *tctx, s32 cpu)
 }
 
 /*
- * @prev takes turns, and its slice is over: it goes on if it is due before all that wait, until it has had a default slice. It is not among
- * them yet, so one that has had less than its share would otherwise wait for a turn of another after each of its own.
+ * @prev takes turns, and its slice is over: it goes on if it is due before all that wait, until it
+ * has had a default slice. It is not among them yet, so one that has had less than its share would
+ * otherwise wait for a turn of another after each of its own.
  */
 __noinline int keeps_turn(struct task_struct *prev __arg_trusted, s32 cpu)
 {
 	struct task_ctx *tctx = task_ctx(prev);
 	u64 mail = 0;
 
-	if (!(prev->scx.flags & SCX_TASK_QUEUED) || !tctx || !tctx->in_turn || scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL_ON | cpu) > 0 ||
-	    elapsed_since(tctx->start_ts) >= default_slice_ns() || first_mail_of(cpu, &mail) || first_shared_mail(&mail) || is_overtaken(prev, tctx, cpu))
+	if (!(prev->scx.flags & SCX_TASK_QUEUED) || !tctx || !tctx->in_turn ||
+	    scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL_ON | cpu) > 0 ||
+	    elapsed_since(tctx->start_ts) >= default_slice_ns() || first_mail_of(cpu, &mail) ||
+	    first_shared_mail(&mail) || is_overtaken(prev, tctx, cpu))
 		return false;
 	set_slice(prev, turn_slice_ns(cpu));
 	return true;
@@ -646,7 +689,9 @@ void BPF_PROG(metronome_dispatch, s32 cpu, struct task_struct *prev)
 	displaces = drain_mailbox(cpu, cpu);
 	drain_shared_mailbox();
 	if ((displaces && scx_bpf_dsq_move_to_local(cpu)) ||
-	    (starves && (move_starved_to_local(cpu, turn) || scx_bpf_dsq_move_to_local(URGENT_DSQ))) || move_next_to_local(cpu, turn)) {
+	    (starves &&
+	     (move_starved_to_local(cpu, turn) || scx_bpf_dsq_move_to_local(URGENT_DSQ))) ||
+	    move_next_to_local(cpu, turn)) {
 		pass_on_shared();
 		return;
 	}
@@ -655,8 +700,9 @@ void BPF_PROG(metronome_dispatch, s32 cpu, struct task_struct *prev)
 		return;
 
 	/*
-	 * Idle before and idle still: update_idle() is not called for this, nor, before 7.3, for a CPU that went idle before
-	 * the scheduler was attached. User space has to know that it is idle and that it has looked.
+	 * Idle before and idle still: update_idle() is not called for this, nor, before 7.3, for a
+	 * CPU that went idle before the scheduler was attached. User space has to know that it is
+	 * idle and that it has looked.
 	 */
 	if (cpu != agent_cpu && bpf_get_current_task_btf()->pid == 0)
 		publish_idle(cpu, true);
@@ -678,13 +724,15 @@ void BPF_PROG(metronome_update_idle, s32 cpu, bool is_idle)
 	if (is_idle && cctx)
 		cctx->urgent_since = 0;
 	/* Whoever put something there since this CPU looked has not seen it idle. */
-	if (is_idle && (shared_waits() || elapsed_since(*(volatile u64 *)&enqueued_last) < ENQUEUE_NS))
+	if (is_idle &&
+	    (shared_waits() || elapsed_since(*(volatile u64 *)&enqueued_last) < ENQUEUE_NS))
 		scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE);
 }
 
 /*
- * A task of another class has taken the CPU, perhaps for long: what was about to run there may run elsewhere. It mostly comes back here, for
- * the other CPUs are busy. The tracepoint that kernels since 6.19 would rather have us use costs something at each switch.
+ * A task of another class has taken the CPU, perhaps for long: what was about to run there may run
+ * elsewhere. It mostly comes back here, for the other CPUs are busy. The tracepoint that kernels
+ * since 6.19 would rather have us use costs something at each switch.
  */
 SEC("struct_ops/cpu_release")
 void BPF_PROG(metronome_cpu_release, s32 cpu, struct scx_cpu_release_args *args)
@@ -708,7 +756,10 @@ static void publish_running(struct task_struct *p, struct task_ctx *tctx)
 
 	if (!state || !cctx)
 		return;
-	/* Kept apart from the other deadline, or clang loads both through one pointer, which the verifier refuses. */
+	/*
+	 * Kept apart from the other deadline, or clang loads both through one pointer, which the
+	 * verifier refuses.
+	 */
 	barrier_var(vtime);
 	running = &state->running;
 	running->pid = p->pid;
@@ -731,8 +782,9 @@ static void publish_running(struct task_struct *p, struct task_ctx *tctx)
 }
 
 /*
- * An idle CPU has taken @p: it starts level with those that run. By a deadline of long ago it would keep the CPU for its whole slice,
- * however many come to wait meanwhile, and then owe them all of that.
+ * An idle CPU has taken @p: it starts level with those that run. By a deadline of long ago it would
+ * keep the CPU for its whole slice, however many come to wait meanwhile, and then owe them all of
+ * that.
  */
 static void level_vtime(struct task_struct *p, struct task_ctx *tctx)
 {
@@ -769,7 +821,10 @@ void BPF_PROG(metronome_running, struct task_struct *p)
 	}
 	publish_running(p, tctx);
 	vtime = p->scx.dsq_vtime;
-	/* Kept apart from the virtual runtime, or clang loads both through one pointer, which the verifier refuses. */
+	/*
+	 * Kept apart from the virtual runtime, or clang loads both through one pointer, which the
+	 * verifier refuses.
+	 */
 	barrier_var(vtime);
 	if (tctx->in_order)
 		advance_vtime_now(vtime);
@@ -779,7 +834,9 @@ void BPF_PROG(metronome_running, struct task_struct *p)
 	}
 }
 
-/* Must @p, which runs on @cpu, make room for a task with an order, or one that was handed its CPU? */
+/*
+ * Must @p, which runs on @cpu, make room for a task with an order, or one that was handed its CPU?
+ */
 static bool is_in_the_way(struct task_ctx *tctx, s32 cpu)
 {
 	struct cpu_ctx *cctx = cpu_ctx(cpu);
@@ -810,8 +867,8 @@ static void publish_clock(void)
 }
 
 /*
- * The task with the earliest deadline runs, give or take a tick. And as a backstop, nothing that finds its way to the
- * scheduler thread's CPU waits there for longer than that.
+ * The task with the earliest deadline runs, give or take a tick. And as a backstop, nothing that
+ * finds its way to the scheduler thread's CPU waits there for longer than that.
  */
 SEC("struct_ops/tick")
 void BPF_PROG(metronome_tick, struct task_struct *p)
@@ -827,7 +884,8 @@ void BPF_PROG(metronome_tick, struct task_struct *p)
 	if (is_agent(p) || belongs_to_agent(cpu))
 		give_way = scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL_ON | agent_cpu) > 0;
 	else
-		give_way = tctx && (is_in_the_way(tctx, cpu) || (!tctx->is_ordered && is_overtaken(p, tctx, cpu)));
+		give_way = tctx && (is_in_the_way(tctx, cpu) ||
+				    (!tctx->is_ordered && is_overtaken(p, tctx, cpu)));
 	if (give_way)
 		set_slice(p, 0);
 }
@@ -850,16 +908,25 @@ void BPF_PROG(metronome_stopping, struct task_struct *p, bool runnable)
 	/* Virtual time is nobody's weight. */
 	if (tctx->in_order)
 		advance_vtime_now(p->scx.dsq_vtime + ran);
-	/* It may go on without an enqueue: a light task's own virtual time, which is far ahead then, is not that of the others. */
+	/*
+	 * It may go on without an enqueue: a light task's own virtual time, which is far ahead
+	 * then, is not that of the others.
+	 */
 	if (scaled_time(p, tctx, ran) > ran)
 		tctx->in_order = false;
 	tctx->is_decided = false;
 	charge_vruntime(p, tctx, scx_bpf_task_cpu(p));
-	/* Whoever has run goes behind those who have not, should user space not say otherwise in time. */
+	/*
+	 * Whoever has run goes behind those who have not, should user space not say otherwise in
+	 * time.
+	 */
 	set_vtime(p, p->scx.dsq_vtime + scaled_time(p, tctx, ran));
 }
 
-/* stopping() also comes when something about a running task is changed; this tells whether it goes to sleep. */
+/*
+ * stopping() also comes when something about a running task is changed; this tells whether it goes
+ * to sleep.
+ */
 SEC("struct_ops/quiescent")
 void BPF_PROG(metronome_quiescent, struct task_struct *p, u64 deq_flags)
 {
@@ -887,7 +954,10 @@ void BPF_PROG(metronome_quiescent, struct task_struct *p, u64 deq_flags)
  * What user space calls
  */
 
-/* The caller is the scheduler thread. Asked this way because user space may live in a pid namespace of its own. */
+/*
+ * The caller is the scheduler thread. Asked this way because user space may live in a pid namespace
+ * of its own.
+ */
 SEC("syscall")
 int become_agent(void *ctx)
 {
@@ -916,7 +986,8 @@ int kick_cpus(void *ctx)
 		u32 cpu = kick & ~KICK_PREEMPT;
 
 		if (cpu < nr_cpus && cpu != agent_cpu)
-			scx_bpf_kick_cpu(cpu, kick & KICK_PREEMPT ? SCX_KICK_PREEMPT : SCX_KICK_IDLE);
+			scx_bpf_kick_cpu(cpu,
+					 kick & KICK_PREEMPT ? SCX_KICK_PREEMPT : SCX_KICK_IDLE);
 	}
 	return 0;
 }
@@ -1006,8 +1077,9 @@ s32 BPF_PROG(metronome_init)
 SEC("struct_ops/dump")
 void BPF_PROG(metronome_dump, struct scx_dump_ctx *dump)
 {
-	static char fmt[] = "metronome: scheduler thread %lld on CPU %lld, heartbeat %llu, pending %lld, shared %lld, "
-			    "shared mailbox at %llu, seq there %llu\n";
+	static char fmt[] =
+		"metronome: scheduler thread %lld on CPU %lld, heartbeat %llu, pending %lld, "
+		"shared %lld, shared mailbox at %llu, seq there %llu\n";
 	u32 zero = 0;
 	struct control *ctl = bpf_map_lookup_elem(&control, &zero);
 	struct shared_mailbox *box = bpf_map_lookup_elem(&shared_mailbox, &zero);
@@ -1015,8 +1087,13 @@ void BPF_PROG(metronome_dump, struct scx_dump_ctx *dump)
 	if (!ctl || !box)
 		return;
 	unsigned long long args[] = {
-		agent_pid, agent_cpu, ctl->heartbeat, scx_bpf_dsq_nr_queued(PENDING_DSQ),
-		scx_bpf_dsq_nr_queued(SHARED_DSQ), box->head, box->slots[box->head & (SHARED_MAILBOX_SLOTS - 1)].seq,
+		agent_pid,
+		agent_cpu,
+		ctl->heartbeat,
+		scx_bpf_dsq_nr_queued(PENDING_DSQ),
+		scx_bpf_dsq_nr_queued(SHARED_DSQ),
+		box->head,
+		box->slots[box->head & (SHARED_MAILBOX_SLOTS - 1)].seq,
 	};
 
 	scx_bpf_dump_bstr(fmt, args, sizeof(args));
@@ -1025,7 +1102,8 @@ void BPF_PROG(metronome_dump, struct scx_dump_ctx *dump)
 SEC("struct_ops/dump_cpu")
 void BPF_PROG(metronome_dump_cpu, struct scx_dump_ctx *dump, s32 cpu, bool idle)
 {
-	static char fmt[] = "metronome: idle_seq %llu, turns %llu, queued %lld, mailbox at %llu, seq there %llu\n";
+	static char fmt[] = "metronome: idle_seq %llu, turns %llu, queued %lld, mailbox at %llu, "
+			    "seq there %llu\n";
 	u32 key = cpu;
 	struct cpu_state *state = bpf_map_lookup_elem(&cpus, &key);
 	struct mailbox *box = bpf_map_lookup_elem(&mailboxes, &key);
@@ -1033,7 +1111,10 @@ void BPF_PROG(metronome_dump_cpu, struct scx_dump_ctx *dump, s32 cpu, bool idle)
 	if (!state || !box)
 		return;
 	unsigned long long args[] = {
-		state->idle_seq, state->counters[COUNT_TURNS], scx_bpf_dsq_nr_queued(cpu), box->head,
+		state->idle_seq,
+		state->counters[COUNT_TURNS],
+		scx_bpf_dsq_nr_queued(cpu),
+		box->head,
 		box->slots[box->head & (MAILBOX_SLOTS - 1)].seq,
 	};
 

@@ -1,12 +1,15 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Standing orders: what user space wants done with a task when it wakes, decided ahead (src/orders.rs has the layout).
+ * Standing orders: what user space wants done with a task when it wakes, decided ahead
+ * (src/orders.rs has the layout).
  *
- * A task with an order goes to an idle CPU, or is handed its waker's, or waits on URGENT_DSQ by deadline, which is served
- * before all else, and displaces a running task if its order says so. User space is told, not asked.
+ * A task with an order goes to an idle CPU, or is handed its waker's, or waits on URGENT_DSQ by
+ * deadline, which is served before all else, and displaces a running task if its order says so.
+ * User space is told, not asked.
  *
- * An order holds for so much CPU time since the task last slept. Past that the task takes turns with all others, if the order says so
- * (turns.h), or user space is asked. What an order may do to others is limited by `limits`.
+ * An order holds for so much CPU time since the task last slept. Past that the task takes turns
+ * with all others, if the order says so (turns.h), or user space is asked. What an order may do to
+ * others is limited by `limits`.
  */
 #ifndef METRONOME_ORDERS_H
 #define METRONOME_ORDERS_H
@@ -30,13 +33,19 @@
 /* CPUs looked at for one that can be preempted. */
 #define PREEMPT_SEARCH 64
 
-/* How long a CPU may run nothing but tasks with orders. While user space is away it takes no order back from a task that overdoes it. */
+/*
+ * How long a CPU may run nothing but tasks with orders. While user space is away it takes no order
+ * back from a task that overdoes it.
+ */
 static u64 urgent_ns(void)
 {
 	return is_alone() ? limits.urgent_ns / 4 : limits.urgent_ns;
 }
 
-/* Has @cctx's CPU run nothing but tasks with orders for so long that one without must have its turn? */
+/*
+ * Has @cctx's CPU run nothing but tasks with orders for so long that one without must have its
+ * turn?
+ */
 static bool starves_others(struct cpu_ctx *cctx)
 {
 	return cctx->urgent_since && elapsed_since(cctx->urgent_since) > urgent_ns();
@@ -46,7 +55,8 @@ static u64 birth_order(struct task_ctx *tctx)
 {
 	struct control *ctl = controls();
 
-	if (tctx->born_under != EVERY_POLICY && ctl && tctx->born_under != *(volatile u64 *)&ctl->policies)
+	if (tctx->born_under != EVERY_POLICY && ctl &&
+	    tctx->born_under != *(volatile u64 *)&ctl->policies)
 		return 0;
 	return tctx->born_with;
 }
@@ -58,8 +68,8 @@ static __always_inline bool is_urgent(u64 order)
 }
 
 /*
- * What user space has said about this life of the id counts; before it has, what the task was born with. A kernel thread goes by what it
- * was born with until user space has a budget for it.
+ * What user space has said about this life of the id counts; before it has, what the task was born
+ * with. A kernel thread goes by what it was born with until user space has a budget for it.
  */
 static u64 order_of(struct task_ctx *tctx)
 {
@@ -94,8 +104,12 @@ static void inherit_order(struct task_ctx *child)
  * Wake-up
  */
 
-/* User space hears of a wake-up about which it is not asked, but of each task only so often: what records tell is summed up. */
-static void tell_of_wakeup(struct task_struct *p, struct task_ctx *tctx, enum record_kind kind, u64 enq_flags)
+/*
+ * User space hears of a wake-up about which it is not asked, but of each task only so often: what
+ * records tell is summed up.
+ */
+static void tell_of_wakeup(struct task_struct *p, struct task_ctx *tctx, enum record_kind kind,
+			   u64 enq_flags)
 {
 	struct control *ctl = controls();
 
@@ -106,8 +120,9 @@ static void tell_of_wakeup(struct task_struct *p, struct task_ctx *tctx, enum re
 }
 
 /*
- * From now until it sleeps or its order is used up, @p goes by its order. To others a chain of hand-offs is one long task:
- * the longer it has been going on, the later is the deadline of who runs next.
+ * From now until it sleeps or its order is used up, @p goes by its order. To others a chain of
+ * hand-offs is one long task: the longer it has been going on, the later is the deadline of who
+ * runs next.
  */
 static void begin_order(struct task_ctx *tctx, u64 order, bool is_wakeup, u64 chain_ns)
 {
@@ -124,8 +139,8 @@ static __always_inline u64 order_slice_ns(u64 order)
 }
 
 /*
- * May @p have the CPU of its waker, which is about to sleep? Both go by orders, nobody else has been promised the CPU, and
- * it has not been handed on for too long. *@chain_ns is for how long.
+ * May @p have the CPU of its waker, which is about to sleep? Both go by orders, nobody else has
+ * been promised the CPU, and it has not been handed on for too long. *@chain_ns is for how long.
  */
 static bool may_be_handed_off(struct task_struct *p, u64 order, u64 wake_flags, u64 *chain_ns)
 {
@@ -135,13 +150,13 @@ static bool may_be_handed_off(struct task_struct *p, u64 order, u64 wake_flags, 
 	struct cpu_state *state = cpu_state(cpu);
 	struct cpu_ctx *cctx = cpu_ctx(cpu);
 
-	if (!is_urgent(order) || !(order & ORDER_HAND_OFF) || !(wake_flags & SCX_WAKE_SYNC) || in_interrupt() ||
-	    belongs_to_agent(cpu) || !state || !cctx)
+	if (!is_urgent(order) || !(order & ORDER_HAND_OFF) || !(wake_flags & SCX_WAKE_SYNC) ||
+	    in_interrupt() || belongs_to_agent(cpu) || !state || !cctx)
 		return false;
 	*chain_ns = elapsed_since(cctx->chain_since);
-	return wctx && wctx->is_ordered && !(waker->flags & PF_EXITING) && state->running.pid == waker->pid &&
-	       may_run_on(p, cpu) && *chain_ns < limits.hand_off_ns &&
-	       scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL_ON | cpu) <= 0;
+	return wctx && wctx->is_ordered && !(waker->flags & PF_EXITING) &&
+	       state->running.pid == waker->pid && may_run_on(p, cpu) &&
+	       *chain_ns < limits.hand_off_ns && scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL_ON | cpu) <= 0;
 }
 
 /* The CPU that is looked at first. */
@@ -162,22 +177,25 @@ static s32 preferred_cpu(struct task_struct *p, s32 prev_cpu, u64 order)
  */
 
 /*
- * Does @cpu, if it is in @allowed, run a task that gives way to such a deadline, and of what kind? One with an order, by a margin. Sets *@soon
- * if it runs one without that will give way in a moment.
+ * Does @cpu, if it is in @allowed, run a task that gives way to such a deadline, and of what kind?
+ * One with an order, by a margin. Sets *@soon if it runs one without that will give way in a
+ * moment.
  */
-static enum running_kind may_displace(const struct cpumask *allowed, s32 cpu, u64 deadline, u64 *displaced, bool *soon)
+static enum running_kind may_displace(const struct cpumask *allowed, s32 cpu, u64 deadline,
+				      u64 *displaced, bool *soon)
 {
 	struct cpu_state *state = cpu_state(cpu);
 	struct cpu_ctx *cctx = cpu_ctx(cpu);
 	u64 now = scx_bpf_now();
 	u32 kind;
 
-	if (!state || !cctx || belongs_to_agent(cpu) || cctx->is_kicked || !bpf_cpumask_test_cpu(cpu, allowed) ||
-	    time_before(now, cctx->protected_until))
+	if (!state || !cctx || belongs_to_agent(cpu) || cctx->is_kicked ||
+	    !bpf_cpumask_test_cpu(cpu, allowed) || time_before(now, cctx->protected_until))
 		return RUNS_OTHER;
 	kind = state->running.kind;
 	*displaced = state->running.deadline;
-	if (kind == RUNS_DECIDED && time_before(now, state->running.since + limits.undisturbed_ns)) {
+	if (kind == RUNS_DECIDED &&
+	    time_before(now, state->running.since + limits.undisturbed_ns)) {
 		*soon = true;
 		return RUNS_OTHER;
 	}
@@ -187,9 +205,10 @@ static enum running_kind may_displace(const struct cpumask *allowed, s32 cpu, u6
 }
 
 /*
- * The CPU whose task gives way to @p, or a negative number. A task without an order gives way first: if one runs right here,
- * that is the CPU that answers at once, if one runs where @p ran last, that is the one with its data. Else the last by
- * deadline of those without an order. Else of those with one, if no task without one will give way in a moment.
+ * The CPU whose task gives way to @p, or a negative number. A task without an order gives way
+ * first: if one runs right here, that is the CPU that answers at once, if one runs where @p ran
+ * last, that is the one with its data. Else the last by deadline of those without an order. Else of
+ * those with one, if no task without one will give way in a moment.
  */
 static s32 find_victim(struct task_struct *p, u64 deadline)
 {
@@ -234,7 +253,10 @@ __noinline int displace_for(struct task_struct *p __arg_trusted, u64 deadline)
 	bpf_rcu_read_unlock();
 	if (cpu < 0)
 		return false;
-	/* Until it has looked for a task, it is no victim for others. What it runs goes on if @p runs elsewhere first. */
+	/*
+	 * Until it has looked for a task, it is no victim for others. What it runs goes on if @p
+	 * runs elsewhere first.
+	 */
 	cctx = cpu_ctx(cpu);
 	if (cctx)
 		cctx->is_kicked = true;
@@ -244,8 +266,9 @@ __noinline int displace_for(struct task_struct *p __arg_trusted, u64 deadline)
 }
 
 /*
- * A task may find no CPU whose task gives way now, because all have just begun, or another may take the CPU that was told to give way: while
- * tasks wait on URGENT_DSQ a timer looks after the first of them.
+ * A task may find no CPU whose task gives way now, because all have just begun, or another may take
+ * the CPU that was told to give way: while tasks wait on URGENT_DSQ a timer looks after the first
+ * of them.
  */
 struct retry {
 	struct bpf_timer timer;
@@ -316,7 +339,10 @@ static int init_retry(void)
 	return err ?: bpf_timer_set_callback(&retry->timer, on_retry);
 }
 
-/* Makes a CPU run @p, which is on URGENT_DSQ: an idle one, else the one with the least urgent task if the order allows it. */
+/*
+ * Makes a CPU run @p, which is on URGENT_DSQ: an idle one, else the one with the least urgent task
+ * if the order allows it.
+ */
 static void find_cpu_for_urgent(struct task_struct *p, struct task_ctx *tctx, u64 order)
 {
 	s32 cpu = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);

@@ -8,7 +8,8 @@
 #include "latency.h"
 #include "takeover.h"
 
-static void fill_record(struct queued_task *rec, struct task_struct *p, struct task_ctx *tctx, u32 generation, u64 enq_flags)
+static void fill_record(struct queued_task *rec, struct task_struct *p, struct task_ctx *tctx,
+			u32 generation, u64 enq_flags)
 {
 	u32 everywhere;
 
@@ -17,7 +18,10 @@ static void fill_record(struct queued_task *rec, struct task_struct *p, struct t
 	rec->pid = p->pid;
 	rec->tgid = p->tgid;
 	rec->cpu = scx_bpf_task_cpu(p);
-	/* Kept apart from the other value, or clang loads both through one pointer, which the verifier refuses. */
+	/*
+	 * Kept apart from the other value, or clang loads both through one pointer, which the
+	 * verifier refuses.
+	 */
 	everywhere = nr_cpus;
 	barrier_var(everywhere);
 	rec->nr_cpus_allowed = is_unrestricted(p) ? everywhere : p->nr_cpus_allowed;
@@ -40,9 +44,9 @@ static void fill_record(struct queued_task *rec, struct task_struct *p, struct t
 }
 
 /*
- * What of a ring must stay free: events leave room for questions, and these for questions about tasks whose order is used up. That
- * a task is gone counts as a question: who keeps a table of tasks needs to know. User space reads an eighth of the ring before
- * it says so.
+ * What of a ring must stay free: events leave room for questions, and these for questions about
+ * tasks whose order is used up. That a task is gone counts as a question: who keeps a table of
+ * tasks needs to know. User space reads an eighth of the ring before it says so.
  */
 #define FREE_FOR_QUESTIONS (RING_BYTES / 2)
 #define FREE_FOR_ORDERED (RING_BYTES / 4)
@@ -52,7 +56,8 @@ static __always_inline struct queued_task *reserve_record(u32 id, u64 must_stay_
 	u32 key = id & (nr_rings - 1);
 	void *to = bpf_map_lookup_elem(&queued, &key);
 
-	if (!to || (must_stay_free && bpf_ringbuf_query(to, BPF_RB_AVAIL_DATA) > RING_BYTES - must_stay_free))
+	if (!to || (must_stay_free &&
+		    bpf_ringbuf_query(to, BPF_RB_AVAIL_DATA) > RING_BYTES - must_stay_free))
 		return NULL;
 	return bpf_ringbuf_reserve(to, sizeof(struct queued_task), 0);
 }
@@ -60,9 +65,9 @@ static __always_inline struct queued_task *reserve_record(u32 id, u64 must_stay_
 /*
  * Must the record that has just been reserved wake the scheduler thread? Counts it, too.
  *
- * Ordering: the addition is a full barrier. User space stores `parked`, passes a full barrier, and reads the producer
- * position, which bpf_ringbuf_reserve() has advanced; so either it sees this record and does not sleep, or it is seen
- * parked here (src/wait.rs).
+ * Ordering: the addition is a full barrier. User space stores `parked`, passes a full barrier, and
+ * reads the producer position, which bpf_ringbuf_reserve() has advanced; so either it sees this
+ * record and does not sleep, or it is seen parked here (src/wait.rs).
  */
 static u64 wakeup_flags(void)
 {
@@ -80,8 +85,8 @@ static u64 wakeup_flags(void)
 }
 
 /*
- * No task waits for an answer to an event, so events wake the scheduler thread only when there are so many, or the first has waited for
- * so long, that reading them pays.
+ * No task waits for an answer to an event, so events wake the scheduler thread only when there are
+ * so many, or the first has waited for so long, that reading them pays.
  */
 #define UNHEARD_EVENTS 512
 #define UNHEARD_NS 20000000ULL

@@ -9,28 +9,39 @@
 #include "abi.h"
 
 /* Options, set by user space before loading. */
-const volatile u32 nr_cpus = 1;		/* possible CPUs: CPU numbers are below it */
-const volatile u32 nr_rings = 1;	/* a power of two */
-const volatile s32 agent_cpu;		/* where the scheduler thread lives */
-const volatile u64 budget_ns = 10000000;	/* how late user space may be */
+const volatile u32 nr_cpus = 1;		 /* possible CPUs: CPU numbers are below it */
+const volatile u32 nr_rings = 1;	 /* a power of two */
+const volatile s32 agent_cpu;		 /* where the scheduler thread lives */
+const volatile u64 budget_ns = 10000000; /* how late user space may be */
 const volatile bool builtin_idle = true;
-const volatile bool is_flat;		/* tasks have what their weight is worth, whatever their cgroup */
+/* Tasks have what their weight is worth, whatever their cgroup. */
+const volatile bool is_flat;
 const volatile u32 exit_dump_len = 32768;
 
-/* Options, too: what tasks are allowed before the kernel side acts by itself. src/limits.rs has the defaults, and the reasons. */
+/*
+ * Options, too: what tasks are allowed before the kernel side acts by itself. src/limits.rs has the
+ * defaults, and the reasons.
+ */
 const volatile struct limits {
-	u64 preempt_margin_ns;	/* a running task with an order gives way only to a deadline that is earlier by this */
-	u64 undisturbed_ns;	/* a task without an order that has got a CPU keeps it for so long */
-	u64 hand_off_ns;	/* a chain of hand-offs may keep a CPU for so long */
-	u64 urgent_ns;		/* after so long with nothing but orders on a CPU a task without one has its turn */
-	u64 protected_ns;	/* and is not displaced for so long */
-	u64 longest_wait_ns;	/* a task that has waited for so long runs, whatever the deadlines say */
-	u64 far_ahead_ns;	/* so far ahead of decided_now is a deadline for which that is watched */
-	u64 taken_ns;		/* a CPU that another class has for longer loses what waits for it alone */
-	u64 longest_slice_ns;	/* no slice that user space names is longer */
-	u64 guest_slice_ns;	/* what a task that is bound to the scheduler thread's CPU runs there at a time */
-	u64 agent_slice_ns;	/* what the thread then has to itself */
-	u64 order_of_kthreads;	/* what kernel threads are born with; 0: no order */
+	/* A running task with an order gives way only to a deadline that is earlier by this. */
+	u64 preempt_margin_ns;
+	/* A task without an order that has got a CPU keeps it for so long. */
+	u64 undisturbed_ns;
+	u64 hand_off_ns; /* a chain of hand-offs may keep a CPU for so long */
+	/* After so long with nothing but orders on a CPU a task without one has its turn. */
+	u64 urgent_ns;
+	u64 protected_ns; /* and is not displaced for so long */
+	/* A task that has waited for so long runs, whatever the deadlines say. */
+	u64 longest_wait_ns;
+	/* So far ahead of decided_now is a deadline for which that is watched. */
+	u64 far_ahead_ns;
+	/* A CPU that another class has for longer loses what waits for it alone. */
+	u64 taken_ns;
+	u64 longest_slice_ns; /* no slice that user space names is longer */
+	/* What a task that is bound to the scheduler thread's CPU runs there at a time. */
+	u64 guest_slice_ns;
+	u64 agent_slice_ns;    /* what the thread then has to itself */
+	u64 order_of_kthreads; /* what kernel threads are born with; 0: no order */
 } limits;
 
 /* The default slice. User space may change it at any moment. */
@@ -44,14 +55,15 @@ s32 agent_pid;
 s32 agent_tgid;
 
 /*
- * DSQs below MAX_CPUS belong to the CPU of that number. All are ordered by deadline but PENDING_DSQ and the last two, which are first
- * come, first served.
+ * DSQs below MAX_CPUS belong to the CPU of that number. All are ordered by deadline but PENDING_DSQ
+ * and the last two, which are first come, first served.
  */
-#define SHARED_DSQ MAX_CPUS		/* decided, for any CPU */
-#define PENDING_DSQ (MAX_CPUS + 1)	/* user space is asked */
-#define URGENT_DSQ (MAX_CPUS + 2)	/* tasks with standing orders, by the time when they should have run */
-#define KERNEL_SIDE_DSQ (MAX_CPUS + 3)	/* user space is not asked */
-#define FALLBACK_DSQ (MAX_CPUS + 4)	/* user space cannot be asked */
+#define SHARED_DSQ MAX_CPUS	   /* decided, for any CPU */
+#define PENDING_DSQ (MAX_CPUS + 1) /* user space is asked */
+/* Tasks with standing orders, by the time when they should have run. */
+#define URGENT_DSQ (MAX_CPUS + 2)
+#define KERNEL_SIDE_DSQ (MAX_CPUS + 3) /* user space is not asked */
+#define FALLBACK_DSQ (MAX_CPUS + 4)    /* user space cannot be asked */
 
 /* The part of the default slice that a task gets while nobody shortens slices as tasks wait. */
 #define UNDECIDED_SLICE 8
@@ -59,15 +71,17 @@ s32 agent_tgid;
 /* Decisions that one dispatch() carries out at most: it runs with the run queue locked. */
 #define DRAIN_BATCH 32
 
-/* One dispatch() in so many looks for tasks that have waited too long, even if there is other work. */
+/*
+ * One dispatch() in so many looks for tasks that have waited too long, even if there is other work.
+ */
 #define PATIENCE_TURNS 16
 
 /* How exactly user space is told the clock of scx_bpf_now(). */
 #define CLOCK_TOLERANCE_NS 10000
 
 /*
- * Records for user space. A task's records all go through the ring of its id, so they stay in order; several rings keep
- * the CPUs of a large machine from queueing up at one ring's spinlock.
+ * Records for user space. A task's records all go through the ring of its id, so they stay in
+ * order; several rings keep the CPUs of a large machine from queueing up at one ring's spinlock.
  */
 struct ring {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
@@ -76,11 +90,11 @@ struct ring {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
-	__uint(max_entries, MAX_RINGS);	/* user space fills the first nr_rings */
+	__uint(max_entries, MAX_RINGS); /* user space fills the first nr_rings */
 	__type(key, u32);
 	__array(values, struct ring);
 } queued SEC(".maps") = {
-	.values = { [0] = &ring },
+	.values = {[0] = &ring},
 };
 
 /* Puts the layout of its records into the object's BTF, where a test of user space looks for it. */
@@ -89,7 +103,7 @@ static const struct queued_task *const record_layout __attribute__((used));
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, 1);		/* set to nr_cpus before loading */
+	__uint(max_entries, 1); /* set to nr_cpus before loading */
 	__type(key, u32);
 	__type(value, struct mailbox);
 } mailboxes SEC(".maps");
@@ -105,7 +119,7 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, 1);		/* set to nr_cpus before loading */
+	__uint(max_entries, 1); /* set to nr_cpus before loading */
 	__type(key, u32);
 	__type(value, struct cpu_state);
 } cpus SEC(".maps");
@@ -139,7 +153,7 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, 1);		/* set to nr_cpus before loading */
+	__uint(max_entries, 1); /* set to nr_cpus before loading */
 	__type(key, u32);
 	__type(value, struct cpu_latency);
 } latencies SEC(".maps");
@@ -168,7 +182,10 @@ struct {
 	__type(value, u32);
 } free_ids SEC(".maps");
 
-/* By task id. The generation outlives the task, so that no later owner of the id is mistaken for it. */
+/*
+ * By task id. The generation outlives the task, so that no later owner of the id is mistaken for
+ * it.
+ */
 struct id_slot {
 	s32 pid;
 	u32 generation;
@@ -181,7 +198,10 @@ struct {
 	__type(value, struct id_slot);
 } id_slots SEC(".maps");
 
-/* Of the next enqueue in the same life. The numbers come round after 2^20: the birth above them stays. */
+/*
+ * Of the next enqueue in the same life. The numbers come round after 2^20: the birth above them
+ * stays.
+ */
 static __always_inline u32 next_generation(u32 generation)
 {
 	u32 numbers = (1U << BIRTH_SHIFT) - 1;
@@ -189,46 +209,68 @@ static __always_inline u32 next_generation(u32 generation)
 	return (generation & ~numbers) | ((generation + 1) & numbers);
 }
 
-/* A wake-up whose hops are measured; ns, CLOCK_MONOTONIC, because user space can read that clock, too. */
+/*
+ * A wake-up whose hops are measured; ns, CLOCK_MONOTONIC, because user space can read that clock,
+ * too.
+ */
 struct sample {
-	u64 since;		/* when it was enqueued or its order begun; 0: it is not measured */
+	u64 since; /* when it was enqueued or its order begun; 0: it is not measured */
 	u64 seen_at;
 	u64 decided_at;
-	u64 drained_at;		/* 0: no decision has come */
-	u32 generation;		/* of the enqueue; 0: a standing order */
+	u64 drained_at; /* 0: no decision has come */
+	u32 generation; /* of the enqueue; 0: a standing order */
 };
 
 struct task_ctx {
 	u32 id;
 	s32 waker;
 	u64 wake_flags;
-	u64 born_with;		/* the order it has until user space has spoken about it */
-	u64 born_under;		/* of control.policies; EVERY_POLICY: the order holds whoever decides */
-	u64 deadline;		/* while is_ordered: when it should have run, ns on the clock of scx_bpf_now() */
-	u32 counted_weight;	/* what it adds to the runnable weight of its group; 0 while it sleeps */
-	u32 group;		/* where its cgroup is in `groups` */
-	u64 share;		/* what its weight is worth beside other groups' (groups.h); 0: that is to be looked up */
-	u64 share_at;		/* when it was */
-	u64 charged_at;		/* up to when its CPU time is in vruntime */
-	u64 vruntime;		/* CPU time it had, scaled by its share, where virtual time began when it entered the class (turns.h) */
-	u64 vtime;		/* while has_vtime: what p->scx.dsq_vtime was before the deadline took its place on URGENT_DSQ */
+	u64 born_with; /* the order it has until user space has spoken about it */
+	/* Of control.policies; EVERY_POLICY: the order holds whoever decides. */
+	u64 born_under;
+	/* While is_ordered: when it should have run, ns on the clock of scx_bpf_now(). */
+	u64 deadline;
+	/* What it adds to the runnable weight of its group; 0 while it sleeps. */
+	u32 counted_weight;
+	u32 group; /* where its cgroup is in `groups` */
+	/* What its weight is worth beside other groups' (groups.h); 0: that is to be looked up. */
+	u64 share;
+	u64 share_at;	/* when it was */
+	u64 charged_at; /* up to when its CPU time is in vruntime */
+	/*
+	 * CPU time it had, scaled by its share, where virtual time began when it entered the class
+	 * (turns.h).
+	 */
+	u64 vruntime;
+	/*
+	 * While has_vtime: what p->scx.dsq_vtime was before the deadline took its place on
+	 * URGENT_DSQ.
+	 */
+	u64 vtime;
 	u64 told_at;
-	bool is_ordered;	/* it waits or runs by a standing order */
+	bool is_ordered; /* it waits or runs by a standing order */
 	bool has_vtime;
 	bool is_handed_off;
-	bool displaces;		/* its order says so */
-	bool has_deadline;	/* p->scx.dsq_vtime tells when it is due: user space gave it one, or it was levelled */
-	bool in_order;		/* it waits or runs by p->scx.dsq_vtime, so that this moves vtime_now on */
-	bool is_decided;	/* the same, and user space has said so: it moves decided_now on */
-	bool in_turn;		/* it waits or runs by its virtual runtime */
-	bool found_idle;	/* an idle CPU took it without being urgent, and it has not run since */
-	bool house_keeping;	/* memory management thread of the kernel: must not wait for user space, which may wait for it */
+	bool displaces; /* its order says so */
+	/* P->scx.dsq_vtime tells when it is due: user space gave it one, or it was levelled. */
+	bool has_deadline;
+	/* It waits or runs by p->scx.dsq_vtime, so that this moves vtime_now on. */
+	bool in_order;
+	bool is_decided; /* the same, and user space has said so: it moves decided_now on */
+	bool in_turn;	 /* it waits or runs by its virtual runtime */
+	/* An idle CPU took it without being urgent, and it has not run since. */
+	bool found_idle;
+	/*
+	 * Memory management thread of the kernel: must not wait for user space, which may wait for
+	 * it.
+	 */
+	bool house_keeping;
 	u64 enqueued_at;
 	u64 start_ts;
 	u64 stop_ts;
 	u64 exec_runtime;
-	u32 nr_ordered;		/* wake-ups by standing orders */
-	u32 waits_on;		/* the DSQ that the last decision has put it on */
+	u32 nr_ordered; /* wake-ups by standing orders */
+	u32 waits_on;	/* the DSQ that the last decision has put it on */
 	struct sample sample;
 };
 
@@ -245,34 +287,42 @@ struct {
 
 /* What a CPU keeps for itself. */
 struct cpu_ctx {
-	u64 chain_since;	/* since when it is handed from task to task */
-	u64 urgent_since;	/* since when it has run nothing but tasks with orders; 0: it does not */
-	u64 protected_until;	/* until then what runs there is not displaced */
-	u64 left_at;		/* when a task of ours left it last; OCCUPIED while one is there */
-	bool is_kicked;		/* it has been told to give way, and has not looked for a task since */
+	u64 chain_since; /* since when it is handed from task to task */
+	/* Since when it has run nothing but tasks with orders; 0: it does not. */
+	u64 urgent_since;
+	u64 protected_until; /* until then what runs there is not displaced */
+	u64 left_at;	     /* when a task of ours left it last; OCCUPIED while one is there */
+	/* It has been told to give way, and has not looked for a task since. */
+	bool is_kicked;
 	u64 pad[3];
 };
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);		/* set to nr_cpus before loading */
+	__uint(max_entries, 1); /* set to nr_cpus before loading */
 	__type(key, u32);
 	__type(value, struct cpu_ctx);
 } cpu_ctxs SEC(".maps");
 
-/* The CPUs that always take tasks from the DSQs of all: those online, less agent_cpu. A hotplug event ends the scheduler. */
+/*
+ * The CPUs that always take tasks from the DSQs of all: those online, less agent_cpu. A hotplug
+ * event ends the scheduler.
+ */
 static struct bpf_cpumask __kptr *workers SEC(".bss.workers");
 
 /* The largest deadline by which a task has got a CPU, and where it went while the task ran. */
 static u64 vtime_now;
 
 /*
- * The deadline by which a decided task has got a CPU last. The clock of user space's deadlines: it may stand far behind vtime_now, which
- * runs while CPUs are idle and user space is not asked, and starts anew with another policy.
+ * The deadline by which a decided task has got a CPU last. The clock of user space's deadlines: it
+ * may stand far behind vtime_now, which runs while CPUs are idle and user space is not asked, and
+ * starts anew with another policy.
  */
 static u64 decided_now;
 
-/* Does the scheduler thread run, or want to? While it sleeps, its CPU is a worker like any other. */
+/*
+ * Does the scheduler thread run, or want to? While it sleeps, its CPU is a worker like any other.
+ */
 static bool agent_runnable;
 
 /* Does it hold its CPU without limit? */
@@ -289,8 +339,8 @@ static __always_inline void count(enum counter counter)
 }
 
 /*
- * Adds to a word: a full barrier. Without the second line clang drops the old value, and with it the barrier on machines
- * whose atomics have none by themselves (arm64).
+ * Adds to a word: a full barrier. Without the second line clang drops the old value, and with it
+ * the barrier on machines whose atomics have none by themselves (arm64).
  */
 static __always_inline void add_and_order(u64 *word, u64 addend)
 {
@@ -332,7 +382,10 @@ static __always_inline bool time_before(u64 a, u64 b)
 	return (s64)(a - b) < 0;
 }
 
-/* ns. The clocks of two CPUs differ a little: what has just been noted on another may seem to lie ahead, which is now. */
+/*
+ * ns. The clocks of two CPUs differ a little: what has just been noted on another may seem to lie
+ * ahead, which is now.
+ */
 static __always_inline u64 elapsed_since(u64 then)
 {
 	u64 now = scx_bpf_now();
@@ -379,7 +432,10 @@ static __always_inline bool is_agent(const struct task_struct *p)
 	return p->pid == agent_pid;
 }
 
-/* migrate_disable() is in force. Older kernels count the running BPF program as one such section of the current task. */
+/*
+ * migrate_disable() is in force. Older kernels count the running BPF program as one such section of
+ * the current task.
+ */
 static __always_inline bool is_migration_disabled(const struct task_struct *p)
 {
 	u16 depth = p->migration_disabled;
@@ -400,14 +456,16 @@ static bool is_unrestricted(struct task_struct *p)
 {
 	struct bpf_cpumask *mask = workers;
 
-	return p->nr_cpus_allowed > 1 && mask && bpf_cpumask_subset((const struct cpumask *)mask, p->cpus_ptr);
+	return p->nr_cpus_allowed > 1 && mask &&
+	       bpf_cpumask_subset((const struct cpumask *)mask, p->cpus_ptr);
 }
 
 /*
  * May @p run on @cpu?
  *
- * Like the larger functions below it is not static: the verifier then looks at it once, not in each place and state that calls it, and to
- * load such a pointer costs it a search of the kernel's types on older kernels.
+ * Like the larger functions below it is not static: the verifier then looks at it once, not in each
+ * place and state that calls it, and to load such a pointer costs it a search of the kernel's types
+ * on older kernels.
  */
 __noinline int may_run_on(struct task_struct *p __arg_trusted, s32 cpu)
 {
@@ -418,8 +476,9 @@ __noinline int may_run_on(struct task_struct *p __arg_trusted, s32 cpu)
 #define FIRST_SEARCH 8
 
 /*
- * Sets *@vtime to the deadline of the first task on a DSQ that @cpu may run, if there is one near its head. A negative @cpu stands for
- * any. An empty DSQ costs no lock: ticks of all CPUs look here.
+ * Sets *@vtime to the deadline of the first task on a DSQ that @cpu may run, if there is one near
+ * its head. A negative @cpu stands for any. An empty DSQ costs no lock: ticks of all CPUs look
+ * here.
  */
 __noinline int first_vtime(u64 dsq_id, s32 cpu, u64 *vtime __arg_nonnull)
 {
@@ -447,8 +506,9 @@ __noinline int first_vtime(u64 dsq_id, s32 cpu, u64 *vtime __arg_nonnull)
 }
 
 /*
- * When a task was put on PENDING_DSQ, KERNEL_SIDE_DSQ or FALLBACK_DSQ last, or found there, ns. These are empty nearly always, and to ask the
- * kernel costs more than to load a word: CPUs look there for SELDOM_NS, and now and then in any case.
+ * When a task was put on PENDING_DSQ, KERNEL_SIDE_DSQ or FALLBACK_DSQ last, or found there, ns.
+ * These are empty nearly always, and to ask the kernel costs more than to load a word: CPUs look
+ * there for SELDOM_NS, and now and then in any case.
  */
 static u64 seldom_used_at;
 
@@ -469,8 +529,9 @@ static bool seldom_waits(void)
 }
 
 /*
- * When a task was enqueued last for which no CPU was idle, ns. It reaches its DSQ only as the op returns, within ENQUEUE_NS: a CPU that
- * goes idle in between finds the DSQ empty and must look again.
+ * When a task was enqueued last for which no CPU was idle, ns. It reaches its DSQ only as the op
+ * returns, within ENQUEUE_NS: a CPU that goes idle in between finds the DSQ empty and must look
+ * again.
  */
 static u64 enqueued_last;
 

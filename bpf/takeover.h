@@ -1,15 +1,18 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What the kernel side does by itself while user space is late: killed by nobody, but stopped, frozen, faulting, or kept off
- * its CPU (Invariant 6).
+ * What the kernel side does by itself while user space is late: killed by nobody, but stopped,
+ * frozen, faulting, or kept off its CPU (Invariant 6).
  *
- * User space is late when its heart has not beaten for budget_ns while tasks wait on PENDING_DSQ, or since it was woken. From then on it
- * is not asked: a task that becomes runnable goes to FALLBACK_DSQ, those on PENDING_DSQ run in turn, and
- * standing orders hold as ever. `machine.takeover` is odd meanwhile. User space that is back reads its rings empty, writes that
- * number into `control.caught_up`, and is asked again. Its decisions about tasks that have run meanwhile find them elsewhere.
+ * User space is late when its heart has not beaten for budget_ns while tasks wait on PENDING_DSQ,
+ * or since it was woken. From then on it is not asked: a task that becomes runnable goes to
+ * FALLBACK_DSQ, those on PENDING_DSQ run in turn, and standing orders hold as ever.
+ * `machine.takeover` is odd meanwhile. User space that is back reads its rings empty, writes that
+ * number into `control.caught_up`, and is asked again. Its decisions about tasks that have run
+ * meanwhile find them elsewhere.
  *
- * Somebody has to look while all CPUs idle, so a timer does, as long as anybody has been asked lately. It looks after CPUs that a task
- * of another class has taken, too: what waits for such a CPU alone, in its mailbox or on its DSQ, is taken from it.
+ * Somebody has to look while all CPUs idle, so a timer does, as long as anybody has been asked
+ * lately. It looks after CPUs that a task of another class has taken, too: what waits for such a
+ * CPU alone, in its mailbox or on its DSQ, is taken from it.
  *
  *   takeover       caught_up          who decides                           who becomes runnable
  *   even           any                user space                            is asked about
@@ -17,14 +20,15 @@
  *                                     or reads what it was asked before
  *   odd            the same number    the kernel side, until it looks       goes to FALLBACK_DSQ
  *
- *   takeover       changes when                                             by
- *   even -> odd    a task is pending, or user space was woken, and the      begin_takeover(), from the timer
- *                  heart has not beaten for budget_ns
- *   odd -> even    caught_up is the same number                             end_takeover(), from the timer
- *   caught_up      user space finds takeover odd and its rings empty        Shared::catch_up(), in src/shared.rs, in each turn
+ *   takeover       changes when                                     by
+ *   even -> odd    a task is pending, or user space was woken, and  begin_takeover(), from the timer
+ *                  the heart has not beaten for budget_ns
+ *   odd -> even    caught_up is the same number                     end_takeover(), from the timer
+ *   caught_up      user space finds takeover odd and its rings      Shared::catch_up(), in each turn
+ *                  empty                                            (src/shared.rs)
  *
- * The number only grows, so what user space has written about one takeover says nothing about the next. Two CPUs that change it at
- * once change it once, by compare-and-swap.
+ * The number only grows, so what user space has written about one takeover says nothing about the
+ * next. Two CPUs that change it at once change it once, by compare-and-swap.
  */
 #ifndef METRONOME_TAKEOVER_H
 #define METRONOME_TAKEOVER_H
@@ -36,8 +40,9 @@
 #define LOOKS 2
 
 /*
- * The heartbeat that was seen last, and when it was seen to change. Races lose an update of a few ns. The time is stored first: who
- * reads the new heartbeat with the time of the one before, which may be of long ago, finds user space late that is not.
+ * The heartbeat that was seen last, and when it was seen to change. Races lose an update of a few
+ * ns. The time is stored first: who reads the new heartbeat with the time of the one before, which
+ * may be of long ago, finds user space late that is not.
  */
 static volatile u64 beat_seen, beat_seen_at;
 
@@ -58,15 +63,18 @@ static u32 watch_asked, watch_started;
 /* Was a CPU taken while tasks waited on its own DSQ, or has the timer found that they still do? */
 static u32 watch_taken;
 
-/* A CPU, plus 1, that is taken while work waits for it alone; 0: none is known. And where the timer looks for one first. */
+/*
+ * A CPU, plus 1, that is taken while work waits for it alone; 0: none is known. And where the timer
+ * looks for one first.
+ */
 static u32 stranded, look_from;
 
 /* The heartbeat at which user space was woken last. */
 static u64 woken_at_beat = -1ULL;
 
 /*
- * Whoever sleeps has no heartbeat: it is late only a budget after it has been woken. Those who wake it again meanwhile do not
- * put that off.
+ * Whoever sleeps has no heartbeat: it is late only a budget after it has been woken. Those who wake
+ * it again meanwhile do not put that off.
  */
 static void note_wakeup(struct control *ctl)
 {
@@ -112,7 +120,10 @@ static bool is_alone(void)
 	return machine && *(volatile u64 *)&machine->takeover & 1;
 }
 
-/* Is @cpu the scheduler thread's, and does the thread need it? If it is kept from running, it does not. */
+/*
+ * Is @cpu the scheduler thread's, and does the thread need it? If it is kept from running, it does
+ * not.
+ */
 static bool belongs_to_agent(s32 cpu)
 {
 	return cpu == agent_cpu && agent_runnable && !is_alone();
@@ -142,7 +153,10 @@ static void end_takeover(void)
 		__sync_val_compare_and_swap(&machine->takeover, seq, seq + 1);
 }
 
-/* Had the first task of PENDING_DSQ been there for too long? Then there may be more, and CPUs look more often. */
+/*
+ * Had the first task of PENDING_DSQ been there for too long? Then there may be more, and CPUs look
+ * more often.
+ */
 static bool pending_overdue;
 
 /* Has the first task of PENDING_DSQ been there for longer than @limit? */
@@ -166,8 +180,9 @@ static bool first_pending_is_overdue(u64 limit)
 }
 
 /*
- * Takes a task that waits for a decision which does not come: user space is late, or its decision lies in the mailbox of
- * a CPU that does not look, as one that is being taken offline. @idle: this CPU has nothing else to do.
+ * Takes a task that waits for a decision which does not come: user space is late, or its decision
+ * lies in the mailbox of a CPU that does not look, as one that is being taken offline. @idle: this
+ * CPU has nothing else to do.
  */
 __noinline int take_over(bool idle)
 {
@@ -202,7 +217,10 @@ static void kick_idle_workers(void)
 		scx_bpf_kick_cpu(agent_cpu, SCX_KICK_IDLE);
 }
 
-/* Has @cpu been without a task of ours for longer than @limit, and does not idle? Then a task of another class has it. */
+/*
+ * Has @cpu been without a task of ours for longer than @limit, and does not idle? Then a task of
+ * another class has it.
+ */
 static bool is_taken(s32 cpu, u64 limit)
 {
 	struct machine_state *machine = machine_state();
@@ -210,7 +228,8 @@ static bool is_taken(s32 cpu, u64 limit)
 	u32 word = (u32)cpu / 64 & (MAX_CPUS / 64 - 1);
 	u64 left_at;
 
-	if (!machine || !cctx || cpu == agent_cpu || *(volatile u64 *)&machine->idle[word] >> (cpu & 63) & 1)
+	if (!machine || !cctx || cpu == agent_cpu ||
+	    *(volatile u64 *)&machine->idle[word] >> (cpu & 63) & 1)
 		return false;
 	left_at = *(volatile u64 *)&cctx->left_at;
 	return left_at != OCCUPIED && elapsed_since(left_at) > limit;
@@ -241,8 +260,8 @@ static bool work_waits_for(s32 cpu)
 }
 
 /*
- * Makes the next taken CPU for which work waits known to all others: whichever looks for a task next takes that work over. Returns
- * whether there is one, or will be soon.
+ * Makes the next taken CPU for which work waits known to all others: whichever looks for a task
+ * next takes that work over. Returns whether there is one, or will be soon.
  */
 static bool find_stranded(void)
 {
@@ -281,7 +300,10 @@ static void look_after_user_space(void)
 	overdue = pending && (is_alone() || first_pending_is_overdue(budget_ns));
 	if (overdue)
 		kick_idle_workers();
-	/* Each swap is a full barrier: who sets it anew has put its tasks where we look, or is seen by the next look. */
+	/*
+	 * Each swap is a full barrier: who sets it anew has put its tasks where we look, or is seen
+	 * by the next look.
+	 */
 	if ((__sync_lock_test_and_set(&watch_taken, 0) || overdue) && find_stranded())
 		__sync_lock_test_and_set(&watch_taken, 1);
 }
@@ -289,8 +311,9 @@ static void look_after_user_space(void)
 /*
  * The timer's function. It goes on for as long as there is something to look at.
  *
- * Ordering: each of two swaps is a full barrier. We store `started`, then read `asked`; watch_user_space() stores `asked`, then
- * reads `started`; so one of the two starts the timer again.
+ * Ordering: each of two swaps is a full barrier. We store `started`, then read `asked`;
+ * watch_user_space() stores `asked`, then reads `started`; so one of the two starts the timer
+ * again.
  */
 static int on_watch(void *map, u32 *key, struct watch *watch)
 {
@@ -299,7 +322,8 @@ static int on_watch(void *map, u32 *key, struct watch *watch)
 	bpf_rcu_read_lock();
 	look_after_user_space();
 	bpf_rcu_read_unlock();
-	if (!asked && !is_alone() && !*(volatile u32 *)&watch_taken && scx_bpf_dsq_nr_queued(PENDING_DSQ) <= 0) {
+	if (!asked && !is_alone() && !*(volatile u32 *)&watch_taken &&
+	    scx_bpf_dsq_nr_queued(PENDING_DSQ) <= 0) {
 		__sync_lock_test_and_set(&watch_started, 0);
 		if (!*(volatile u32 *)&watch_asked || __sync_lock_test_and_set(&watch_started, 1))
 			return 0;
@@ -323,7 +347,10 @@ static void watch_user_space(void)
 		bpf_timer_start(&watch->timer, budget_ns / LOOKS, 0);
 }
 
-/* A task of another class is about to have @cpu: nothing there gives way, and what waits on its DSQ may wait for long. */
+/*
+ * A task of another class is about to have @cpu: nothing there gives way, and what waits on its DSQ
+ * may wait for long.
+ */
 static void note_taken(s32 cpu)
 {
 	struct cpu_state *state = cpu_state(cpu);

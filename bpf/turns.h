@@ -1,19 +1,25 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Tasks that take turns by weight, decided ahead: an order that says so holds past its budget, too, and user space is not asked.
+ * Tasks that take turns by weight, decided ahead: an order that says so holds past its budget, too,
+ * and user space is not asked.
  *
- * Each task has a virtual runtime: the CPU time it had, scaled by 100 / share, where its share is its weight, or what that is worth beside
- * those of other control groups (groups.h). Its deadline is that, plus the CPU time since it last
- * slept, scaled likewise, at most a lag of it: of two with the same share, the one that runs in short bursts is served before the one that
- * would keep the CPU. A lag is a quarter of the default slice.
+ * Each task has a virtual runtime: the CPU time it had, scaled by 100 / share, where its share is
+ * its weight, or what that is worth beside those of other control groups (groups.h). Its deadline
+ * is that, plus the CPU time since it last slept, scaled likewise, at most a lag of it: of two with
+ * the same share, the one that runs in short bursts is served before the one that would keep the
+ * CPU. A lag is a quarter of the default slice.
  *
- * Virtual time is what a task of weight 100 has had that was always runnable and got its share: it moves on by all CPU time that tasks
- * have, shared out by the weights of those that are runnable. A task that slept comes back at most a lag behind it, so that sleep cannot
- * be saved up. One that has not slept has waited for what it is behind by: up to LAGS_BEHIND, or what a lag puts its deadline off by if it
- * is light, for it is due late, and must not lose its share by it. None is further ahead than LEAD_LAGS. And virtual time never runs slower than real
- * time by more than SLOWEST: many tasks that sleep and wake all the time cannot overtake one that waits for longer than that.
+ * Virtual time is what a task of weight 100 has had that was always runnable and got its share: it
+ * moves on by all CPU time that tasks have, shared out by the weights of those that are runnable. A
+ * task that slept comes back at most a lag behind it, so that sleep cannot be saved up. One that
+ * has not slept has waited for what it is behind by: up to LAGS_BEHIND, or what a lag puts its
+ * deadline off by if it is light, for it is due late, and must not lose its share by it. None is
+ * further ahead than LEAD_LAGS. And virtual time never runs slower than real time by more than
+ * SLOWEST: many tasks that sleep and wake all the time cannot overtake one that waits for longer
+ * than that.
  *
- * The policy of src/policy/deadline.rs goes by the same rules where it is asked. It has the reasons.
+ * The policy of src/policy/deadline.rs goes by the same rules where it is asked. It has the
+ * reasons.
  */
 #ifndef METRONOME_TURNS_H
 #define METRONOME_TURNS_H
@@ -47,10 +53,14 @@ static void advance_virtual_now(u64 ran)
 	u64 weight = *(volatile u64 *)&runnable_weight;
 
 	if (machine)
-		__sync_fetch_and_add(&machine->virtual_now, ran * 100 / (weight > 100 ? weight : 100));
+		__sync_fetch_and_add(&machine->virtual_now,
+				     ran * 100 / (weight > 100 ? weight : 100));
 }
 
-/* A task gets a CPU by a deadline of user space. If that is far ahead of all that tasks can be, it is of a clock that began elsewhere. */
+/*
+ * A task gets a CPU by a deadline of user space. If that is far ahead of all that tasks can be, it
+ * is of a clock that began elsewhere.
+ */
 static void adopt_clock_of(u64 vtime)
 {
 	struct machine_state *machine = machine_state();
@@ -89,19 +99,21 @@ static void limit_vruntime(struct task_ctx *tctx, u64 behind, u64 lags)
 }
 
 /*
- * Charges @p, which runs on @cpu, for the CPU time that it has had since it was charged last. What it has had while no other task waited for
- * the CPU, as far as we can see, is not held against it: of brief runs that is not asked, which are little. Nor is what it has by an order:
- * how much that may be is the policy's to say.
+ * Charges @p, which runs on @cpu, for the CPU time that it has had since it was charged last. What
+ * it has had while no other task waited for the CPU, as far as we can see, is not held against it:
+ * of brief runs that is not asked, which are little. Nor is what it has by an order: how much that
+ * may be is the policy's to say.
  */
 static void charge_vruntime(struct task_struct *p, struct task_ctx *tctx, s32 cpu)
 {
-	u64 now = scx_bpf_now(), ran = time_before(now, tctx->charged_at) ? 0 : now - tctx->charged_at;
+	u64 now = scx_bpf_now(),
+	    ran = time_before(now, tctx->charged_at) ? 0 : now - tctx->charged_at;
 
 	tctx->charged_at = now;
 	tctx->vruntime += shared_time(p, tctx, ran);
 	advance_virtual_now(ran);
-	if (tctx->is_ordered ||
-	    (ran >= FLOOR_NS / 8 && scx_bpf_dsq_nr_queued(SHARED_DSQ) <= 0 && scx_bpf_dsq_nr_queued(cpu) <= 0))
+	if (tctx->is_ordered || (ran >= FLOOR_NS / 8 && scx_bpf_dsq_nr_queued(SHARED_DSQ) <= 0 &&
+				 scx_bpf_dsq_nr_queued(cpu) <= 0))
 		limit_vruntime(tctx, lag_ns(), 0);
 }
 
@@ -109,7 +121,8 @@ static void charge_vruntime(struct task_struct *p, struct task_ctx *tctx, s32 cp
 static u64 turn_slice_ns(s32 cpu)
 {
 	s32 waiting = scx_bpf_dsq_nr_queued(SHARED_DSQ) + scx_bpf_dsq_nr_queued(cpu);
-	u64 slice = default_slice_ns() / (waiting > 0 ? waiting + 1 : 1), least = clamp_slice(slice_min_ns);
+	u64 slice = default_slice_ns() / (waiting > 0 ? waiting + 1 : 1),
+	    least = clamp_slice(slice_min_ns);
 
 	return slice < least ? least : slice;
 }
@@ -117,7 +130,8 @@ static u64 turn_slice_ns(s32 cpu)
 /* @p waits on the DSQ of @cpu, the only one that may run it. */
 static void kick_for_bound(s32 cpu)
 {
-	scx_bpf_kick_cpu(cpu, belongs_to_agent(cpu) && agent_unlimited ? SCX_KICK_PREEMPT : SCX_KICK_IDLE);
+	scx_bpf_kick_cpu(cpu, belongs_to_agent(cpu) && agent_unlimited ? SCX_KICK_PREEMPT
+								       : SCX_KICK_IDLE);
 }
 
 /* From now until it has run, @p goes by its virtual runtime. Returns its deadline. */
@@ -134,14 +148,16 @@ static u64 begin_turn(struct task_struct *p, struct task_ctx *tctx, u64 enq_flag
 	if (enq_flags & SCX_ENQ_WAKEUP)
 		limit_vruntime(tctx, lag, LEAD_LAGS);
 	else
-		limit_vruntime(tctx, scaled < LAGS_BEHIND * lag ? LAGS_BEHIND * lag : scaled, LEAD_LAGS);
+		limit_vruntime(tctx, scaled < LAGS_BEHIND * lag ? LAGS_BEHIND * lag : scaled,
+			       LEAD_LAGS);
 	deadline = tctx->vruntime + shared_time(p, tctx, burst);
 	latest = virtual_now() + LEAD_LAGS * lag;
 	return time_before(latest, deadline) ? latest : deadline;
 }
 
 /* @p takes turns with the others if its order says so. Returns whether it does. */
-static bool enqueue_in_turn(struct task_struct *p, struct task_ctx *tctx, u64 order, u32 generation, u64 enq_flags)
+static bool enqueue_in_turn(struct task_struct *p, struct task_ctx *tctx, u64 order, u32 generation,
+			    u64 enq_flags)
 {
 	s32 cpu = scx_bpf_task_cpu(p);
 	u64 deadline;
@@ -164,7 +180,10 @@ static bool enqueue_in_turn(struct task_struct *p, struct task_ctx *tctx, u64 or
 	return true;
 }
 
-/* An idle CPU has taken @p, so no task has waited for what it had before: it starts level with those that run. */
+/*
+ * An idle CPU has taken @p, so no task has waited for what it had before: it starts level with
+ * those that run.
+ */
 static void level_vruntime(struct task_struct *p, struct task_ctx *tctx)
 {
 	limit_vruntime(tctx, lag_ns(), 0);

@@ -1,5 +1,6 @@
-//! What records look like on a real kernel: a first-in first-out scheduler that keeps a record of every sort it meets, and
-//! prints each as a line of hex when it ends: by a signal, or because it has seen as many sorts as were asked for.
+//! What records look like on a real kernel: a first-in first-out scheduler that keeps a record of
+//! every sort it meets, and prints each as a line of hex when it ends: by a signal, or because it
+//! has seen as many sorts as were asked for.
 //!
 //! `fuzz/corpus-from-kernels` makes the fuzzers' first inputs of them.
 
@@ -10,7 +11,8 @@ use anyhow::{Context, Result};
 use scx_metronome_core::task::Record;
 use scx_metronome_core::{BpfScheduler, DispatchedTask, QueuedTask, RL_CPU_ANY};
 
-/// What makes two records differ in sort: how they were enqueued, and what their tasks may do and have done.
+/// What makes two records differ in sort: how they were enqueued, and what their tasks may do and
+/// have done.
 fn sort(task: &QueuedTask) -> impl Eq + std::hash::Hash + use<> {
     let history = [
         task.start_ts,

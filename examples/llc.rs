@@ -1,4 +1,5 @@
-//! A queue for each last-level cache, in effect: a task stays under the cache that has its data while a CPU there can take it.
+//! A queue for each last-level cache, in effect: a task stays under the cache that has its data
+//! while a CPU there can take it.
 
 use std::collections::HashSet;
 use std::mem::MaybeUninit;
@@ -26,7 +27,8 @@ impl PerLlc {
         if cpus().any(|cpu| machine.is_idle(cpu)) {
             return near.find(|cpu| machine.is_idle(*cpu));
         }
-        // All CPUs are busy: the shortest queue, its last CPU among equals. Behind two others it would not wait.
+        // All CPUs are busy: the shortest queue, its last CPU among equals. Behind two others it
+        // would not wait.
         let queue = |cpu: &u32| (machine.backlog(*cpu), *cpu as i32 != due.cpu);
         near.min_by_key(queue)
             .filter(|cpu| machine.backlog(*cpu) < 2)

@@ -1,15 +1,16 @@
 //! Two classes: tasks of negative nice run before all others, and displace them.
 //!
-//! How much later than asked for a thread of nice -1 runs that sleeps 3 ms at a time, beside 16 hogs on 4 CPUs of a real kernel (7.3),
-//! in guest time, µs; medians of three rounds of 300 naps:
+//! How much later than asked for a thread of nice -1 runs that sleeps 3 ms at a time, beside 16
+//! hogs on 4 CPUs of a real kernel (7.3), in guest time, µs; medians of three rounds of 300 naps:
 //!
 //! |     | this example | default scheduler |
 //! |-----|--------------|-------------------|
 //! | p50 | 1,070        | 208               |
 //! | p99 | 1,850        | 2,262             |
 //!
-//! It is sooner there at worst, and later in the middle: each time it is a question that goes through the scheduler thread's CPU, and in
-//! guest time one CPU is emulated after the other, so that each hop between two that are busy takes some 0.5 ms (`src/latency.rs`). Whoever
+//! It is sooner there at worst, and later in the middle: each time it is a question that goes
+//! through the scheduler thread's CPU, and in guest time one CPU is emulated after the other, so
+//! that each hop between two that are busy takes some 0.5 ms (`src/latency.rs`). Whoever
 //! must not wait for a question has a standing order (`src/orders.rs`). The test prints it:
 //!
 //! ```text

@@ -1,5 +1,5 @@
-//! Another policy every tenth of a second, or every so many milliseconds, a hundred times, without detaching and without losing a
-//! task: `swap [MILLISECONDS]`.
+//! Another policy every tenth of a second, or every so many milliseconds, a hundred times, without
+//! detaching and without losing a task: `swap [MILLISECONDS]`.
 
 use std::mem::MaybeUninit;
 use std::time::{Duration, Instant};

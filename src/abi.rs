@@ -1,8 +1,9 @@
 //! The mirror of `bpf/abi.h`: what user space and the kernel side share.
 //!
-//! Sizes and offsets are asserted here and there at compile time, and a test compares each field and number with the compiled
-//! BPF object. Words that the other side may change at any moment are `Atomic*`. There are two exceptions, because the kernel side
-//! leaves them alone by the time they are read: the record of the ring, from the moment it is published until the consumer position
+//! Sizes and offsets are asserted here and there at compile time, and a test compares each field
+//! and number with the compiled BPF object. Words that the other side may change at any moment are
+//! `Atomic*`. There are two exceptions, because the kernel side leaves them alone by the time they
+//! are read: the record of the ring, from the moment it is published until the consumer position
 //! has passed it; and the texts of [`ExitRecord`], which it writes once, before `kind`.
 
 use crate::sync::{AtomicU32, AtomicU64, OwnedU32, OwnedU64};
@@ -16,7 +17,8 @@ pub const MAX_CPUS: usize = if cfg!(loom) { 2 } else { 1024 };
 pub const MAX_TASKS: usize = 65_536;
 /// Decisions that fit into the mailbox of one CPU.
 pub const MAILBOX_SLOTS: usize = if cfg!(loom) { 2 } else { 256 };
-/// What a weight of 1 is worth where there are no control groups: the unit of [`QueuedTask::share`](crate::task::QueuedTask::share).
+/// What a weight of 1 is worth where there are no control groups: the unit of
+/// [`QueuedTask::share`](crate::task::QueuedTask::share).
 pub const SHARE: u64 = 1024;
 /// Decisions that fit into the mailbox that all CPUs share.
 pub const SHARED_MAILBOX_SLOTS: usize = if cfg!(loom) { 2 } else { 16_384 };
@@ -38,7 +40,8 @@ pub const IS_BATCH: u64 = 1 << 57;
 pub const DECISION_ANY_CPU: u64 = 1 << 20;
 /// `decision.flags`: what runs on its CPU gives way.
 pub const DECISION_PREEMPT: u64 = 1 << 21;
-/// A task that takes turns is at most so many lags, of a quarter of the default slice, ahead of virtual time.
+/// A task that takes turns is at most so many lags, of a quarter of the default slice, ahead of
+/// virtual time.
 pub const LEAD_LAGS: u64 = 32;
 /// Real time passes at most this much faster than virtual time.
 pub const SLOWEST: u64 = 16;
@@ -79,11 +82,13 @@ pub enum Counter {
     Stale,
     /// Decisions for a task that is gone.
     Gone,
-    /// Decisions that came after the kernel side had run the task, or lost it to another scheduling class.
+    /// Decisions that came after the kernel side had run the task, or lost it to another scheduling
+    /// class.
     Rescued,
     /// Decisions carried out on another CPU, as affinity demanded. They count as dispatched too.
     Bounced,
-    /// Tasks taken out of user space's hands because it was late. The decision still comes and counts as rescued.
+    /// Tasks taken out of user space's hands because it was late. The decision still comes and
+    /// counts as rescued.
     Takeover,
     /// Times that a CPU looked for work.
     Turns,
@@ -179,12 +184,13 @@ pub struct Control {
     pub(crate) heartbeat: AtomicU64,
     pub(crate) nr_kicks: AtomicU32,
     pub(crate) kicks: [AtomicU32; MAX_CPUS],
-    /// 1 while the scheduler thread sleeps or is about to. It is on another cache line than the heartbeat, because every
-    /// CPU reads it with every task that it enqueues.
+    /// 1 while the scheduler thread sleeps or is about to. It is on another cache line than the
+    /// heartbeat, because every CPU reads it with every task that it enqueues.
     pub(crate) parked: AtomicU32,
     /// The standing order of tasks whose parent has none that is inherited; 0: none.
     pub(crate) newborn: AtomicU64,
-    /// A bit for each [`Kind`](crate::task::Kind) of record that user space wants besides the questions.
+    /// A bit for each [`Kind`](crate::task::Kind) of record that user space wants besides the
+    /// questions.
     pub(crate) events: AtomicU32,
     /// Of the wake-ups of one task about which it is not asked it hears at most so often, µs.
     pub(crate) tell_us: AtomicU32,

@@ -1,7 +1,9 @@
-//! What needs std and libbpf: the machine, the memory, the BPF object, and the scheduler made of them.
+//! What needs std and libbpf: the machine, the memory, the BPF object, and the scheduler made of
+//! them.
 //!
-//! The only user of libbpf-rs. Order at the start: check, open, load, map, lock, touch, and only then attach, so that the
-//! scheduler never owns the machine while it can still fault (Invariant 2).
+//! The only user of libbpf-rs. Order at the start: check, open, load, map, lock, touch, and only
+//! then attach, so that the scheduler never owns the machine while it can still fault (Invariant
+//! 2).
 
 mod builder;
 mod counts;

@@ -1,33 +1,36 @@
 //! Which idle CPU takes a task: the nearest to where its data is, found without asking the kernel.
 //!
-//! A task that moves wants its caches: its last CPU, else one under the same last-level cache, else one of the same NUMA
-//! node. Among those it wants a core to itself, and on machines with two kinds of cores a fast one. To ask the kernel costs
-//! a system call for each task; a sorted list of CPUs for each CPU answers without one, but takes 2 MiB for 1,024 CPUs and
-//! is searched entry by entry.
+//! A task that moves wants its caches: its last CPU, else one under the same last-level cache, else
+//! one of the same NUMA node. Among those it wants a core to itself, and on machines with two kinds
+//! of cores a fast one. To ask the kernel costs a system call for each task; a sorted list of CPUs
+//! for each CPU answers without one, but takes 2 MiB for 1,024 CPUs and is searched entry by entry.
 //!
 //! # Mechanism
-//! All CPUs under one cache have the same preferences, but for themselves. So each level, which is the CPUs under the cache,
-//! those of the node, or all, is kept once, as masks for words of 64 CPUs, those of the fast cores first. [`CpuMap::pick`]
-//! lays them over the words of idle CPUs; the first bit left is the answer:
+//! All CPUs under one cache have the same preferences, but for themselves. So each level, which is
+//! the CPUs under the cache, those of the node, or all, is kept once, as masks for words of 64
+//! CPUs, those of the fast cores first. [`CpuMap::pick`] lays them over the words of idle CPUs; the
+//! first bit left is the answer:
 //!
 //! 1. the previous CPU,
 //! 2. under its last-level cache: a core of which all threads are idle, else any CPU,
 //! 3. in its NUMA node: the same,
 //! 4. anywhere: the same,
 //!
-//! each time a faster core before a slower one, and the lowest number among equals. Whether the siblings of CPUs are idle
-//! is computed for a word at a time as well: their word is turned until each bit lies upon its sibling's.
+//! each time a faster core before a slower one, and the lowest number among equals. Whether the
+//! siblings of CPUs are idle is computed for a word at a time as well: their word is turned until
+//! each bit lies upon its sibling's.
 //!
 //! # Claims
-//! This module only finds. A claim is the promise of a kick, at one reading of the CPU's `idle_seq`, see
-//! [`shared`](crate::shared). Only the scheduler thread promises, so a claim is a plain store, and it keeps none but its own
-//! decisions from meeting. The kernel side does not hear of it. Its tasks are kept apart by the kernel, which takes a CPU out of
-//! its own masks of idle ones with one atomic operation (`scx_idle_test_and_clear_cpu()`); but it may send a task that
+//! This module only finds. A claim is the promise of a kick, at one reading of the CPU's
+//! `idle_seq`, see [`shared`](crate::shared). Only the scheduler thread promises, so a claim is a
+//! plain store, and it keeps none but its own decisions from meeting. The kernel side does not hear
+//! of it. Its tasks are kept apart by the kernel, which takes a CPU out of its own masks of idle
+//! ones with one atomic operation (`scx_idle_test_and_clear_cpu()`); but it may send a task that
 //! wakes to a CPU that we have claimed in the same moment, and then one of the two waits.
 //!
 //! # Limits
-//! A CPU that went idle a moment ago may be missed, one that got work a moment ago may be found. Without a
-//! [`Topology`](CpuPlace) all CPUs are alike ([`CpuMap::flat`]).
+//! A CPU that went idle a moment ago may be missed, one that got work a moment ago may be found.
+//! Without a [`Topology`](CpuPlace) all CPUs are alike ([`CpuMap::flat`]).
 #![deny(clippy::indexing_slicing)]
 
 use heapless::Vec;
@@ -146,11 +149,13 @@ struct Siblings {
 pub struct CpuMap {
     /// The levels of each CPU: under its cache, in its node.
     levels: Vec<[Range; 2], MAX_CPUS>,
-    // A part has one CPU at least, and within a level all are of different CPUs: no more parts than CPUs.
+    // A part has one CPU at least, and within a level all are of different CPUs: no more parts
+    // than CPUs.
     llcs: Vec<Part, MAX_CPUS>,
     nodes: Vec<Part, MAX_CPUS>,
     everywhere: Vec<Part, { RANKS * WORDS }>,
-    /// The same for siblings, in the order of their words: no more than CPUs. Empty if no core has two.
+    /// The same for siblings, in the order of their words: no more than CPUs. Empty if no core has
+    /// two.
     siblings: Vec<Siblings, MAX_CPUS>,
     /// Those of each word.
     siblings_at: [Range; WORDS],
@@ -172,7 +177,8 @@ impl CpuMap {
         }
     }
 
-    /// For CPUs 0, 1 and so on at these places, and others after them; those from [`MAX_CPUS`] on are ignored.
+    /// For CPUs 0, 1 and so on at these places, and others after them; those from [`MAX_CPUS`] on
+    /// are ignored.
     pub fn new(places: &[CpuPlace]) -> Self {
         let mut map = Self::flat();
         map.set(places);
@@ -244,12 +250,13 @@ impl CpuMap {
         }
     }
 
-    /// Of the CPUs that are `idle` and `allowed`, the best for a task that ran on `prev_cpu` last; a number that is no CPU's
-    /// has no neighbours.
+    /// Of the CPUs that are `idle` and `allowed`, the best for a task that ran on `prev_cpu` last;
+    /// a number that is no CPU's has no neighbours.
     ///
     /// # Cost
-    /// No atomic operation. Two bits, if the previous CPU is idle. Else, for each 64 CPUs and class of speed of a level, two
-    /// loads, until one is found that has idle CPUs, and on machines with siblings a few operations for each that has some.
+    /// No atomic operation. Two bits, if the previous CPU is idle. Else, for each 64 CPUs and class
+    /// of speed of a level, two loads, until one is found that has idle CPUs, and on machines
+    /// with siblings a few operations for each that has some.
     pub fn pick(&self, prev_cpu: i32, idle: &CpuSet, allowed: &CpuSet) -> Option<u32> {
         let prev = prev_cpu as u32;
         if idle.contains(prev) && allowed.contains(prev) {
@@ -271,7 +278,8 @@ impl CpuMap {
             .or_else(|| lowest(idle, allowed))
     }
 
-    /// The first CPU of a level that is idle and allowed, and of an idle core if there is such a one.
+    /// The first CPU of a level that is idle and allowed, and of an idle core if there is such a
+    /// one.
     fn first(
         &self,
         level: &[Part],
@@ -358,11 +366,13 @@ fn add_level<const N: usize>(
     }
 }
 
-/// Whom the search may serve: tasks that may run on every CPU, as their last records said. Of others we know too little.
+/// Whom the search may serve: tasks that may run on every CPU, as their last records said. Of
+/// others we know too little.
 ///
-/// A table of 16 KiB, by the lower bits of the thread id. A task that is forgotten for another is one to ask the kernel
-/// about, no more. A thread id that has passed to another task is believed until that one's first record; a decision for a
-/// CPU that it may not use is carried out elsewhere by the kernel side.
+/// A table of 16 KiB, by the lower bits of the thread id. A task that is forgotten for another is
+/// one to ask the kernel about, no more. A thread id that has passed to another task is believed
+/// until that one's first record; a decision for a CPU that it may not use is carried out elsewhere
+/// by the kernel side.
 #[derive(Debug)]
 pub struct Unrestricted {
     pids: [i32; Self::SLOTS],
@@ -442,7 +452,8 @@ mod tests {
             .map(|(cpu, _)| cpu)
     }
 
-    /// Two nodes of 2 caches of 2 cores of 2 threads, siblings 8 apart; the second core under each cache is slow.
+    /// Two nodes of 2 caches of 2 cores of 2 threads, siblings 8 apart; the second core under each
+    /// cache is slow.
     fn server() -> [CpuPlace; 16] {
         core::array::from_fn(|cpu| {
             let core = cpu as u16 % 8;
@@ -465,8 +476,8 @@ mod tests {
             idle.remove(cpu);
             order.push(cpu);
         }
-        // Itself; the whole core under its cache; its sibling; whole cores of its node, fast ones first, then their
-        // siblings; the other node.
+        // Itself; the whole core under its cache; its sibling; whole cores of its node, fast ones
+        // first, then their siblings; the other node.
         assert_eq!(
             order,
             [1, 0, 8, 9, 2, 3, 10, 11, 4, 6, 5, 7, 12, 14, 13, 15]

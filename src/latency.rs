@@ -1,15 +1,18 @@
 //! How long each hop of a task's way takes.
 //!
 //! # Problem
-//! Five parties handle a task between its enqueue and its run, on up to three CPUs. Whoever looks for a delay must know at which
-//! hop it arises, while the scheduler runs, at full load, and without changing what is measured. A record for each task
-//! would be a second ring as busy as the first; a lock around a histogram would let a reader stop the loop.
+//! Five parties handle a task between its enqueue and its run, on up to three CPUs. Whoever looks
+//! for a delay must know at which hop it arises, while the scheduler runs, at full load, and
+//! without changing what is measured. A record for each task would be a second ring as busy as the
+//! first; a lock around a histogram would let a reader stop the loop.
 //!
 //! # Mechanism
-//! One wake-up in 256 is measured ([`is_sampled`]), by both sides the same. The kernel side notes when the task was enqueued. We
-//! note when we took its record and when we put the decision into a mailbox, and the decision carries both back. The CPU
-//! that takes it out notes that, and the one that runs the task, when it does, adds all hops to histograms of its own
-//! (`bpf/latency.h`). So all hops are of the same tasks, each histogram has one writer, and who reads needs nobody's leave.
+//! One wake-up in 256 is measured ([`is_sampled`]), by both sides the same. The kernel side notes
+//! when the task was enqueued. We note when we took its record and when we put the decision into a
+//! mailbox, and the decision carries both back. The CPU that takes it out notes that, and the one
+//! that runs the task, when it does, adds all hops to histograms of its own (`bpf/latency.h`). So
+//! all hops are of the same tasks, each histogram has one writer, and who reads needs nobody's
+//! leave.
 //!
 //! | [`Hop`]   | from                                          | to                                         |
 //! |-----------|-----------------------------------------------|--------------------------------------------|
@@ -20,12 +23,13 @@
 //! | `Whole`   | `enqueue()` writes the record                 | the task runs                              |
 //! | `Ordered` | a task with a standing order wakes            | it runs: no hop in user space              |
 //!
-//! A histogram is log-linear: eight buckets for each power of two of ns, up to 17 s, in 2 KiB. A quantile is at most 12.5 %
-//! too large.
+//! A histogram is log-linear: eight buckets for each power of two of ns, up to 17 s, in 2 KiB. A
+//! quantile is at most 12.5 % too large.
 //!
 //! # What it shows
-//! A real kernel (7.3) with 4 CPUs, all busy, in guest time, µs: six hogs, two tasks that give their CPU away all the time, and a pair
-//! that passes messages by standing orders. Who has an order runs in a fraction of the time that a question takes:
+//! A real kernel (7.3) with 4 CPUs, all busy, in guest time, µs: six hogs, two tasks that give
+//! their CPU away all the time, and a pair that passes messages by standing orders. Who has an
+//! order runs in a fraction of the time that a question takes:
 //!
 //! | hop                   | measured | p50   | p99   | p99.9 | max   |
 //! |-----------------------|----------|-------|-------|-------|-------|
@@ -36,27 +40,31 @@
 //! | `enqueued -> running` | 65       | 3,146 | 8,389 | 8,389 | 8,389 |
 //! | `ordered -> running`  | 26       | 147   | 2,884 | 2,884 | 2,884 |
 //!
-//! One run; of so few the longest stands for the last three columns. In guest time the CPUs are emulated one after the other, so a hop
-//! between two that are busy takes some 0.5 ms where a machine needs a cache-line transfer. What a task waits for its turn is in
-//! "seen -> decided", while it is in our queue, and in "drained -> running". The command is
+//! One run; of so few the longest stands for the last three columns. In guest time the CPUs are
+//! emulated one after the other, so a hop between two that are busy takes some 0.5 ms where a
+//! machine needs a cache-line transfer. What a task waits for its turn is in "seen -> decided",
+//! while it is in our queue, and in "drained -> running". The command is
 //!
 //! ```text
 //! vm/run --time icount --timeout 900 -- sh -c 'scx_metronome --stats 60 & sleep 1; stress-ng -q --cpu 6 --pipe 1 --yield 2 -t 6s; kill -INT $!; wait $!'
 //! ```
 //!
 //! # Clock
-//! All stamps are `CLOCK_MONOTONIC`: `bpf_ktime_get_ns()` there, `clock_gettime()` here. It is the one clock that both sides can
-//! read without a system call; that of `scx_bpf_now()`, on which records have their times, has no reading in user space,
-//! and within an op it stands still. What the kernel keeps it by is its resolution: with a TSC about a ns, and CPUs agree to
-//! some ten ns. Where the clock source is not in the vDSO (`hpet`, `acpi_pm`), a reading is a system call and takes a µs.
+//! All stamps are `CLOCK_MONOTONIC`: `bpf_ktime_get_ns()` there, `clock_gettime()` here. It is the
+//! one clock that both sides can read without a system call; that of `scx_bpf_now()`, on which
+//! records have their times, has no reading in user space, and within an op it stands still. What
+//! the kernel keeps it by is its resolution: with a TSC about a ns, and CPUs agree to some ten ns.
+//! Where the clock source is not in the vDSO (`hpet`, `acpi_pm`), a reading is a system call and
+//! takes a µs.
 //!
 //! # Cost
-//! For each record and each decision a multiplication and a comparison; for one in 256 of them a reading of the clock and two
-//! cache lines. `benches/decision.rs` measures it along.
+//! For each record and each decision a multiplication and a comparison; for one in 256 of them a
+//! reading of the clock and two cache lines. `benches/decision.rs` measures it along.
 //!
 //! # Limits
-//! The largest of a sample is not the largest of all. A task that ran without its decision, because user space was late or it
-//! changed its class, is in no histogram. While more than 1,024 tasks wait at once, a measured one may displace another.
+//! The largest of a sample is not the largest of all. A task that ran without its decision, because
+//! user space was late or it changed its class, is in no histogram. While more than 1,024 tasks
+//! wait at once, a measured one may displace another.
 #![deny(clippy::indexing_slicing)]
 
 use core::fmt;
@@ -69,8 +77,9 @@ use crate::task::{Kind, QueuedTask};
 /// Reads `CLOCK_MONOTONIC`, in ns.
 pub type Clock = fn() -> u64;
 
-/// Whether the hops of this enqueue are measured. Multiples of the golden ratio are spread evenly, so each task has its
-/// share, and not periodically, so enqueues that alternate between two kinds have theirs (Knuth, TAOCP 3, 6.4).
+/// Whether the hops of this enqueue are measured. Multiples of the golden ratio are spread evenly,
+/// so each task has its share, and not periodically, so enqueues that alternate between two kinds
+/// have theirs (Knuth, TAOCP 3, 6.4).
 #[inline(always)]
 pub const fn is_sampled(id: u32, generation: u32) -> bool {
     id.wrapping_add(generation).wrapping_mul(SAMPLE_FACTOR) >> SAMPLE_SHIFT == 0
@@ -153,8 +162,8 @@ impl Histogram {
         self.counts.iter().sum()
     }
 
-    /// So many of ten thousand took no longer than this, ns: 5,000 is the median. At most 12.5 % too large; 0 if there are
-    /// none.
+    /// So many of ten thousand took no longer than this, ns: 5,000 is the median. At most 12.5 %
+    /// too large; 0 if there are none.
     pub fn quantile(&self, of_ten_thousand: u64) -> u64 {
         let all = u128::from(self.count());
         let rank = (all * u128::from(of_ten_thousand.min(10_000))).div_ceil(10_000);
@@ -168,7 +177,8 @@ impl Histogram {
         0
     }
 
-    /// Their mean, ns, at most 12.5 % too large; 0 if there are none. Means of hops add up to that of the whole.
+    /// Their mean, ns, at most 12.5 % too large; 0 if there are none. Means of hops add up to that
+    /// of the whole.
     pub fn mean(&self) -> u64 {
         let sum = |sum: u128, (bucket, count): (usize, &u64)| {
             sum + u128::from(longest_in(bucket)) * u128::from(*count)
@@ -262,7 +272,8 @@ impl Latency {
     /// Adds what a CPU has measured. It may go on meanwhile.
     pub fn add(&mut self, cpu: &CpuLatency) {
         for (hop, shared) in self.hops.iter_mut().zip(&cpu.hops) {
-            // ORDERING: relaxed: each count stands for itself. The partner is add_latency() in bpf/latency.h.
+            // ORDERING: relaxed: each count stands for itself. The partner is add_latency() in
+            // bpf/latency.h.
             let counts = shared
                 .buckets
                 .iter()
@@ -271,7 +282,8 @@ impl Latency {
         }
     }
 
-    /// Median and 99th percentile of each hop that has any, for a line of statistics: "seen 1.2/3.4 us decided ...".
+    /// Median and 99th percentile of each hop that has any, for a line of statistics: "seen 1.2/3.4
+    /// us decided ...".
     pub fn line(&self) -> impl fmt::Display {
         Line(*self)
     }

@@ -1,51 +1,60 @@
 //! Metronome: Linux schedulers whose policy runs in user space, without paying for it.
 //!
-//! `sched_ext` lets a BPF program schedule the machine. Metronome's BPF program holds mechanism only: a thread in user space
-//! decides, ahead where it can, and is asked otherwise. [`BpfScheduler`] is that thread's side; the command `scx_metronome`,
-//! a crate of its own, is a scheduler for gaming desktops made of it.
+//! `sched_ext` lets a BPF program schedule the machine. Metronome's BPF program holds mechanism
+//! only: a thread in user space decides, ahead where it can, and is asked otherwise.
+//! [`BpfScheduler`] is that thread's side; the command `scx_metronome`, a crate of its own, is a
+//! scheduler for gaming desktops made of it.
 //!
 //! # A task's way
 //!
-//! 1. A task wakes. If a CPU is idle it goes there at once (`select_cpu` in `bpf/metronome.bpf.c`): there is no choice to
-//!    make, so nobody is asked.
-//! 2. If the policy has left a standing order for it ([`orders`]), the kernel side carries that out: the task is handed the
-//!    CPU of its waker, or waits, by deadline, in a dispatch queue that is served before the others, and displaces what runs
-//!    if its order says so. A task that is not urgent, or has used up the budget of its order, takes turns by weight, its own and
-//!    that of its control groups, if its order says so: it waits in the queue that all CPUs share, by virtual runtime (`bpf/turns.h`). User space is told, not asked.
-//! 3. Otherwise the kernel side puts it into a dispatch queue of its own, PENDING, and describes it in one fixed-size record
-//!    of a BPF ring buffer (`enqueue`). On a large machine there are several rings; all records of a task go through the one
-//!    of its id. Nobody is woken, unless the scheduler thread sleeps.
-//! 4. The scheduler thread spins while questions come quickly; otherwise it sleeps, and its CPU is a worker like any other
-//!    ([`wait`](mod@wait)). A question wakes it at once; what it is only told waits until there is enough to read. It has mapped
-//!    each [`ring`] and sees a new producer position as one cache-line transfer. It reads the record in place, having checked it: a
+//! 1. A task wakes. If a CPU is idle it goes there at once (`select_cpu` in `bpf/metronome.bpf.c`):
+//!    there is no choice to make, so nobody is asked.
+//! 2. If the policy has left a standing order for it ([`orders`]), the kernel side carries that
+//!    out: the task is handed the CPU of its waker, or waits, by deadline, in a dispatch queue that
+//!    is served before the others, and displaces what runs if its order says so. A task that is not
+//!    urgent, or has used up the budget of its order, takes turns by weight, its own and that of
+//!    its control groups, if its order says so: it waits in the queue that all CPUs share, by
+//!    virtual runtime (`bpf/turns.h`). User space is told, not asked.
+//! 3. Otherwise the kernel side puts it into a dispatch queue of its own, PENDING, and describes it
+//!    in one fixed-size record of a BPF ring buffer (`enqueue`). On a large machine there are
+//!    several rings; all records of a task go through the one of its id. Nobody is woken, unless
+//!    the scheduler thread sleeps.
+//! 4. The scheduler thread spins while questions come quickly; otherwise it sleeps, and its CPU is
+//!    a worker like any other ([`wait`](mod@wait)). A question wakes it at once; what it is only
+//!    told waits until there is enough to read. It has mapped each [`ring`] and sees a new producer
+//!    position as one cache-line transfer. It reads the record in place, having checked it: a
 //!    [`QueuedTask`].
-//! 5. The [`policy`] gives it a deadline, and it goes into a [`queue`] of fixed capacity. The policy also says what the task's
-//!    standing order is from its next wake-up on.
-//! 6. When its [`turn`] comes, the decision goes into a [`mailbox`]: of one CPU, an [`idle`] one if there is one, or of all
-//!    CPUs. One store publishes it.
-//! 7. A CPU that needs work (`dispatch`) runs a task with an order, if one waits. Otherwise it opens its mailbox and the shared
-//!    one, and moves each decided task from PENDING to its own dispatch queue or to the one that all share, both ordered by
-//!    deadline. Then it runs the first. At the tick, a
-//!    running task gives way to one with an earlier deadline.
-//! 8. Only if a CPU is idle, or what it runs shall give way at once, does the thread make a system call: one for all such
-//!    CPUs of a turn ([`shared`]).
+//! 5. The [`policy`] gives it a deadline, and it goes into a [`queue`] of fixed capacity. The
+//!    policy also says what the task's standing order is from its next wake-up on.
+//! 6. When its [`turn`] comes, the decision goes into a [`mailbox`]: of one CPU, an [`idle`] one if
+//!    there is one, or of all CPUs. One store publishes it.
+//! 7. A CPU that needs work (`dispatch`) runs a task with an order, if one waits. Otherwise it
+//!    opens its mailbox and the shared one, and moves each decided task from PENDING to its own
+//!    dispatch queue or to the one that all share, both ordered by deadline. Then it runs the
+//!    first. At the tick, a running task gives way to one with an earlier deadline.
+//! 8. Only if a CPU is idle, or what it runs shall give way at once, does the thread make a system
+//!    call: one for all such CPUs of a turn ([`shared`]).
 //!
 //! # Invariants
 //!
 //! Comments cite them by number.
 //!
-//! 1. **No allocation.** The core (all modules that exist without features) is `no_std` without `alloc`: an allocation
-//!    there is a compile error.
-//! 2. **No page fault.** All memory is locked and touched before the scheduler is attached. Faults and allocations of the
-//!    scheduler thread are counted while it runs ([`memory`]); both stay 0.
-//! 3. **No lost task.** A runnable task is always on a dispatch queue of the kernel, or running. Ring, queue and mailboxes
-//!    only talk about it: what is said late, twice or not at all delays a task but cannot lose it.
-//! 4. **No stale decision.** A decision names a task by dense id and generation; the kernel side checks both.
-//! 5. **No blind trust.** What is read from shared memory is an allegation until one function has checked it
-//!    ([`QueuedTask::from_record`]). No byte pattern causes undefined behaviour, a panic or an endless loop.
-//! 6. **Fail open.** A task whose decision does not come runs without it, in turn with others of its kind. When the process
-//!    dies, the kernel's default scheduler takes over.
-//! 7. **No endless wait.** A task that has waited for 400 ms ([`Limits::longest_wait`]) runs, whatever the deadlines say.
+//! 1. **No allocation.** The core (all modules that exist without features) is `no_std` without
+//!    `alloc`: an allocation there is a compile error.
+//! 2. **No page fault.** All memory is locked and touched before the scheduler is attached. Faults
+//!    and allocations of the scheduler thread are counted while it runs ([`memory`]); both stay 0.
+//! 3. **No lost task.** A runnable task is always on a dispatch queue of the kernel, or running.
+//!    Ring, queue and mailboxes only talk about it: what is said late, twice or not at all delays a
+//!    task but cannot lose it.
+//! 4. **No stale decision.** A decision names a task by dense id and generation; the kernel side
+//!    checks both.
+//! 5. **No blind trust.** What is read from shared memory is an allegation until one function has
+//!    checked it ([`QueuedTask::from_record`]). No byte pattern causes undefined behaviour, a panic
+//!    or an endless loop.
+//! 6. **Fail open.** A task whose decision does not come runs without it, in turn with others of
+//!    its kind. When the process dies, the kernel's default scheduler takes over.
+//! 7. **No endless wait.** A task that has waited for 400 ms ([`Limits::longest_wait`]) runs,
+//!    whatever the deadlines say.
 //!
 //! # Modules
 //!
@@ -67,40 +76,46 @@
 //! # Write a scheduler in 60 lines
 //!
 //! `examples/vruntime.rs`, whole: weighted fair shares.
-//!
 #![doc = "```no_run"]
 #![doc = include_str!("../examples/vruntime.rs")]
 //! ```
 //!
 //! Of a [`Policy`](policy::Policy),
 //!
-//! - [`deadline`](policy::Policy::deadline) is the order: a task waits, and the smallest number runs first;
-//! - [`slice_ns`](policy::Policy::slice_ns) is for how long: the task gets a CPU next, and so many others wait;
-//! - [`place`](policy::Policy::place) is where: by default on an idle CPU, else on the first that becomes available; or on a
-//!   certain one, or there at once (`examples/priority.rs`), or not yet;
-//! - [`order`](policy::Policy::order) is the task's standing order, asked after each record about it; by default none;
+//! - [`deadline`](policy::Policy::deadline) is the order: a task waits, and the smallest number
+//!   runs first;
+//! - [`slice_ns`](policy::Policy::slice_ns) is for how long: the task gets a CPU next, and so many
+//!   others wait;
+//! - [`place`](policy::Policy::place) is where: by default on an idle CPU, else on the first that
+//!   becomes available; or on a certain one, or there at once (`examples/priority.rs`), or not yet;
+//! - [`order`](policy::Policy::order) is the task's standing order, asked after each record about
+//!   it; by default none;
 //! - [`newborn`](policy::Policy::newborn) is the one that new tasks start with; by default none;
 //! - [`events`](policy::Policy::events) says which records to be told of besides the questions, by
-//!   [`event`](policy::Policy::event): its ends, sleeps and changes, and the fate of decisions; [`tell_us`](policy::Policy::tell_us) how
-//!   often to be told of the wake-ups of one task;
+//!   [`event`](policy::Policy::event): its ends, sleeps and changes, and the fate of decisions;
+//!   [`tell_us`](policy::Policy::tell_us) how often to be told of the wake-ups of one task;
 //! - [`look`](policy::Policy::look) comes before the calls about a turn's records;
-//! - [`begin`](policy::Policy::begin) comes first, and again whenever CPUs have come or gone; [`refused`](policy::Policy::refused) when a
-//!   decision found no room;
-//! - [`adopt`](policy::Policy::adopt) is the deadline of a task that waited when this policy took over from another
-//!   (`examples/swap.rs`).
+//! - [`begin`](policy::Policy::begin) comes first, and again whenever CPUs have come or gone;
+//!   [`refused`](policy::Policy::refused) when a decision found no room;
+//! - [`adopt`](policy::Policy::adopt) is the deadline of a task that waited when this policy took
+//!   over from another (`examples/swap.rs`).
 //!
-//! Only the first two must be there. A `&mut dyn Policy` and a `Box<dyn Policy>` are policies, too. [`BpfScheduler::run`] is the loop: it asks them, wakes who must be woken, and ends when
-//! the kernel or a signal says so. [`Builder`] has the options, [`BpfScheduler::books`] the accounts. `sim::Sim` runs a policy
-//! without a kernel, `vm/run -- vruntime` on one that is not your machine's.
+//! Only the first two must be there. A `&mut dyn Policy` and a `Box<dyn Policy>` are policies, too.
+//! [`BpfScheduler::run`] is the loop: it asks them, wakes who must be woken, and ends when the
+//! kernel or a signal says so. [`Builder`] has the options, [`BpfScheduler::books`] the accounts.
+//! `sim::Sim` runs a policy without a kernel, `vm/run -- vruntime` on one that is not your
+//! machine's.
 //!
 //! # Moving over from `scx_rustland_core`
 //!
-//! The verbs are the same: the scheduler from its documentation compiles with only its `mod` and `use` lines changed
-//! (`examples/seed_fifo`). `docs/MIGRATING.md` has the shape of such a program, and tables of what differs.
+//! The verbs are the same: the scheduler from its documentation compiles with only its `mod` and
+//! `use` lines changed (`examples/seed_fifo`). `docs/MIGRATING.md` has the shape of such a program,
+//! and tables of what differs.
 //!
 //! # Features
 //!
-//! - `kernel` (default): everything that needs std or libbpf. Without it the crate is the core: `no_std`, no `alloc`.
+//! - `kernel` (default): everything that needs std or libbpf. Without it the crate is the core:
+//!   `no_std`, no `alloc`.
 //! - `sim`: a simulated kernel to test policies on. Needs std.
 #![cfg_attr(not(any(feature = "kernel", feature = "sim")), no_std)]
 

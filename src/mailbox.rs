@@ -1,12 +1,14 @@
 //! User to kernel: decisions on their way to the CPU that carries them out.
 //!
 //! # Problem
-//! A decision must reach a CPU without a system call and without any CPU waiting for another. `BPF_MAP_TYPE_USER_RINGBUF`
-//! gives one ring that one CPU drains at a time, for everybody, while the others get `-EBUSY`.
+//! A decision must reach a CPU without a system call and without any CPU waiting for another.
+//! `BPF_MAP_TYPE_USER_RINGBUF` gives one ring that one CPU drains at a time, for everybody, while
+//! the others get `-EBUSY`.
 //!
 //! # Mechanism
-//! A mailbox is an array of slots in an mmapped BPF array, each a cache line. Every CPU has one, and there is one for all.
-//! We are the only writer; the kernel side takes from the front, possibly on several CPUs at once. A slot knows its state:
+//! A mailbox is an array of slots in an mmapped BPF array, each a cache line. Every CPU has one,
+//! and there is one for all. We are the only writer; the kernel side takes from the front, possibly
+//! on several CPUs at once. A slot knows its state:
 //!
 //! | `seq`          | state | owner  | next                                                         |
 //! |----------------|-------|--------|--------------------------------------------------------------|
@@ -16,23 +18,26 @@
 //! Positions only grow, so a `seq` left over from an earlier round is never mistaken for a new one.
 //!
 //! # Orderings
-//! Our store of `seq` is a release: whoever sees it sees the rest of the slot; the partner is `take()` in
-//! `bpf/mailbox.h`, whose compare-and-swap on `head` separates its two reads. Our load of `seq` is an acquire: its
-//! partner is the swap by which `take()` frees the slot, after it has read it.
+//! Our store of `seq` is a release: whoever sees it sees the rest of the slot; the partner is
+//! `take()` in `bpf/mailbox.h`, whose compare-and-swap on `head` separates its two reads. Our load
+//! of `seq` is an acquire: its partner is the swap by which `take()` frees the slot, after it has
+//! read it.
 //!
-//! `make loom` runs this against two CPUs that take, and shows that none of the four can be weaker (`src/models.rs`: two
-//! slots, three decisions, up to four preemptions).
+//! `make loom` runs this against two CPUs that take, and shows that none of the four can be weaker
+//! (`src/models.rs`: two slots, three decisions, up to four preemptions).
 //!
 //! # Trust
-//! The kernel side reads what we wrote as an allegation. Nor do we trust it (Invariant 5): a head that is not within the last
-//! so many positions as there are slots, or a slot that holds another position than its own, was written by neither side. Either
-//! stops the mailbox, one side or both for ever: it is noted, and the caller should end the scheduler. The tasks whose decisions
+//! The kernel side reads what we wrote as an allegation. Nor do we trust it (Invariant 5): a head
+//! that is not within the last so many positions as there are slots, or a slot that holds another
+//! position than its own, was written by neither side. Either stops the mailbox, one side or both
+//! for ever: it is noted, and the caller should end the scheduler. The tasks whose decisions
 //! lie there are still on a DSQ of the kernel (Invariant 3).
 //!
 //! # Cost
-//! A decision is one cache line: it travels to the CPU that takes it, and back when the slot comes round again. `head` is a line of its
-//! own, which we read only to say how full the mailbox is, never to push. 256 slots are 16 KiB for each CPU, 1 MiB for all. What
-//! handing over costs: `cargo bench --bench dispatch`.
+//! A decision is one cache line: it travels to the CPU that takes it, and back when the slot comes
+//! round again. `head` is a line of its own, which we read only to say how full the mailbox is,
+//! never to push. 256 slots are 16 KiB for each CPU, 1 MiB for all. What handing over costs: `cargo
+//! bench --bench dispatch`.
 //!
 //! # Limits
 //! A full mailbox hands the decision back.
@@ -76,15 +81,17 @@ pub struct Mailbox {
     is_bad: bool,
 }
 
-// SAFETY: the pointers are to shared memory that any thread may access, and `&mut self` keeps writers one at a time.
+// SAFETY: the pointers are to shared memory that any thread may access, and `&mut self` keeps
+// writers one at a time.
 unsafe impl Send for Mailbox {}
 
 impl Mailbox {
-    /// Takes over a mailbox that starts at `memory`, has `slots` slots (a power of two), and has never been used.
+    /// Takes over a mailbox that starts at `memory`, has `slots` slots (a power of two), and has
+    /// never been used.
     ///
     /// # Safety
-    /// Until the mailbox is dropped, `memory` must point to a live, writable [`MailboxHead`] with that many [`Slot`]s
-    /// right behind it, to which nobody but the kernel side has access.
+    /// Until the mailbox is dropped, `memory` must point to a live, writable [`MailboxHead`] with
+    /// that many [`Slot`]s right behind it, to which nobody but the kernel side has access.
     pub unsafe fn new(memory: NonNull<u8>, slots: usize) -> Self {
         debug_assert!(slots.is_power_of_two());
         let head = memory.cast::<MailboxHead>();
@@ -105,10 +112,12 @@ impl Mailbox {
     /// [`Full`] gives it back.
     ///
     /// # Cost
-    /// One load and six stores in one cache line. No system call: a CPU that is idle must be kicked besides.
+    /// One load and six stores in one cache line. No system call: a CPU that is idle must be kicked
+    /// besides.
     pub fn push(&mut self, decision: Decision) -> Result<(), Full> {
         let slot = self.slot(self.tail);
-        // ORDERING: acquire, with the freeing swap in take(): its reads of the slot come before our writes.
+        // ORDERING: acquire, with the freeing swap in take(): its reads of the slot come before our
+        // writes.
         let seq = slot.seq.load(order(Guard::MailboxReuse, Ordering::Acquire));
         if seq != 0 {
             // Full is a mailbox whose next slot holds the oldest position.
@@ -130,14 +139,15 @@ impl Mailbox {
         Ok(())
     }
 
-    /// Stamps the decision that is pushed next, which must be one whose [`latency`](crate::latency) is measured: of others the
-    /// kernel side does not look at the stamps.
+    /// Stamps the decision that is pushed next, which must be one whose [`latency`](crate::latency)
+    /// is measured: of others the kernel side does not look at the stamps.
     ///
     /// # Cost
     /// A load and two stores in the cache line that is about to be written.
     pub(crate) fn stamp(&mut self, stamps: Stamps) {
         let slot = self.slot(self.tail);
-        // ORDERING: acquire, as in push(), which finds the same or finds it free meanwhile, with stamps of long ago.
+        // ORDERING: acquire, as in push(), which finds the same or finds it free meanwhile, with
+        // stamps of long ago.
         if slot.seq.load(order(Guard::MailboxReuse, Ordering::Acquire)) == 0 {
             slot.seen_at.store(stamps.seen_at, Ordering::Relaxed);
             slot.decided_at.store(stamps.decided_at, Ordering::Relaxed);
@@ -150,7 +160,8 @@ impl Mailbox {
     /// One load of a line that the CPUs write.
     pub fn len(&self) -> u64 {
         // SAFETY: live and aligned by the contract of `new`.
-        // ORDERING: relaxed, with the compare-and-swap in take(): a hint. Whether a slot is free is asked of its `seq`.
+        // ORDERING: relaxed, with the compare-and-swap in take(): a hint. Whether a slot is free is
+        // asked of its `seq`.
         let head = unsafe { self.head.as_ref() }.head.load(Ordering::Relaxed);
         self.tail.wrapping_sub(head).min(self.nr_slots())
     }
@@ -160,7 +171,8 @@ impl Mailbox {
         self.len() == 0
     }
 
-    /// Looks whether the mailbox holds what the two sides put there: its head, and the slot there. [`is_bad`](Self::is_bad) tells.
+    /// Looks whether the mailbox holds what the two sides put there: its head, and the slot there.
+    /// [`is_bad`](Self::is_bad) tells.
     ///
     /// # Cost
     /// Three loads, in two lines that the CPUs write.
@@ -169,7 +181,8 @@ impl Mailbox {
         let head = unsafe { self.head.as_ref() };
         let position = head.head.load(Ordering::Relaxed);
         let waiting = self.tail.wrapping_sub(position);
-        // ORDERING: acquire, with the freeing swap in take(): who sees the slot free sees the head beyond it.
+        // ORDERING: acquire, with the freeing swap in take(): who sees the slot free sees the head
+        // beyond it.
         let seq = self.slot(position).seq.load(Ordering::Acquire);
         let is_possible = match waiting {
             // A CPU may be slow to free a slot that it took a round ago.
@@ -312,7 +325,8 @@ mod tests {
             mailbox.check();
             assert!(mailbox.is_bad(), "head {head}");
         }
-        // A slot that will never be taken, where the next decision is taken from and where it is put.
+        // A slot that will never be taken, where the next decision is taken from and where it is
+        // put.
         for seq in [1, 7, u64::MAX] {
             let memory = Memory::new();
             let mut mailbox = memory.mailbox();

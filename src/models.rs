@@ -1,17 +1,20 @@
 //! Models of the handshakes with the kernel side, for loom: `make loom`.
 //!
-//! Our half is the real code. The kernel's half is written down here after `bpf/metronome.bpf.c` and `kernel/bpf/ringbuf.c`,
-//! under the names of their functions. loom runs every interleaving within the bounds that each model states, and every
-//! value that a load may return: a lost, doubled or torn record fails an assertion, two accesses to a slot or record that
-//! nothing orders are a "causality violation", and a lost wake-up is a "deadlock".
+//! Our half is the real code. The kernel's half is written down here after `bpf/metronome.bpf.c`
+//! and `kernel/bpf/ringbuf.c`, under the names of their functions. loom runs every interleaving
+//! within the bounds that each model states, and every value that a load may return: a lost,
+//! doubled or torn record fails an assertion, two accesses to a slot or record that nothing orders
+//! are a "causality violation", and a lost wake-up is a "deadlock".
 //!
-//! Each ordering has a name ([`Guard`]). Beside each model a test weakens those that it needs, one at a time (full to
-//! acquire-release, acquire and release to relaxed), and expects loom to find what goes wrong.
+//! Each ordering has a name ([`Guard`]). Beside each model a test weakens those that it needs, one
+//! at a time (full to acquire-release, acquire and release to relaxed), and expects loom to find
+//! what goes wrong.
 //!
 //! # Limits
-//! loom's SeqCst accesses order no more than AcqRel ones, so full barriers are fences here, as they are in the core. A
-//! barrier of the kernel that is needed for less is modelled as no more than that. loom does not reorder a load with a
-//! later store of the same thread; [`OwnedU32`](crate::sync::OwnedU32) makes up for that where it matters.
+//! loom's SeqCst accesses order no more than AcqRel ones, so full barriers are fences here, as they
+//! are in the core. A barrier of the kernel that is needed for less is modelled as no more than
+//! that. loom does not reorder a load with a later store of the same thread;
+//! [`OwnedU32`](crate::sync::OwnedU32) makes up for that where it matters.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -47,7 +50,8 @@ fn explore(preemptions: usize, model: impl Fn() + Send + Sync + 'static) {
     builder.check(model);
 }
 
-/// What `make check` has the time for, by LOOM_THOROUGH in the environment, and `make test` has not.
+/// What `make check` has the time for, by LOOM_THOROUGH in the environment, and `make test` has
+/// not.
 fn thorough() -> bool {
     std::env::var_os("LOOM_THOROUGH").is_some()
 }
@@ -156,7 +160,8 @@ impl Boxed {
             },
             "torn"
         );
-        // A slot that becomes free between stamp() and push() has those of an earlier decision, or none.
+        // A slot that becomes free between stamp() and push() has those of an earlier decision, or
+        // none.
         let of = stamped.seen_at as u32;
         assert!(of <= taken.id, "stamps of a later decision");
         assert!(of == 0 || stamped == stamps(of), "torn");
@@ -330,8 +335,9 @@ impl<const RECORDS: usize> RingBuf<RECORDS> {
     }
 }
 
-/// Takes what is there, letting others run while a record is read. The producers are told even if that was nothing: with
-/// a bound on preemptions, loom looks at too few interleavings around the first look otherwise.
+/// Takes what is there, letting others run while a record is read. The producers are told even if
+/// that was nothing: with a bound on preemptions, loom looks at too few interleavings around the
+/// first look otherwise.
 fn receive(ring: &mut Ring, received: &mut Vec<u32>) {
     ring.drain(usize::MAX, |task| {
         let id = task.id;
@@ -344,8 +350,8 @@ fn receive(ring: &mut Ring, received: &mut Vec<u32>) {
     assert_eq!((counts.refused, counts.resyncs), (0, 0), "misread");
 }
 
-/// Two CPUs with two records each, one of them given up, for a ring with room for three; the consumer looks twice while
-/// they write, and once in the end.
+/// Two CPUs with two records each, one of them given up, for a ring with room for three; the
+/// consumer looks twice while they write, and once in the end.
 fn two_cpus_write_to_the_ring() {
     explore(2, || {
         let ring_buf = Arc::new(RingBuf::<4>::new(3 * RECORD));
@@ -617,7 +623,8 @@ impl Machine {
     }
 }
 
-/// Two decisions in two turns, with `flags`, for a CPU that goes idle, takes them, and goes idle again.
+/// Two decisions in two turns, with `flags`, for a CPU that goes idle, takes them, and goes idle
+/// again.
 fn a_cpu_goes_idle(flags: u64) {
     explore(5, move || {
         let (machine, mut shared) = Machine::new();

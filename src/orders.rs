@@ -1,17 +1,21 @@
 //! Standing orders: what the kernel side shall do when a task wakes, decided ahead.
 //!
 //! # Problem
-//! A question on every wake-up costs a round trip through another CPU, just where it hurts: in chains of short wake-ups on
-//! a busy machine. To let the kernel side decide by itself would move the policy there.
+//! A question on every wake-up costs a round trip through another CPU, just where it hurts: in
+//! chains of short wake-ups on a busy machine. To let the kernel side decide by itself would move
+//! the policy there.
 //!
 //! # Mechanism
-//! The policy decides ahead. A mapped table holds one word per task id, its standing order: how soon the task must run
-//! after a wake-up, for how long, whom it may displace. We write the word whenever the policy's view of the task changes;
-//! the kernel side reads it when the task wakes, and acts at once (`bpf/orders.h`). It tells us afterwards, by a record of
-//! the kind [`Ordered`](crate::task::Kind::Ordered), and asks only when there is no order or it is used up.
+//! The policy decides ahead. A mapped table holds one word per task id, its standing order: how
+//! soon the task must run after a wake-up, for how long, whom it may displace. We write the word
+//! whenever the policy's view of the task changes; the kernel side reads it when the task wakes,
+//! and acts at once (`bpf/orders.h`). It tells us afterwards, by a record of
+//! the kind [`Ordered`](crate::task::Kind::Ordered), and asks only when there is no order or it is
+//! used up.
 //!
-//! An order may hold for all that is not urgent, too: then a task whose budget is used up, or is 0, takes turns with all others by
-//! weight (`bpf/turns.h`), and a policy that gives such orders to all is asked about none.
+//! An order may hold for all that is not urgent, too: then a task whose budget is used up, or is 0,
+//! takes turns with all others by weight (`bpf/turns.h`), and a policy that gives such orders to
+//! all is asked about none.
 //!
 //! | bits  | field    | meaning                                                                              |
 //! |-------|----------|--------------------------------------------------------------------------------------|
@@ -27,13 +31,14 @@
 //! | 62    | inherit  | its children start with this order                                                   |
 //! | 63    | in turn  | past its budget it takes turns with all others, and is not asked about               |
 //!
-//! One word is read and written at once, so there are no torn orders, and nothing to lock. Any 64 bits are an order that the
-//! kernel side can carry out: what is out of range is ignored, and counted.
+//! One word is read and written at once, so there are no torn orders, and nothing to lock. Any 64
+//! bits are an order that the kernel side can carry out: what is out of range is ignored, and
+//! counted.
 //!
 //! # What they are worth
-//! The game of `vm/demo` (a frame, an audio and an input thread, six hogs, a pair that passes messages) on a real kernel (7.3) with
-//! 4 CPUs, in guest time, 3 s each, one run: under the default scheduler, and with orders for no task, for urgent ones, and for all
-//! (`--orders`):
+//! The game of `vm/demo` (a frame, an audio and an input thread, six hogs, a pair that passes
+//! messages) on a real kernel (7.3) with 4 CPUs, in guest time, 3 s each, one run: under the
+//! default scheduler, and with orders for no task, for urgent ones, and for all (`--orders`):
 //!
 //! |                          | default | none | urgent | all   |
 //! |--------------------------|---------|------|--------|-------|
@@ -52,8 +57,8 @@
 //! ```
 //!
 //! # Limits
-//! Times are up to 65.5 ms in steps of 16 µs. What the policy does not know cannot be in an order: it is the policy's
-//! task to look at the records and to write the order anew.
+//! Times are up to 65.5 ms in steps of 16 µs. What the policy does not know cannot be in an order:
+//! it is the policy's task to look at the records and to write the order anew.
 #![deny(clippy::indexing_slicing)]
 
 use core::ptr::NonNull;
@@ -79,22 +84,23 @@ const IN_TURN: u64 = 1 << 63;
 
 const _: () = assert!(MAX_CPUS <= 1 << 10);
 
-/// What to do with a task when it wakes. Times are in ns, from 0 to 65,520,000, and are rounded up to 16 µs; longer ones
-/// count as the longest.
+/// What to do with a task when it wakes. Times are in ns, from 0 to 65,520,000, and are rounded up
+/// to 16 µs; longer ones count as the longest.
 ///
-/// The default is an order that a policy can begin with: the task should run within 4 ms, holds to that for up to 8 ms of
-/// work, for the default slice at a time, and displaces nobody.
+/// The default is an order that a policy can begin with: the task should run within 4 ms, holds to
+/// that for up to 8 ms of work, for the default slice at a time, and displaces nobody.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Order {
-    /// It should have a CPU at most so long after it wakes. Of several tasks with orders the one whose time is up first
-    /// runs first, and all of them before those without.
+    /// It should have a CPU at most so long after it wakes. Of several tasks with orders the one
+    /// whose time is up first runs first, and all of them before those without.
     pub latency_ns: u64,
     /// How long it may run in one go; 0 is the default slice.
     pub slice_ns: u64,
-    /// For how much CPU time since it last slept the task goes by this order. Past it the task is asked about, or takes turns. With
-    /// 0 that is so from the start.
+    /// For how much CPU time since it last slept the task goes by this order. Past it the task is
+    /// asked about, or takes turns. With 0 that is so from the start.
     pub budget_ns: u64,
-    /// If no CPU is idle, it displaces a task without an order, or else one whose deadline is later by a margin.
+    /// If no CPU is idle, it displaces a task without an order, or else one whose deadline is
+    /// later by a margin.
     pub preempts: bool,
     /// If its waker is about to sleep and has an order too, it may run on the waker's CPU next.
     pub hand_off: bool,
@@ -102,8 +108,9 @@ pub struct Order {
     pub cpu: Option<u32>,
     /// Its children start with this order, until the policy gives them one.
     pub inherit: bool,
-    /// Past the budget it takes turns with the others of its kind, by weight, and is not asked about: of two with the same share
-    /// the one that runs in short bursts comes first. `bpf/turns.h` has the rules. Slices are then the default slice, shortened as others
+    /// Past the budget it takes turns with the others of its kind, by weight, and is not asked
+    /// about: of two with the same share the one that runs in short bursts comes first.
+    /// `bpf/turns.h` has the rules. Slices are then the default slice, shortened as others
     /// wait to no less than [`Builder::slice_min`](crate::Builder::slice_min).
     pub in_turn: bool,
 }
@@ -177,14 +184,16 @@ pub struct Orders {
     table: NonNull<AtomicU64>,
 }
 
-// SAFETY: the pointer is to shared memory that any thread may access, and `&mut self` keeps writers one at a time.
+// SAFETY: the pointer is to shared memory that any thread may access, and `&mut self` keeps writers
+// one at a time.
 unsafe impl Send for Orders {}
 
 impl Orders {
     /// Takes over the table.
     ///
     /// # Safety
-    /// Until this is dropped, `table` must point to a live, writable array of [`MAX_TASKS`] words that nobody else writes.
+    /// Until this is dropped, `table` must point to a live, writable array of [`MAX_TASKS`] words
+    /// that nobody else writes.
     pub unsafe fn new(table: NonNull<AtomicU64>) -> Self {
         Self { table }
     }
@@ -199,10 +208,12 @@ impl Orders {
         let word = order.map_or(none, |order| order.encode(task.birth()));
         if let Some(slot) = self.slot(task.id)
             // Most orders are what they were, and the kernel side's copy of the line stays good.
-            // ORDERING: relaxed: we read what we alone write; order_of() in bpf/orders.h only reads.
+            // ORDERING: relaxed: we read what we alone write; order_of() in bpf/orders.h only
+            // reads.
             && slot.load(Ordering::Relaxed) != word
         {
-            // ORDERING: relaxed: the word is all there is. The partner is order_of() in bpf/orders.h.
+            // ORDERING: relaxed: the word is all there is. The partner is order_of() in
+            // bpf/orders.h.
             slot.store(word, Ordering::Relaxed);
         }
     }
@@ -211,7 +222,8 @@ impl Orders {
     pub fn clear(&mut self) {
         for id in 0..MAX_TASKS as u32 {
             if let Some(slot) = self.slot(id)
-                // ORDERING: both relaxed, as in set(): a task that order_of() looks up meanwhile goes by its old order.
+                // ORDERING: both relaxed, as in set(): a task that order_of() looks up meanwhile
+                // goes by its old order.
                 && slot.load(Ordering::Relaxed) & VALID != 0
             {
                 slot.store(0, Ordering::Relaxed);

@@ -1,20 +1,22 @@
 //! What a scheduler decides: in which order tasks run, and for how long.
 //!
 //! # Problem
-//! A policy should say what it wants in a few lines, and be unable to lose a task, decide about one twice, or block the loop by
-//! mistake. One that gets the waiting tasks and gives decisions back, as in `scx_rustland_core`, has all of that in its own hands:
-//! it keeps the queue, chooses the CPU, and loses a task by a `return` too early. One that is a table of parameters cannot be
+//! A policy should say what it wants in a few lines, and be unable to lose a task, decide about one
+//! twice, or block the loop by mistake. One that gets the waiting tasks and gives decisions back,
+//! as in `scx_rustland_core`, has all of that in its own hands: it keeps the queue, chooses the
+//! CPU, and loses a task by a `return` too early. One that is a table of parameters cannot be
 //! anything but a variation of what its author thought of.
 //!
 //! # Mechanism
-//! A [`Policy`] answers questions: which deadline, which slice, which [`Place`], which standing order. The queue, the mailboxes and
-//! the kicks belong to [`turn`](crate::turn), which asks at the moments when the answer counts. A policy never touches shared memory; what
-//! it may know of the CPUs it reads through [`Machine`]. Whoever wants the loop for himself has
-//! `dequeue_task()` and `dispatch_task()`.
+//! A [`Policy`] answers questions: which deadline, which slice, which [`Place`], which standing
+//! order. The queue, the mailboxes and the kicks belong to [`turn`](crate::turn), which asks at the
+//! moments when the answer counts. A policy never touches shared memory; what it may know of the
+//! CPUs it reads through [`Machine`]. Whoever wants the loop for himself has `dequeue_task()` and
+//! `dispatch_task()`.
 //!
 //! # Cost
-//! Calls are static, so a method that is not overridden costs nothing. [`Policy::order`] is asked for each record, and
-//! [`Policy::place`] and [`Policy::slice_ns`] for each decision.
+//! Calls are static, so a method that is not overridden costs nothing. [`Policy::order`] is asked
+//! for each record, and [`Policy::place`] and [`Policy::slice_ns`] for each decision.
 
 use crate::abi::{RUNS_DECIDED, RUNS_ORDERED, RunningTask};
 use crate::orders::Order;
@@ -28,16 +30,18 @@ pub mod fifo;
 /// Where the task that is due runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Place {
-    /// On an idle CPU if there is one, the one where it ran last if possible; else on the first that becomes available, once
-    /// fewer decisions than there are CPUs, and fewer than 128, lie ahead of it.
+    /// On an idle CPU if there is one, the one where it ran last if possible; else on the first
+    /// that becomes available, once fewer decisions than there are CPUs, and fewer than 128,
+    /// lie ahead of it.
     #[default]
     First,
-    /// On this CPU, after what runs there and what waits there with an earlier deadline. On the first that becomes available if it may
-    /// not run there ([`Kind::Bounced`](crate::task::Kind::Bounced) tells), or 256 decisions lie ahead: [`Machine::backlog`] tells
-    /// beforehand, and nothing does afterwards.
+    /// On this CPU, after what runs there and what waits there with an earlier deadline. On the
+    /// first that becomes available if it may not run there
+    /// ([`Kind::Bounced`](crate::task::Kind::Bounced) tells), or 256 decisions lie ahead:
+    /// [`Machine::backlog`] tells beforehand, and nothing does afterwards.
     On(u32),
-    /// On this CPU, at once: what runs there gives way. After it, if this is a guess that has been overtaken. Otherwise as
-    /// [`On`](Self::On).
+    /// On this CPU, at once: what runs there gives way. After it, if this is a guess that has been
+    /// overtaken. Otherwise as [`On`](Self::On).
     Preempt(u32),
     /// Nowhere yet. It, and all behind it, wait for the next turn.
     Later,
@@ -54,7 +58,8 @@ pub struct Due {
     pub deadline: u64,
     /// Where it ran last.
     pub cpu: i32,
-    /// How many CPUs its affinity allows; the number of possible CPUs if it allows all that take tasks.
+    /// How many CPUs its affinity allows; the number of possible CPUs if it allows all that take
+    /// tasks.
     pub nr_cpus_allowed: u16,
 }
 
@@ -67,8 +72,8 @@ pub struct Running {
     pub id: u32,
     /// When it got the CPU, ns on the clock of `scx_bpf_now()`.
     pub since: u64,
-    /// Of the last decision about it, plus the CPU time it had since, scaled by weight; with a standing order, ns on the clock of
-    /// `scx_bpf_now()`.
+    /// Of the last decision about it, plus the CPU time it had since, scaled by weight; with a
+    /// standing order, ns on the clock of `scx_bpf_now()`.
     pub deadline: u64,
     /// What it had of its slice then, ns.
     pub slice: u64,
@@ -78,8 +83,8 @@ pub struct Running {
 
 impl Running {
     pub(crate) fn read(running: &RunningTask) -> Self {
-        // ORDERING: relaxed, with the plain stores of publish_running() in bpf/metronome.bpf.c: the words may belong to two tasks
-        // in any case.
+        // ORDERING: relaxed, with the plain stores of publish_running() in bpf/metronome.bpf.c: the
+        // words may belong to two tasks in any case.
         Self {
             pid: running.pid.load(Ordering::Relaxed) as i32,
             id: running.id.load(Ordering::Relaxed),
@@ -139,7 +144,8 @@ impl Machine<'_> {
         self.0.running(cpu)
     }
 
-    /// What is left of the slice of what runs on the CPU, ns; 0 if it is used up, or there is no such CPU. [`u64::MAX`] is no limit.
+    /// What is left of the slice of what runs on the CPU, ns; 0 if it is used up, or there is no
+    /// such CPU. [`u64::MAX`] is no limit.
     ///
     /// # Cost
     /// As [`running`](Self::running), and reading a clock.
@@ -154,14 +160,14 @@ impl Machine<'_> {
         }
     }
 
-    /// How many tasks wait for the CPU alone, by decisions that name it. A guess: what has been taken from its mailbox is counted when it
-    /// gets a task.
+    /// How many tasks wait for the CPU alone, by decisions that name it. A guess: what has been
+    /// taken from its mailbox is counted when it gets a task.
     pub fn backlog(&self, cpu: u32) -> u64 {
         self.0.backlog_of(cpu)
     }
 
-    /// Virtual time of the tasks that take turns by their orders ([`Order::in_turn`]), ns: what one of weight 100 should have had that
-    /// was always runnable. 0 before any has run.
+    /// Virtual time of the tasks that take turns by their orders ([`Order::in_turn`]), ns: what one
+    /// of weight 100 should have had that was always runnable. 0 before any has run.
     ///
     /// # Cost
     /// A load of a line that all CPUs write.
@@ -179,10 +185,12 @@ impl Machine<'_> {
 ///
 /// All calls come from the scheduler thread. None may allocate, block, or call the system.
 pub trait Policy {
-    /// From now on this policy decides: at the start, after another policy, and after CPUs have come or gone.
+    /// From now on this policy decides: at the start, after another policy, and after CPUs have
+    /// come or gone.
     ///
-    /// No record tells of a CPU that comes or goes. The kernel ends a scheduler without `cpu_online()` and `cpu_offline()` then, and asks
-    /// for a restart; ours has neither, because mailboxes, dispatch queues, topology and the scheduler thread's own CPU are
+    /// No record tells of a CPU that comes or goes. The kernel ends a scheduler without
+    /// `cpu_online()` and `cpu_offline()` then, and asks for a restart; ours has neither,
+    /// because mailboxes, dispatch queues, topology and the scheduler thread's own CPU are
     /// chosen for the CPUs that are there, and a restart chooses anew. What is kept by id and
     /// [`birth`](QueuedTask::birth) stays valid over it.
     fn begin(&mut self, _machine: &Machine<'_>) {}
@@ -190,57 +198,69 @@ pub trait Policy {
     /// There are records: what follows is about them.
     fn look(&mut self, _machine: &Machine<'_>) {}
 
-    /// A task waits. Returns its deadline, in ns of a clock of the policy's own choosing; the smallest runs first, equal
-    /// ones in the order of their arrival. Deadlines are compared by wrapping difference, so those in use at the same time
-    /// must lie within 2^63 of each other.
+    /// A task waits. Returns its deadline, in ns of a clock of the policy's own choosing; the
+    /// smallest runs first, equal ones in the order of their arrival. Deadlines are compared by
+    /// wrapping difference, so those in use at the same time must lie within 2^63 of each
+    /// other.
     fn deadline(&mut self, task: &QueuedTask) -> u64;
 
-    /// The task of this id gets a CPU next. Returns its slice in ns; 0 is the default slice. `waiting` other tasks wait.
+    /// The task of this id gets a CPU next. Returns its slice in ns; 0 is the default slice.
+    /// `waiting` other tasks wait.
     fn slice_ns(&mut self, id: u32, waiting: usize) -> u64;
 
-    /// Where the task that is due runs. Called for one task after the other, in the order of their deadlines, until one waits.
-    /// About a task that may run on a single CPU there is nothing to ask: it goes there when it is due.
+    /// Where the task that is due runs. Called for one task after the other, in the order of their
+    /// deadlines, until one waits. About a task that may run on a single CPU there is nothing
+    /// to ask: it goes there when it is due.
     fn place(&mut self, _task: &Due, _machine: &Machine<'_>) -> Place {
         Place::First
     }
 
-    /// There was no room for the decision in any mailbox: 16,384 lie ahead. The task still waits, and is due again in the next turn.
+    /// There was no room for the decision in any mailbox: 16,384 lie ahead. The task still waits,
+    /// and is due again in the next turn.
     fn refused(&mut self, _task: &Due) {}
 
-    /// Another policy is at the end, and this one takes over its waiting tasks, one after the other in the order of their
-    /// deadlines. Returns the deadline of the `nr`th, in this policy's clock.
+    /// Another policy is at the end, and this one takes over its waiting tasks, one after the other
+    /// in the order of their deadlines. Returns the deadline of the `nr`th, in this policy's
+    /// clock.
     fn adopt(&mut self, _id: u32, nr: u64) -> u64 {
         nr
     }
 
-    /// The standing order of a task, asked after each record about it. It holds from the task's next wake-up on.
+    /// The standing order of a task, asked after each record about it. It holds from the task's
+    /// next wake-up on.
     fn order(&mut self, _task: &QueuedTask) -> Option<Order> {
         None
     }
 
-    /// The standing order that a new task starts with, until the policy is asked for one of its own. A task whose parent's order
-    /// says so ([`Order::inherit`]) starts with that instead. Asked once, when the policy begins. Kernel threads are the exception: they
-    /// start with one that answers within 1 ms for up to 4 ms of work, because others wait for them, the policy itself not excepted.
+    /// The standing order that a new task starts with, until the policy is asked for one of its
+    /// own. A task whose parent's order says so ([`Order::inherit`]) starts with that instead.
+    /// Asked once, when the policy begins. Kernel threads are the exception: they start with
+    /// one that answers within 1 ms for up to 4 ms of work, because others wait for them, the
+    /// policy itself not excepted.
     fn newborn(&self) -> Option<Order> {
         None
     }
 
-    /// Something has happened to a task, of a [`kind`](QueuedTask::kind) that [`events`](Self::events) asks for. The records of
-    /// one task come in order; one may be missing, if the ring was full. So what is kept by id is another task's as soon as
+    /// Something has happened to a task, of a [`kind`](QueuedTask::kind) that
+    /// [`events`](Self::events) asks for. The records of one task come in order; one may be
+    /// missing, if the ring was full. So what is kept by id is another task's as soon as
     /// [`birth`](QueuedTask::birth) is another.
     fn event(&mut self, _task: &QueuedTask) {}
 
-    /// The kinds of records to be told of besides the questions, as a set of [`Kind::bit`](crate::task::Kind::bit). The kernel side
-    /// hears of it when the policy begins.
+    /// The kinds of records to be told of besides the questions, as a set of
+    /// [`Kind::bit`](crate::task::Kind::bit). The kernel side hears of it when the policy
+    /// begins.
     fn events(&self) -> u32 {
         0
     }
 
-    /// Of the wake-ups of one task about which there is no question ([`Kind::Ordered`](crate::task::Kind::Ordered) and
-    /// [`Kind::Direct`](crate::task::Kind::Direct)) one in so many µs is told of; 0 is each. Asked once, when the policy begins.
+    /// Of the wake-ups of one task about which there is no question
+    /// ([`Kind::Ordered`](crate::task::Kind::Ordered) and
+    /// [`Kind::Direct`](crate::task::Kind::Direct)) one in so many µs is told of; 0 is each. Asked
+    /// once, when the policy begins.
     ///
-    /// 4 ms by default: often enough to see a task change its ways, and seldom enough that pairs which wake each other all the time
-    /// do not fill the ring.
+    /// 4 ms by default: often enough to see a task change its ways, and seldom enough that pairs
+    /// which wake each other all the time do not fill the ring.
     fn tell_us(&self) -> u32 {
         4_000
     }

@@ -1,52 +1,62 @@
 //! The deadline queue: which task runs next.
 //!
-//! The scheduler thread holds every task that waits for a decision and must name the one with the earliest deadline at
-//! once, when a CPU asks. Tasks also leave from the middle (they exit, or the kernel side rescues them) and change
-//! their deadline while they wait, and none of this may allocate.
+//! The scheduler thread holds every task that waits for a decision and must name the one with the
+//! earliest deadline at once, when a CPU asks. Tasks also leave from the middle (they exit, or the
+//! kernel side rescues them) and change their deadline while they wait, and none of this may
+//! allocate.
 //!
-//! Two structures from the standard library come close. `BTreeSet<(u64, u32)>` removes from the middle, but it
-//! allocates and frees nodes as it goes, and a change of deadline is two walks that begin with knowing the old one.
-//! `BinaryHeap` keeps to its buffer, but it cannot find an entry, so it can neither remove nor update one; marking
-//! entries dead and skipping them later lets the dead fill the buffer.
+//! Two structures from the standard library come close. `BTreeSet<(u64, u32)>` removes from the
+//! middle, but it allocates and frees nodes as it goes, and a change of deadline is two walks that
+//! begin with knowing the old one. `BinaryHeap` keeps to its buffer, but it cannot find an entry,
+//! so it can neither remove nor update one; marking entries dead and skipping them later lets the
+//! dead fill the buffer.
 //!
-//! The crate `heapless`, which holds the other fixed-capacity collections of the scheduler thread, has two that come close, too. Its
-//! `BinaryHeap` cannot find an entry either, and lets equal ones leave in any order. Its `Vec` could hold the nodes, but where
-//! they begin in it is its own affair: siblings would no longer share a cache line, and all bytes zero be no promise of an empty queue.
+//! The crate `heapless`, which holds the other fixed-capacity collections of the scheduler thread,
+//! has two that come close, too. Its `BinaryHeap` cannot find an entry either, and lets equal ones
+//! leave in any order. Its `Vec` could hold the nodes, but where they begin in it is its own
+//! affair: siblings would no longer share a cache line, and all bytes zero be no promise of an
+//! empty queue.
 //!
-//! [`DeadlineQueue`] is a 4-ary heap with an index. Ids are dense, so "where in the heap is this task?" is an array
-//! element, which each move in the heap keeps true. Four children make the tree half as deep as two do, and the four lie
-//! in one cache line, so a level costs one line. A node is lifted out, the others move into the hole that it leaves, and
-//! it is put down once: nothing is swapped. What leaves the heap is replaced from the bottom: the hole sinks to a leaf
-//! without looking at the last node, which then rises from there, because the last node nearly always belongs near the
-//! bottom.
+//! [`DeadlineQueue`] is a 4-ary heap with an index. Ids are dense, so "where in the heap is this
+//! task?" is an array element, which each move in the heap keeps true. Four children make the tree
+//! half as deep as two do, and the four lie in one cache line, so a level costs one line. A node is
+//! lifted out, the others move into the hole that it leaves, and it is put down once: nothing is
+//! swapped. What leaves the heap is replaced from the bottom: the hole sinks to a leaf
+//! without looking at the last node, which then rises from there, because the last node nearly
+//! always belongs near the bottom.
 //!
 //! # Order
 //!
-//! Deadlines are `u64` nanoseconds of virtual time and may wrap. `a` is before `b` if `a.wrapping_sub(b)` is negative as
-//! an `i64`, as in the kernel's `time_before64()`. That is an order only while **all deadlines in the queue lie within
-//! 2^63 ns (292 years) of each other**; if they do not, entries come out in some other order, but none is lost.
+//! Deadlines are `u64` nanoseconds of virtual time and may wrap. `a` is before `b` if
+//! `a.wrapping_sub(b)` is negative as an `i64`, as in the kernel's `time_before64()`. That is an
+//! order only while **all deadlines in the queue lie within 2^63 ns (292 years) of each other**; if
+//! they do not, entries come out in some other order, but none is lost.
 //!
-//! Equal deadlines leave in the order in which they came. Each arrival takes a sequence number, which shares a word with
-//! the id: for 65,536 ids it has 48 bits, which ten million arrivals a second use up in 325 days. Then it begins anew,
-//! and what arrives after that leaves before those of its equals that waited. Nothing else depends on it.
+//! Equal deadlines leave in the order in which they came. Each arrival takes a sequence number,
+//! which shares a word with the id: for 65,536 ids it has 48 bits, which ten million arrivals a
+//! second use up in 325 days. Then it begins anew, and what arrives after that leaves before those
+//! of its equals that waited. Nothing else depends on it.
 //!
 //! # Cost
 //!
-//! A pop and a push each touch one line per level; from some thousand entries on, those lines come from the second-level
-//! cache. `cargo bench --bench queue` says how long both together take at 64, 4,096 and 65,536 entries, beside the standard
-//! library's structures.
+//! A pop and a push each touch one line per level; from some thousand entries on, those lines come
+//! from the second-level cache. `cargo bench --bench queue` says how long both together take at 64,
+//! 4,096 and 65,536 entries, beside the standard library's structures.
 //!
 //! # Limits
 //!
-//! Room for `N` ids, 20 bytes each: 1.25 MiB for 65,536. The worst push, which rises to the top, and each pop visit all
-//! levels: 3 for 64 entries, 8 for 65,536. One thread owns the queue. It does not iterate in order.
+//! Room for `N` ids, 20 bytes each: 1.25 MiB for 65,536. The worst push, which rises to the top,
+//! and each pop visit all levels: 3 for 64 entries, 8 for 65,536. One thread owns the queue. It
+//! does not iterate in order.
 //!
 //! # Where it lives
 //!
-//! A queue of this size must not be built on the stack and then moved. All bytes zero are a valid, empty queue, so
+//! A queue of this size must not be built on the stack and then moved. All bytes zero are a valid,
+//! empty queue, so
 //!
 //! - a `static` that is initialised with [`DeadlineQueue::new`] lies in `.bss`;
-//! - [`DeadlineQueue::init_in_place`] makes one of any memory that is large enough, be it mapped and locked or a box:
+//! - [`DeadlineQueue::init_in_place`] makes one of any memory that is large enough, be it mapped
+//!   and locked or a box:
 //!
 //! ```
 //! use scx_metronome_core::queue::DeadlineQueue;
@@ -78,10 +88,12 @@ pub struct Entry {
 
 /// Why [`DeadlineQueue::push`] did not take a task.
 ///
-/// "Full" is not among the reasons: there is room for each of the `N` ids, and none is in the queue twice.
+/// "Full" is not among the reasons: there is room for each of the `N` ids, and none is in the queue
+/// twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PushError {
-    /// The task is in the queue already and keeps its deadline and place; [`DeadlineQueue::update`] changes them.
+    /// The task is in the queue already and keeps its deadline and place; [`DeadlineQueue::update`]
+    /// changes them.
     Present,
     /// The id is not below the queue's capacity.
     OutOfRange,
@@ -103,8 +115,8 @@ impl core::error::Error for PushError {}
 #[repr(C)]
 struct Node {
     deadline: u64,
-    /// The number of its arrival above, the id in the low [`DeadlineQueue::ID_BITS`]. As the number decides, the id may
-    /// be compared along.
+    /// The number of its arrival above, the id in the low [`DeadlineQueue::ID_BITS`]. As the
+    /// number decides, the id may be compared along.
     arrival: u64,
 }
 
@@ -116,8 +128,8 @@ impl Node {
         arrival: 0,
     };
 
-    /// Whether `self` leaves first: the sign of one subtraction, two words wide, whose upper word is `time_before64()`.
-    /// No branch, as the answer is a coin toss for the predictor.
+    /// Whether `self` leaves first: the sign of one subtraction, two words wide, whose upper word
+    /// is `time_before64()`. No branch, as the answer is a coin toss for the predictor.
     #[inline(always)]
     fn before(&self, other: &Self) -> bool {
         let wide = |node: &Self| u128::from(node.deadline) << 64 | u128::from(node.arrival);
@@ -125,7 +137,8 @@ impl Node {
     }
 }
 
-/// The earlier of two indexed nodes, by conditional moves: a select between references would add a load to the chain.
+/// The earlier of two indexed nodes, by conditional moves: a select between references would add a
+/// load to the chain.
 #[inline(always)]
 fn earlier(a: (usize, Node), b: (usize, Node)) -> (usize, Node) {
     let second = b.1.before(&a.1);
@@ -145,9 +158,11 @@ pub struct DeadlineQueue<const N: usize> {
     len: usize,
     /// The number of the next arrival; only its low `64 - ID_BITS` bits count, which wrap.
     next_arrival: u64,
-    /// Puts the root at the end of a cache line, and so each group of siblings into a line of its own.
+    /// Puts the root at the end of a cache line, and so each group of siblings into a line of its
+    /// own.
     pad: [u64; 4],
-    /// The heap is the first `len` nodes: no node is before its parent. Those behind are left-overs.
+    /// The heap is the first `len` nodes: no node is before its parent. Those behind are
+    /// left-overs.
     nodes: [Node; N],
     /// For each id, 0 if it is absent, else 1 + the index of its node.
     places: [u32; N],
@@ -158,8 +173,8 @@ const _: () =
 
 /// What every owner needs.
 impl<const N: usize> DeadlineQueue<N> {
-    /// An empty queue, for use in a `static`; elsewhere the value, 20 bytes for each id, may pass over the stack: see
-    /// [`Self::init_in_place`].
+    /// An empty queue, for use in a `static`; elsewhere the value, 20 bytes for each id, may pass
+    /// over the stack: see [`Self::init_in_place`].
     #[must_use]
     pub const fn new() -> Self {
         const { assert!(N <= u32::MAX as usize, "ids are u32") };
@@ -177,17 +192,21 @@ impl<const N: usize> DeadlineQueue<N> {
     /// Writes each byte, so the memory is faulted in afterwards.
     pub fn init_in_place(slot: &mut MaybeUninit<Self>) -> &mut Self {
         const { assert!(N <= u32::MAX as usize, "ids are u32") };
-        // SAFETY: the pointer comes from a unique reference to a whole slot, so it is aligned and valid for writes.
+        // SAFETY: the pointer comes from a unique reference to a whole slot, so it is aligned and
+        // valid for writes.
         unsafe { slot.as_mut_ptr().write_bytes(0, 1) };
-        // SAFETY: all fields are integers or arrays of integers, for which zero bytes are valid, and the bytes are zero.
+        // SAFETY: all fields are integers or arrays of integers, for which zero bytes are valid,
+        // and the bytes are zero.
         unsafe { slot.assume_init_mut() }
     }
 
-    /// Adds a task that is not in the queue, behind all others of the same deadline (ns of virtual time).
+    /// Adds a task that is not in the queue, behind all others of the same deadline (ns of virtual
+    /// time).
     ///
     /// # Errors
     ///
-    /// [`PushError::OutOfRange`] if `id >= N`, [`PushError::Present`] if the task is in the queue. Nothing changes.
+    /// [`PushError::OutOfRange`] if `id >= N`, [`PushError::Present`] if the task is in the queue.
+    /// Nothing changes.
     ///
     /// # Cost
     ///
@@ -210,7 +229,8 @@ impl<const N: usize> DeadlineQueue<N> {
     ///
     /// # Cost
     ///
-    /// A line and three comparisons for each level of the tree: 3 levels for 64 entries, 8 for 65,536. No allocation.
+    /// A line and three comparisons for each level of the tree: 3 levels for 64 entries, 8 for
+    /// 65,536. No allocation.
     #[inline]
     pub fn pop(&mut self) -> Option<Entry> {
         self.take(0)
@@ -233,15 +253,16 @@ impl<const N: usize> DeadlineQueue<N> {
         self.take(self.find(id)?)
     }
 
-    /// Gives a waiting task a new deadline (ns of virtual time); `false`, and nothing changes, if it is not in the queue
-    /// or `id >= N`.
+    /// Gives a waiting task a new deadline (ns of virtual time); `false`, and nothing changes, if
+    /// it is not in the queue or `id >= N`.
     ///
-    /// This is an arrival: the task goes behind all others of that deadline, even if it had the same one before.
+    /// This is an arrival: the task goes behind all others of that deadline, even if it had the
+    /// same one before.
     ///
     /// # Cost
     ///
-    /// To an earlier deadline a line for each level that the task rises; to a later one as [`Self::remove`]. No
-    /// allocation.
+    /// To an earlier deadline a line for each level that the task rises; to a later one as
+    /// [`Self::remove`]. No allocation.
     #[inline]
     pub fn update(&mut self, id: u32, deadline: u64) -> bool {
         let Some(at) = self.find(id) else {
@@ -262,7 +283,8 @@ impl<const N: usize> DeadlineQueue<N> {
         self.find(id).is_some()
     }
 
-    /// The waiting task's deadline in ns of virtual time; `None` if it is not in the queue or `id >= N`.
+    /// The waiting task's deadline in ns of virtual time; `None` if it is not in the queue or `id
+    /// >= N`.
     #[inline]
     #[must_use]
     pub fn deadline_of(&self, id: u32) -> Option<u64> {
@@ -307,10 +329,11 @@ impl<const N: usize> DeadlineQueue<N> {
     }
 }
 
-/// The heap. A hole is an index below `len` whose node has been lifted out and is put down elsewhere.
+/// The heap. A hole is an index below `len` whose node has been lifted out and is put down
+/// elsewhere.
 ///
-/// Each index in here is below `len` and each id below `N`, so the `None` of a `get` never comes; it is there instead of
-/// a panic.
+/// Each index in here is below `len` and each id below `N`, so the `None` of a `get` never comes;
+/// it is there instead of a panic.
 impl<const N: usize> DeadlineQueue<N> {
     /// As many as the highest id needs.
     const ID_BITS: u32 = usize::BITS - N.saturating_sub(1).leading_zeros();
@@ -376,7 +399,8 @@ impl<const N: usize> DeadlineQueue<N> {
         self.rise(hole, node);
     }
 
-    /// Lets the hole sink to a leaf, the earliest child moving up at each level, and says where it ended.
+    /// Lets the hole sink to a leaf, the earliest child moving up at each level, and says where it
+    /// ended.
     #[inline]
     fn sink(&mut self, mut hole: usize) -> usize {
         while let Some((child, node)) = self.earliest_child(hole) {
@@ -490,8 +514,8 @@ mod tests {
         Clear,
     }
 
-    /// Operations on ids up to a few past `ids`, with deadlines that all lie within 2^63 of each other but anywhere on
-    /// the circle, its seams included, and are often equal.
+    /// Operations on ids up to a few past `ids`, with deadlines that all lie within 2^63 of each
+    /// other but anywhere on the circle, its seams included, and are often equal.
     fn ops(ids: u32) -> impl Strategy<Value = Vec<Op>> {
         let base = prop_oneof![
             Just(u64::MAX - 3),

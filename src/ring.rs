@@ -1,16 +1,18 @@
 //! Kernel to user: the consumer of the BPF ring buffer that carries waiting tasks.
 //!
 //! # Problem
-//! Each task that waits for a CPU is announced by one record of `BPF_MAP_TYPE_RINGBUF`. The scheduler thread must see it
-//! within a cache-line transfer of its being published and must not pay for anything but the record itself.
+//! Each task that waits for a CPU is announced by one record of `BPF_MAP_TYPE_RINGBUF`. The
+//! scheduler thread must see it within a cache-line transfer of its being published and must not
+//! pay for anything but the record itself.
 //!
-//! Two ways that fail: `ring_buffer__consume()` calls back through C for each record and copies on the way; epoll adds a
-//! system call, and a wake-up by inter-processor interrupt in the producer.
+//! Two ways that fail: `ring_buffer__consume()` calls back through C for each record and copies on
+//! the way; epoll adds a system call, and a wake-up by inter-processor interrupt in the producer.
 //!
 //! # Mechanism
-//! The ring is three pieces of memory: the consumer position (a page we may write), the producer position (a page we may
-//! read), and the data, mapped twice in a row so that a record is contiguous wherever it begins. Positions are byte counts
-//! that only grow. A record is a header of 8 bytes and its payload, padded to 8:
+//! The ring is three pieces of memory: the consumer position (a page we may write), the producer
+//! position (a page we may read), and the data, mapped twice in a row so that a record is
+//! contiguous wherever it begins. Positions are byte counts that only grow. A record is a header of
+//! 8 bytes and its payload, padded to 8:
 //!
 //! | header, first word        | meaning                                                            |
 //! |---------------------------|--------------------------------------------------------------------|
@@ -18,29 +20,34 @@
 //! | `DISCARD \| length`        | given up by its producer: skip                                      |
 //! | `length`                  | published                                                          |
 //!
-//! Between publication and the moment our position passes it, the kernel does not touch a record: it is read in place.
+//! Between publication and the moment our position passes it, the kernel does not touch a record:
+//! it is read in place.
 //!
 //! # Orderings
-//! We own the consumer position; its store is a release, for `__bpf_ringbuf_reserve()` reads it by acquire before it
-//! overwrites what we have read. The producer position and the header are foreign. Loading the position by acquire pairs
-//! with the `smp_store_release()` in `__bpf_ringbuf_reserve()`: the header behind it is seen with its busy bit set. Loading
-//! the header by acquire pairs with the `xchg()` in `bpf_ringbuf_commit()`: once the bit is clear, the payload is there.
-//! (Kernel file: `kernel/bpf/ringbuf.c`.)
+//! We own the consumer position; its store is a release, for `__bpf_ringbuf_reserve()` reads it by
+//! acquire before it overwrites what we have read. The producer position and the header are
+//! foreign. Loading the position by acquire pairs with the `smp_store_release()` in
+//! `__bpf_ringbuf_reserve()`: the header behind it is seen with its busy bit set. Loading
+//! the header by acquire pairs with the `xchg()` in `bpf_ringbuf_commit()`: once the bit is clear,
+//! the payload is there. (Kernel file: `kernel/bpf/ringbuf.c`.)
 //!
-//! `make loom` runs this against a model of reserve and commit, and shows that none of the three can be weaker
-//! (`src/models.rs`: two CPUs with four records between them and up to two preemptions; one CPU that goes round a ring of
-//! two records, and up to three).
+//! `make loom` runs this against a model of reserve and commit, and shows that none of the three
+//! can be weaker (`src/models.rs`: two CPUs with four records between them and up to two
+//! preemptions; one CPU that goes round a ring of two records, and up to three).
 //!
 //! # Cost
-//! Three cache lines come over from the producer: its position, once for all records that are taken in one call, and for each of them
-//! the two that it fills with its header. We write one line, the consumer position, and only for each eighth of the ring. What a record costs: `cargo bench --bench ring`, and the way between two CPUs
-//! `cargo bench --bench hop`.
+//! Three cache lines come over from the producer: its position, once for all records that are taken
+//! in one call, and for each of them the two that it fills with its header. We write one line, the
+//! consumer position, and only for each eighth of the ring. What a record costs: `cargo bench
+//! --bench ring`, and the way between two CPUs `cargo bench --bench hop`.
 //!
 //! # Trust
-//! None (Invariant 5). A record with impossible contents is refused and counted. Positions or lengths that cannot be make
-//! the ring unreadable: the rest is skipped, and counted as a resynchronisation. A consumer position that is not ours makes the
-//! ring full in the kernel's eyes, for as long as nobody puts it right: it shows in the counts. The tasks behind either are still on a DSQ
-//! of the kernel (Invariant 3), but nobody will decide about them: the caller should end the scheduler.
+//! None (Invariant 5). A record with impossible contents is refused and counted. Positions or
+//! lengths that cannot be make the ring unreadable: the rest is skipped, and counted as a
+//! resynchronisation. A consumer position that is not ours makes the ring full in the kernel's
+//! eyes, for as long as nobody puts it right: it shows in the counts. The tasks behind either are
+//! still on a DSQ of the kernel (Invariant 3), but nobody will decide about them: the caller should
+//! end the scheduler.
 #![deny(clippy::indexing_slicing)]
 
 use core::fmt;
@@ -70,7 +77,8 @@ pub struct RingMemory {
     pub size: u64,
 }
 
-/// What `data` consists of in the models, whose records have all the same length. There is no second mapping.
+/// What `data` consists of in the models, whose records have all the same length. There is no
+/// second mapping.
 #[cfg(loom)]
 #[derive(Debug)]
 pub(crate) struct ModelRecord {
@@ -98,7 +106,8 @@ pub struct RingCounts {
     pub last_refused: Option<BadRecord>,
     /// Times that the ring was unreadable and all in it was skipped.
     pub resyncs: u64,
-    /// Whether the consumer position, which is ours, is not where we left it; in a sum, of how many rings.
+    /// Whether the consumer position, which is ours, is not where we left it; in a sum, of how
+    /// many rings.
     pub moved: u64,
 }
 
@@ -147,7 +156,8 @@ pub struct Ring {
     counts: RingCounts,
 }
 
-// SAFETY: the pointers are to shared memory that any thread may access, and `&mut self` keeps consumers one at a time.
+// SAFETY: the pointers are to shared memory that any thread may access, and `&mut self` keeps
+// consumers one at a time.
 unsafe impl Send for Ring {}
 
 /// What is at the read position.
@@ -165,11 +175,13 @@ impl Ring {
     /// `nr_cpus` is the bound of CPU numbers in records.
     ///
     /// # Safety
-    /// Until the ring is dropped, `memory` must describe live mappings of one BPF ring buffer (or of memory that is
-    /// written by its protocol), readable for `2 * size` bytes from `data`, whose consumer position nobody else writes.
+    /// Until the ring is dropped, `memory` must describe live mappings of one BPF ring buffer (or
+    /// of memory that is written by its protocol), readable for `2 * size` bytes from `data`,
+    /// whose consumer position nobody else writes.
     pub unsafe fn new(memory: RingMemory, nr_cpus: u32) -> Self {
         // SAFETY: live and aligned by the caller's word.
-        // ORDERING: relaxed: nobody else writes it, and what __bpf_ringbuf_reserve() reads of it says nothing yet.
+        // ORDERING: relaxed: nobody else writes it, and what __bpf_ringbuf_reserve() reads of it
+        // says nothing yet.
         let position = unsafe { memory.consumer.as_ref() }.load(Ordering::Relaxed);
         Self {
             memory,
@@ -187,7 +199,8 @@ impl Ring {
     pub fn counts(&self) -> RingCounts {
         // SAFETY: live and aligned by the contract of `new`.
         let consumer = unsafe { self.memory.consumer.as_ref() };
-        // ORDERING: relaxed: we alone write it, and whoever else does keeps no order. __bpf_ringbuf_reserve() only reads it.
+        // ORDERING: relaxed: we alone write it, and whoever else does keeps no order.
+        // __bpf_ringbuf_reserve() only reads it.
         let is_moved = consumer.load(Ordering::Relaxed) != self.released;
         RingCounts {
             moved: u64::from(is_moved),
@@ -216,8 +229,9 @@ impl Ring {
     /// Hands each waiting record to `each`, in place, at most `limit` of them; returns how many.
     ///
     /// # Cost
-    /// One load of the producer position in all; per record one atomic load and the check; a store of the consumer position
-    /// for each eighth of the ring. No copy, no allocation, no system call.
+    /// One load of the producer position in all; per record one atomic load and the check; a store
+    /// of the consumer position for each eighth of the ring. No copy, no allocation, no system
+    /// call.
     #[inline]
     pub fn drain(&mut self, limit: usize, mut each: impl FnMut(&QueuedTask)) -> usize {
         let producer = self.producer();
@@ -249,8 +263,8 @@ impl Ring {
         taken
     }
 
-    /// Gives all that was read back to the producers. Nobody need call this but who asks the kernel about the ring, as by
-    /// `poll()`.
+    /// Gives all that was read back to the producers. Nobody need call this but who asks the kernel
+    /// about the ring, as by `poll()`.
     ///
     /// # Cost
     /// A store, in a line that every producer reads: it costs them a miss each.
@@ -258,7 +272,8 @@ impl Ring {
         self.released = self.position;
         // SAFETY: live and aligned by the contract of `new`.
         let consumer = unsafe { self.memory.consumer.as_ref() };
-        // ORDERING: release, with the acquire load in __bpf_ringbuf_reserve(): our reads come before its overwriting.
+        // ORDERING: release, with the acquire load in __bpf_ringbuf_reserve(): our reads come
+        // before its overwriting.
         consumer.store(self.position, order(Guard::RingConsumer, Ordering::Release));
     }
 
@@ -280,7 +295,8 @@ impl Ring {
         waiting < self.memory.size && is_aligned
     }
 
-    /// The item at the read position, of which `waiting` bytes are there, and by how many to go on behind it.
+    /// The item at the read position, of which `waiting` bytes are there, and by how many to go on
+    /// behind it.
     #[inline(always)]
     fn look(&self, waiting: u64) -> (Item<'_>, u64) {
         let header = self.header();
@@ -328,16 +344,18 @@ impl Ring {
         unsafe { at.as_ref() }.load(order(Guard::RingHeader, Ordering::Acquire))
     }
 
-    /// The payload behind the header; only once that was found published, with the length of a task.
+    /// The payload behind the header; only once that was found published, with the length of a
+    /// task.
     #[inline(always)]
     fn payload(&self) -> &Record {
         #[cfg(not(loom))]
-        // SAFETY: the offset is below `size`, so that header and payload end within the `2 * size` bytes mapped.
+        // SAFETY: the offset is below `size`, so that header and payload end within the `2 * size`
+        // bytes mapped.
         let at = unsafe { self.memory.data.add(self.offset() + HEADER as usize) }.cast::<Record>();
         #[cfg(loom)]
         let at = self.record().read();
-        // SAFETY: mapped and aligned to 8; the kernel does not write a published record until our position has passed it,
-        // for which `&mut self` is needed.
+        // SAFETY: mapped and aligned to 8; the kernel does not write a published record until our
+        // position has passed it, for which `&mut self` is needed.
         unsafe { at.as_ref() }
     }
 

@@ -1,13 +1,16 @@
-//! The memory between the two sides as one thing: the rings, the mailboxes, what the CPUs publish, and the kick list.
+//! The memory between the two sides as one thing: the rings, the mailboxes, what the CPUs publish,
+//! and the kick list.
 //!
 //! # Who needs a kick
-//! A decision in a mailbox is found when its CPU next looks for work. A CPU that is idle does not look until it is kicked,
-//! which costs a system call, so only such CPUs are, and all those of a turn together.
+//! A decision in a mailbox is found when its CPU next looks for work. A CPU that is idle does not
+//! look until it is kicked, which costs a system call, so only such CPUs are, and all those of a
+//! turn together.
 //!
-//! Each CPU publishes `idle_seq`, which is odd while it is idle and grows with every look for work that finds none. We
-//! remember the reading at which a CPU was promised a kick, and promise no second one at the same reading. That loses no
-//! wake-up (Dekker's argument): we publish the decision, pass a full barrier, and read `idle_seq`; the CPU adds to
-//! `idle_seq`, a full barrier, and looks into its mailboxes once more (`publish_idle()` in `bpf/metronome.bpf.c`). Either
+//! Each CPU publishes `idle_seq`, which is odd while it is idle and grows with every look for work
+//! that finds none. We remember the reading at which a CPU was promised a kick, and promise no
+//! second one at the same reading. That loses no wake-up (Dekker's argument): we publish the
+//! decision, pass a full barrier, and read `idle_seq`; the CPU adds to `idle_seq`, a full barrier,
+//! and looks into its mailboxes once more (`publish_idle()` in `bpf/metronome.bpf.c`). Either
 //! we see the new value and kick, or the CPU sees the decision.
 //!
 //! | `idle_seq`            | `promised`     | the CPU                                       | a decision for it, at [`Shared::flush`]      |
@@ -23,29 +26,35 @@
 //! | odd        | it has got work                            | even | nothing                                                   |
 //! | even       | it goes from one task to the next          | even | not even a store                                          |
 //!
-//! `make loom` runs this against a model of `publish_idle()`, and shows that neither barrier can be weaker (`src/models.rs`:
-//! two decisions in two turns for one CPU that goes idle, and up to five preemptions).
+//! `make loom` runs this against a model of `publish_idle()`, and shows that neither barrier can be
+//! weaker (`src/models.rs`: two decisions in two turns for one CPU that goes idle, and up to five
+//! preemptions).
 //!
-//! A bit per CPU says the same in less space, so that the search for an idle CPU costs 16 words and not 1,024 cache lines. It
-//! is set before `idle_seq` is made odd, so the argument holds for it as well. The bit of a CPU that was promised a kick
-//! stays until that CPU has woken up: so we strike it out of a set of our own ([`idle`](crate::idle)), and look at each
-//! such CPU once in a turn. [`Shared::flush`] begins, ahead of its barrier, with all CPUs in that set.
+//! A bit per CPU says the same in less space, so that the search for an idle CPU costs 16 words and
+//! not 1,024 cache lines. It is set before `idle_seq` is made odd, so the argument holds for it as
+//! well. The bit of a CPU that was promised a kick stays until that CPU has woken up: so we strike
+//! it out of a set of our own ([`idle`](crate::idle)), and look at each such CPU once in a turn.
+//! [`Shared::flush`] begins, ahead of its barrier, with all CPUs in that set.
 //!
 //! The promise is the claim, too: nobody else makes one, so a plain store is enough.
 //!
 //! # What is looked after
-//! Positions in the mailboxes that neither side wrote would stop them for ever: a look at one of them in every 64th turn finds them
-//! ([`mailbox`](crate::mailbox)). That of our own CPU gets no decisions, so nobody cares.
+//! Positions in the mailboxes that neither side wrote would stop them for ever: a look at one of
+//! them in every 64th turn finds them ([`mailbox`](crate::mailbox)). That of our own CPU gets no
+//! decisions, so nobody cares.
 //!
 //! # Why several rings
-//! A ring has one spinlock, which all CPUs that enqueue take in turn: with two that do nothing else, a record costs each of them 224
-//! ns instead of 52 (`benches/contention.rs`). How many CPUs one ring bears is worked out at `nr_rings()` in `src/host/builder.rs`: 16.
+//! A ring has one spinlock, which all CPUs that enqueue take in turn: with two that do nothing
+//! else, a record costs each of them 224 ns instead of 52 (`benches/contention.rs`). How many CPUs
+//! one ring bears is worked out at `nr_rings()` in `src/host/builder.rs`: 16.
 //!
-//! Each task belongs to one ring by its id, so that its records stay in order; between tasks there is no order to keep. A ring for
-//! each last-level cache would keep the lock's line within it, but a task that moves to another cache would leave an older record
-//! in a ring that is read later: the older enqueue would replace the newer one in the queue, its decision would be dropped as
-//! stale, and the task would wait until the kernel side loses patience. Nor do caches have 16 CPUs each: some have 2, some
-//! 64, and the busiest would have one ring for itself. Dense ids spread evenly.
+//! Each task belongs to one ring by its id, so that its records stay in order; between tasks there
+//! is no order to keep. A ring for each last-level cache would keep the lock's line within it, but
+//! a task that moves to another cache would leave an older record in a ring that is read later: the
+//! older enqueue would replace the newer one in the queue, its decision would be dropped as
+//! stale, and the task would wait until the kernel side loses patience. Nor do caches have 16 CPUs
+//! each: some have 2, some 64, and the busiest would have one ring for itself. Dense ids spread
+//! evenly.
 #![deny(clippy::indexing_slicing)]
 
 use core::fmt;
@@ -157,15 +166,18 @@ pub struct Shared {
     marks: Vec<u64, MAX_RINGS>,
 }
 
-// SAFETY: the pointers are to shared memory that any thread may access, and `&mut self` keeps users one at a time.
+// SAFETY: the pointers are to shared memory that any thread may access, and `&mut self` keeps users
+// one at a time.
 unsafe impl Send for Shared {}
 
 impl Shared {
-    /// Takes over the mapped memory of one loaded object, and its rings, of which those beyond [`MAX_RINGS`] are ignored.
+    /// Takes over the mapped memory of one loaded object, and its rings, of which those beyond
+    /// [`MAX_RINGS`] are ignored.
     ///
     /// # Safety
-    /// Until this is dropped, `memory` must describe live, writable mappings of the arrays of one loaded object, never
-    /// used before: `nr_cpus` mailboxes and states, `nr_cpus` from 1 to [`MAX_CPUS`].
+    /// Until this is dropped, `memory` must describe live, writable mappings of the arrays of one
+    /// loaded object, never used before: `nr_cpus` mailboxes and states, `nr_cpus` from 1 to
+    /// [`MAX_CPUS`].
     pub unsafe fn new(memory: SharedMemory, rings: impl IntoIterator<Item = Ring>) -> Self {
         // SAFETY: the layout is that of `struct shared_mailbox`, by the caller's word.
         let shared_mailbox = unsafe { Mailbox::new(memory.shared_mailbox, SHARED_MAILBOX_SLOTS) };
@@ -212,8 +224,8 @@ impl Shared {
         }
     }
 
-    /// Has the hops of some tasks measured by this clock, which must be that of the kernel side; see
-    /// [`latency`](crate::latency).
+    /// Has the hops of some tasks measured by this clock, which must be that of the kernel side;
+    /// see [`latency`](crate::latency).
     pub fn set_clock(&mut self, clock: Clock) {
         self.sampler.set_clock(clock);
     }
@@ -255,11 +267,12 @@ impl Shared {
         self.memory.agent_cpu
     }
 
-    /// Hands records to `each`, at most `limit` of them; see [`Ring::drain`]. The rings take turns in being first.
+    /// Hands records to `each`, at most `limit` of them; see [`Ring::drain`]. The rings take turns
+    /// in being first.
     ///
     /// # Cost
-    /// Of each ring a load of its producer position; per record as [`Ring::drain`], and whether it is
-    /// [sampled](is_sampled). No copy, no allocation, no system call.
+    /// Of each ring a load of its producer position; per record as [`Ring::drain`], and whether it
+    /// is [sampled](is_sampled). No copy, no allocation, no system call.
     pub fn drain(&mut self, limit: usize, mut each: impl FnMut(&QueuedTask)) -> usize {
         self.drain_with_orders(limit, |task, _| each(task))
     }
@@ -313,8 +326,9 @@ impl Shared {
         dequeued
     }
 
-    /// Puts a decision into the mailbox where it belongs: of the CPU it names, or of all. A pinned task goes to its own
-    /// CPU in any case. If that mailbox is full, the shared one takes the decision, and the kernel side sees to affinity.
+    /// Puts a decision into the mailbox where it belongs: of the CPU it names, or of all. A pinned
+    /// task goes to its own CPU in any case. If that mailbox is full, the shared one takes the
+    /// decision, and the kernel side sees to affinity.
     ///
     /// CPUs that must be kicked for it are by [`flush`](Self::flush).
     ///
@@ -358,34 +372,39 @@ impl Shared {
             return false;
         }
         if decision.flags & DECISION_PREEMPT != 0 {
-            // Without room for the kick the task waits for the CPU's next look, as without the flag.
+            // Without room for the kick the task waits for the CPU's next look, as without the
+            // flag.
             let _ = self.kicks.push(cpu as u32 | KICK_PREEMPT);
             return true;
         }
         if self.promise(cpu as u32) || self.mailed.push(cpu as u16).is_ok() {
             return true;
         }
-        // More mail in a turn than there are CPUs, so some are listed twice: a kick too many does no harm, and one too few neither, for
-        // the CPU is in one of the lists.
+        // More mail in a turn than there are CPUs, so some are listed twice: a kick too many does
+        // no harm, and one too few neither, for the CPU is in one of the lists.
         let _ = self.kicks.push(cpu as u32);
         true
     }
 
-    /// No task has a standing order, nor is any born with one; what tasks were born with is void, those of kernel threads aside.
+    /// No task has a standing order, nor is any born with one; what tasks were born with is void,
+    /// those of kernel threads aside.
     pub fn clear_orders(&mut self) {
         self.orders.clear();
         self.set_newborn(None);
-        // ORDERING: relaxed: a task that wakes meanwhile still goes by its old order. The partner is birth_order() in bpf/orders.h.
+        // ORDERING: relaxed: a task that wakes meanwhile still goes by its old order. The partner
+        // is birth_order() in bpf/orders.h.
         let policies = &self.control().policies;
         policies.store(policies.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     }
 
-    /// Which kinds of records the kernel side shall send besides questions, as a set of [`Kind::bit`](crate::task::Kind::bit),
-    /// and how often at most for one task with a standing order, in µs.
+    /// Which kinds of records the kernel side shall send besides questions, as a set of
+    /// [`Kind::bit`](crate::task::Kind::bit), and how often at most for one task with a
+    /// standing order, in µs.
     pub fn listen(&mut self, kinds: u32, tell_us: u32) {
         let control = self.control();
-        // ORDERING: relaxed, with the loads in tell() (bpf/records.h) and tell_of_wakeup() (bpf/orders.h): records of the kinds
-        // before may still come, and the loop does not look at those that nobody asked for.
+        // ORDERING: relaxed, with the loads in tell() (bpf/records.h) and tell_of_wakeup()
+        // (bpf/orders.h): records of the kinds before may still come, and the loop does not
+        // look at those that nobody asked for.
         control.tell_us.store(tell_us, Ordering::Relaxed);
         control.events.store(kinds, Ordering::Relaxed);
     }
@@ -393,7 +412,8 @@ impl Shared {
     /// The order that tasks are born with whose parent has none that is inherited.
     pub fn set_newborn(&mut self, order: Option<Order>) {
         let word = order.map_or(0, |order| order.encode(0));
-        // ORDERING: relaxed: the word is all there is. The partner is birth_order() in bpf/orders.h.
+        // ORDERING: relaxed: the word is all there is. The partner is birth_order() in
+        // bpf/orders.h.
         self.control().newborn.store(word, Ordering::Relaxed);
     }
 
@@ -405,12 +425,12 @@ impl Shared {
         self.shared_mailbox.len()
     }
 
-    /// An idle CPU with no mail that has not been promised a kick since it became idle: `prefer` if it is one, else the one
-    /// that [`CpuMap::pick`] finds. `prefer` below 0 is none.
+    /// An idle CPU with no mail that has not been promised a kick since it became idle: `prefer` if
+    /// it is one, else the one that [`CpuMap::pick`] finds. `prefer` below 0 is none.
     ///
     /// # Cost
-    /// A load for every 64 CPUs, and nothing else if none is idle. Else two more and a search; again for each CPU that is
-    /// idle but promised, once in a turn.
+    /// A load for every 64 CPUs, and nothing else if none is idle. Else two more and a search;
+    /// again for each CPU that is idle but promised, once in a turn.
     pub fn idle_cpu(&mut self, prefer: i32) -> Option<u32> {
         let mut idle = self.idle_set()?;
         loop {
@@ -425,8 +445,9 @@ impl Shared {
         }
     }
 
-    /// The same, and promises it a kick: no other call finds it in this turn. It is kicked by the next
-    /// [`flush`](Self::flush), with mail or without; if it finds nothing to do it is free again.
+    /// The same, and promises it a kick: no other call finds it in this turn. It is kicked by the
+    /// next [`flush`](Self::flush), with mail or without; if it finds nothing to do it is free
+    /// again.
     ///
     /// # Cost
     /// As [`idle_cpu`](Self::idle_cpu), and two stores.
@@ -459,14 +480,15 @@ impl Shared {
         Some(Running::read(&self.state(cpu)?.running))
     }
 
-    /// How many tasks wait for this CPU alone: decisions that it has not taken yet, and what of those it has taken waited when it
-    /// got its last task.
+    /// How many tasks wait for this CPU alone: decisions that it has not taken yet, and what of
+    /// those it has taken waited when it got its last task.
     ///
     /// # Cost
     /// Two loads, of two lines that this CPU writes.
     pub fn backlog_of(&self, cpu: u32) -> u64 {
         let entry = self.cpus.get(cpu as usize);
-        // ORDERING: relaxed, with the plain store of publish_running() in bpf/metronome.bpf.c: a guess.
+        // ORDERING: relaxed, with the plain store of publish_running() in bpf/metronome.bpf.c: a
+        // guess.
         let taken = self
             .state(cpu)
             .map_or(0, |state| state.running.waiting.load(Ordering::Relaxed));
@@ -475,7 +497,8 @@ impl Shared {
 
     /// The clock of `scx_bpf_now()`, to some 10 µs; `None` if no clock was set.
     pub fn now(&self) -> Option<u64> {
-        // ORDERING: relaxed: the word is all there is. The partner is publish_clock() in bpf/metronome.bpf.c.
+        // ORDERING: relaxed: the word is all there is. The partner is publish_clock() in
+        // bpf/metronome.bpf.c.
         let ahead = self.machine().clock_ahead.load(Ordering::Relaxed);
         Some(self.sampler.now()?.wrapping_sub(ahead))
     }
@@ -494,8 +517,8 @@ impl Shared {
         (0..self.memory.nr_cpus.div_ceil(64)).any(|at| self.idle_word(at) != 0)
     }
 
-    /// Ends a turn: beats the heart, and writes the list of CPUs to kick. Returns how many there are; if any, the caller
-    /// runs the program `kick_cpus`.
+    /// Ends a turn: beats the heart, and writes the list of CPUs to kick. Returns how many there
+    /// are; if any, the caller runs the program `kick_cpus`.
     ///
     /// # Cost
     /// One fence if anything was dispatched; in every 64th turn, three loads from a mailbox.
@@ -524,7 +547,8 @@ impl Shared {
     /// Sleeps by `sleep` until a task waits, if none does; see [`wait`]. Returns whether it slept.
     ///
     /// # Cost
-    /// Of each ring a store and a load; two stores and a full fence. `sleep` is a system call, and what it does costs the rest.
+    /// Of each ring a store and a load; two stores and a full fence. `sleep` is a system call, and
+    /// what it does costs the rest.
     pub fn park(&mut self, sleep: impl FnOnce()) -> bool {
         self.release();
         wait::park(&self.control().parked, || self.rings_are_empty(), sleep)
@@ -539,13 +563,14 @@ impl Shared {
     }
 
     fn takeover(&self) -> u64 {
-        // ORDERING: relaxed, with the compare-and-swap of begin_takeover() in bpf/takeover.h: it says what to write into
-        // `caught_up`, and nothing else depends on it. One that begins meanwhile has another number.
+        // ORDERING: relaxed, with the compare-and-swap of begin_takeover() in bpf/takeover.h: it
+        // says what to write into `caught_up`, and nothing else depends on it. One that
+        // begins meanwhile has another number.
         self.machine().takeover.load(Ordering::Relaxed)
     }
 
-    /// Who has read what was in the rings when it first saw that the kernel side is alone is asked again. All empty at once they
-    /// may never be: events go on.
+    /// Who has read what was in the rings when it first saw that the kernel side is alone is asked
+    /// again. All empty at once they may never be: events go on.
     fn catch_up(&mut self) {
         let takeover = self.takeover();
         if takeover & 1 == 0 {
@@ -557,8 +582,9 @@ impl Shared {
         }
         let mut rings = self.rings.iter().zip(&self.marks);
         if rings.all(|(ring, mark)| ring.has_passed(*mark)) {
-            // ORDERING: relaxed, with the load of end_takeover() in bpf/takeover.h. Who is asked before that takeover began and
-            // whose record is published only after we have looked is seen in a later turn, as any other.
+            // ORDERING: relaxed, with the load of end_takeover() in bpf/takeover.h. Who is asked
+            // before that takeover began and whose record is published only after we
+            // have looked is seen in a later turn, as any other.
             self.control().caught_up.store(takeover, Ordering::Relaxed);
         }
     }
@@ -579,14 +605,16 @@ impl Shared {
         self.checked = (self.checked + 1) % (self.cpus.len() + 1);
     }
 
-    /// The mailbox that was found to hold what neither side wrote, if there is one. Some decisions never leave it.
+    /// The mailbox that was found to hold what neither side wrote, if there is one. Some decisions
+    /// never leave it.
     pub fn bad_mailbox(&self) -> Option<MailboxOf> {
         self.bad_mailbox
     }
 
     fn beat(&mut self) {
         self.heartbeat += 1;
-        // ORDERING: relaxed, with the load of user_space_is_late() in bpf/takeover.h, which only asks whether it changes.
+        // ORDERING: relaxed, with the load of user_space_is_late() in bpf/takeover.h, which only
+        // asks whether it changes.
         self.control()
             .heartbeat
             .store(self.heartbeat, Ordering::Relaxed);
@@ -595,7 +623,8 @@ impl Shared {
     fn write_kicks(&mut self) -> u32 {
         let nr = self.kicks.len() as u32;
         let control = self.control();
-        // ORDERING: relaxed: the reader is kick_cpus() in bpf/metronome.bpf.c, which this thread itself runs by a system call.
+        // ORDERING: relaxed: the reader is kick_cpus() in bpf/metronome.bpf.c, which this thread
+        // itself runs by a system call.
         for (slot, kick) in control.kicks.iter().zip(&self.kicks) {
             slot.store(*kick, Ordering::Relaxed);
         }
@@ -607,7 +636,8 @@ impl Shared {
     /// Promises `cpu` a kick if it is idle and has not been promised one since.
     ///
     /// # Cost
-    /// A load of a line that the CPU writes; two stores into memory of our own if it is promised one.
+    /// A load of a line that the CPU writes; two stores into memory of our own if it is promised
+    /// one.
     pub(crate) fn promise(&mut self, cpu: u32) -> bool {
         let seq = self.idle_seq(cpu);
         let Some(entry) = self.cpus.get_mut(cpu as usize) else {
@@ -623,7 +653,8 @@ impl Shared {
 
     /// 0, which is even, for a CPU that does not exist.
     fn idle_seq(&self, cpu: u32) -> u64 {
-        // ORDERING: relaxed: flush() has the fence that pairs with the addition in publish_idle(), and before it the value is a hint.
+        // ORDERING: relaxed: flush() has the fence that pairs with the addition in publish_idle(),
+        // and before it the value is a hint.
         self.state(cpu)
             .map_or(0, |state| state.idle_seq.load(Ordering::Relaxed))
     }
@@ -940,7 +971,8 @@ mod tests {
         }
     }
 
-    /// Published, it must not come back as refused, though the lists of CPUs to kick have no more room: the caller would send it twice.
+    /// Published, it must not come back as refused, though the lists of CPUs to kick have no more
+    /// room: the caller would send it twice.
     #[test]
     fn a_decision_is_published_once_though_no_kick_can_be_noted() {
         let (_, mut shared) = KernelSide::new();

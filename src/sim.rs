@@ -1,26 +1,31 @@
-//! A simulated kernel over the same memory: what the scheduler thread does can be tested, measured and fuzzed without one.
+//! A simulated kernel over the same memory: what the scheduler thread does can be tested, measured
+//! and fuzzed without one.
 //!
 //! # Why not only the real one
-//! A real kernel shows that the whole works, but not twice the same, not in a microsecond, and not with a corrupt record at
-//! a chosen byte. A mock of the interface would be all that, but would not contain the memory, where the bugs are.
+//! A real kernel shows that the whole works, but not twice the same, not in a microsecond, and not
+//! with a corrupt record at a chosen byte. A mock of the interface would be all that, but would not
+//! contain the memory, where the bugs are.
 //!
 //! # Mechanism
-//! [`Sim`] holds both sides. The kernel's side does with rings, mailboxes and CPU states what `bpf/metronome.bpf.c` does, in
-//! the same layout, one function for each of the BPF side's. Ours is the real code: [`Shared`], [`Turn`] and a policy.
-//! Nothing happens by itself: each [`Event`] is one thing that happens, in virtual time, so the same events give the same
-//! result.
+//! [`Sim`] holds both sides. The kernel's side does with rings, mailboxes and CPU states what
+//! `bpf/metronome.bpf.c` does, in the same layout, one function for each of the BPF side's. Ours is
+//! the real code: [`Shared`], [`Turn`] and a policy. Nothing happens by itself: each [`Event`] is
+//! one thing that happens, in virtual time, so the same events give the same result.
 //!
 //! # What it checks
-//! [`Sim::check`]: every runnable task is in exactly one place, no enqueue is decided twice, none runs on a CPU that it may not
-//! use, and the books balance. [`Sim::settle`]: let alone, every runnable task gets a CPU, and without
-//! [faults](Event::is_fault) no idle machine has a task that waits. Whether a policy names only CPUs that the task may use is
-//! for the caller to judge, by the count of those that bounced; so is whether any task should have been taken over.
+//! [`Sim::check`]: every runnable task is in exactly one place, no enqueue is decided twice, none
+//! runs on a CPU that it may not use, and the books balance. [`Sim::settle`]: let alone, every
+//! runnable task gets a CPU, and without [faults](Event::is_fault) no idle machine has a task that
+//! waits. Whether a policy names only CPUs that the task may use is for the caller to judge, by the
+//! count of those that bounced; so is whether any task should have been taken over.
 //!
 //! # Limits
-//! One thread: orderings are the matter of the loom models. Latency is not modelled, nor are standing orders, events for the policy,
-//! hotplug and other classes. Slices and ticks end when the caller says so: see [`Sim::slice_ends_at`]. So does the scheduler
-//! thread's budget ([`Event::Late`], [`Event::Back`]): no clock runs for it, nor for the patience with one decision. While the
-//! kernel side is alone, the CPU of the scheduler thread takes no task, and a task on a CPU's own DSQ stays there.
+//! One thread: orderings are the matter of the loom models. Latency is not modelled, nor are
+//! standing orders, events for the policy, hotplug and other classes. Slices and ticks end when the
+//! caller says so: see [`Sim::slice_ends_at`]. So does the scheduler thread's budget
+//! ([`Event::Late`], [`Event::Back`]): no clock runs for it, nor for the patience with one
+//! decision. While the kernel side is alone, the CPU of the scheduler thread takes no task, and a
+//! task on a CPU's own DSQ stays there.
 
 use std::boxed::Box;
 use std::collections::BTreeSet;
@@ -239,7 +244,8 @@ impl<P> core::fmt::Debug for Sim<P> {
 
 /// The scheduler thread's side, and the whole.
 impl<P: Policy> Sim<P> {
-    /// A machine on which all tasks sleep and all CPUs are idle. Numbers out of range are brought into it.
+    /// A machine on which all tasks sleep and all CPUs are idle. Numbers out of range are brought
+    /// into it.
     pub fn new(config: Config, policy: P) -> Self {
         let kernel = Kernel::new(Config {
             nr_cpus: config.nr_cpus.clamp(2, MAX_CPUS as u32),
@@ -279,8 +285,9 @@ impl<P: Policy> Sim<P> {
         }
     }
 
-    /// One turn of the scheduler thread, as [`BpfScheduler::run`](crate::BpfScheduler::run) takes it. Nothing else: CPUs that
-    /// are kicked look for work in [`answer_kicks`](Self::answer_kicks).
+    /// One turn of the scheduler thread, as [`BpfScheduler::run`](crate::BpfScheduler::run) takes
+    /// it. Nothing else: CPUs that are kicked look for work in
+    /// [`answer_kicks`](Self::answer_kicks).
     pub fn turn(&mut self) -> Turned {
         let turned = self.turn.turn(&mut self.shared, &mut self.policy);
         self.taken += turned.taken as u64;
@@ -366,12 +373,13 @@ impl<P: Policy> Sim<P> {
     /// Lets the machine go on without anything new until every task that is runnable has had a CPU.
     ///
     /// # Errors
-    /// The violated invariant: a task that never gets one, or one that the kernel side had to take over although nothing was
-    /// wrong.
+    /// The violated invariant: a task that never gets one, or one that the kernel side had to take
+    /// over although nothing was wrong.
     pub fn settle(&mut self) -> Result<(), String> {
         self.kernel.apply(Event::Release);
         let mut vain_turns = 0;
-        // Each round every CPU gets rid of a task; the rest is slack for tasks that only some CPUs may run.
+        // Each round every CPU gets rid of a task; the rest is slack for tasks that only some CPUs
+        // may run.
         for _ in 0..16 + 4 * self.kernel.tasks.len() {
             let sent = self.sent;
             self.apply(Event::Turn);
@@ -652,7 +660,8 @@ impl Kernel {
         }
     }
 
-    /// Nobody will decide about what lies in a ring that is corrupt: a CPU runs what has waited longest.
+    /// Nobody will decide about what lies in a ring that is corrupt: a CPU runs what has waited
+    /// longest.
     fn take_over(&mut self) {
         for cpu in 0..self.agent_cpu() {
             let first = self
@@ -1074,8 +1083,9 @@ impl Kernel {
         [offset, offset + size].map(|offset| {
             // SAFETY: below twice the size, for which there is memory.
             let word = unsafe { self.rings[ring].data.start().add(offset as usize) };
-            // SAFETY: aligned, as positions are multiples of 8, and only ever written through such references. Nobody holds one
-            // to a record at this time: there is one thread, and the other side lends them out only while it drains.
+            // SAFETY: aligned, as positions are multiples of 8, and only ever written through such
+            // references. Nobody holds one to a record at this time: there is one
+            // thread, and the other side lends them out only while it drains.
             unsafe { word.cast().as_ref() }
         })
     }

@@ -2,12 +2,14 @@
 
 use core::fmt;
 
-/// All counters at one moment. They are read one after the other, so sums hold exactly only after the end.
+/// All counters at one moment. They are read one after the other, so sums hold exactly only after
+/// the end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
     /// Kernel side: tasks handed to user space.
     pub queued: u64,
-    /// Kernel side: tasks that found the ring full and went on in deadline order without user space.
+    /// Kernel side: tasks that found the ring full and went on in deadline order without user
+    /// space.
     pub ring_full: u64,
     /// Kernel side: wake-ups sent to an idle CPU at once.
     pub direct: u64,
@@ -21,7 +23,8 @@ pub struct Snapshot {
     pub stale: u64,
     /// Kernel side: decisions for a task that is gone.
     pub gone: u64,
-    /// Kernel side: decisions that came after it had run the task, or lost it to another scheduling class.
+    /// Kernel side: decisions that came after it had run the task, or lost it to another
+    /// scheduling class.
     pub rescued: u64,
     /// Kernel side: of the dispatched, those on another CPU than asked for, as affinity demanded.
     pub bounced: u64,
@@ -57,10 +60,12 @@ pub struct Snapshot {
     pub waiting: u64,
     /// User space: system calls of the scheduler thread.
     pub syscalls: u64,
-    /// Allocations of threads that are sealed ([`memory::seal`](crate::memory::seal)), as the scheduler thread is while it runs a policy.
-    /// Who calls `dequeue_task()` in a loop of its own seals itself.
+    /// Allocations of threads that are sealed ([`memory::seal`](crate::memory::seal)), as the
+    /// scheduler thread is while it runs a policy. Who calls `dequeue_task()` in a loop of its
+    /// own seals itself.
     pub allocations: u64,
-    /// Page faults of the scheduler thread since the scheduler was attached, or since it began to run a policy.
+    /// Page faults of the scheduler thread since the scheduler was attached, or since it began to
+    /// run a policy.
     pub faults: u64,
 }
 
@@ -141,7 +146,8 @@ impl fmt::Display for Snapshot {
     }
 }
 
-/// The accounts of both sides after the end: every task that the kernel side handed over, and what became of it.
+/// The accounts of both sides after the end: every task that the kernel side handed over, and what
+/// became of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Books {
     /// All counters.
@@ -155,8 +161,9 @@ pub struct Books {
 }
 
 impl Books {
-    /// Whether every task is accounted for: what the kernel side handed over was taken or left in the ring; what was taken
-    /// was decided, superseded or left in the policy; what was decided was dealt with or left in a mailbox.
+    /// Whether every task is accounted for: what the kernel side handed over was taken or left in
+    /// the ring; what was taken was decided, superseded or left in the policy; what was decided
+    /// was dealt with or left in a mailbox.
     pub fn balance(&self) -> bool {
         let Self {
             counts,

@@ -1,7 +1,8 @@
 //! The atomics of the core, and names for the orderings that matter.
 //!
-//! Under `--cfg loom` they are those of the model checker, and a model can weaken one named ordering, to see that it is
-//! needed (`src/models.rs`). Otherwise they are the processor's, and a name costs nothing.
+//! Under `--cfg loom` they are those of the model checker, and a model can weaken one named
+//! ordering, to see that it is needed (`src/models.rs`). Otherwise they are the processor's, and a
+//! name costs nothing.
 
 #[cfg(not(loom))]
 pub(crate) use core::sync::atomic::{AtomicU32, AtomicU64, fence};
@@ -39,7 +40,8 @@ pub(crate) const fn order(_guard: Guard, strong: Ordering) -> Ordering {
     strong
 }
 
-/// A word that the protocol gives to one side at a time. It is atomic because the other side need not keep the protocol.
+/// A word that the protocol gives to one side at a time. It is atomic because the other side need
+/// not keep the protocol.
 #[cfg(not(loom))]
 pub(crate) type OwnedU32 = AtomicU32;
 /// As [`OwnedU32`].
@@ -60,7 +62,8 @@ mod modelled {
         static WEAKENED: Cell<Option<Guard>> = const { Cell::new(None) };
     }
 
-    /// While it lives, one guard has an ordering that is too weak, on this thread and in the models that run on it.
+    /// While it lives, one guard has an ordering that is too weak, on this thread and in the models
+    /// that run on it.
     pub(crate) struct Weakened(());
 
     impl Weakened {

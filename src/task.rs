@@ -1,28 +1,34 @@
-//! A task as the policy sees it: what the kernel says of one that waits, and what user space decides about it.
+//! A task as the policy sees it: what the kernel says of one that waits, and what user space
+//! decides about it.
 //!
 //! # Problem
-//! What lies in the ring was written by somebody else (Invariant 5), and it is indexed with, compared and computed with, some million
-//! times a second. To check each number where it is used is to forget it somewhere; to copy it into a type of one's own, field by
-//! field, is the copy that the ring is mapped to avoid.
+//! What lies in the ring was written by somebody else (Invariant 5), and it is indexed with,
+//! compared and computed with, some million times a second. To check each number where it is used
+//! is to forget it somewhere; to copy it into a type of one's own, field by field, is the copy that
+//! the ring is mapped to avoid.
 //!
 //! # Mechanism
-//! A [`QueuedTask`] is never built from parts: [`QueuedTask::from_record`] makes it of a [`Record`] of the ring, in place, having
-//! checked it. Until then its bytes are an allegation. What has a range is checked once: kind, id, CPU, weight, affinity. Times
-//! and counts are any numbers, and whoever computes with them wraps or saturates.
+//! A [`QueuedTask`] is never built from parts: [`QueuedTask::from_record`] makes it of a [`Record`]
+//! of the ring, in place, having checked it. Until then its bytes are an allegation. What has a
+//! range is checked once: kind, id, CPU, weight, affinity. Times and counts are any numbers, and
+//! whoever computes with them wraps or saturates.
 //!
 //! # Cost
-//! Six comparisons for each record. A task that is kept costs 120 bytes, so the loop keeps 20 of them.
+//! Six comparisons for each record. A task that is kept costs 120 bytes, so the loop keeps 20 of
+//! them.
 
 use crate::abi::{
     BIRTH_SHIFT, DECISION_ANY_CPU, DECISION_PREEMPT, FOUND_IDLE, IS_BATCH, MAX_TASKS, SHARE,
     WAKE_FLAGS_SHIFT,
 };
 
-/// For [`DispatchedTask::flags`]: the task runs on the first CPU that becomes available. One that may run on a single CPU runs there.
+/// For [`DispatchedTask::flags`]: the task runs on the first CPU that becomes available. One that
+/// may run on a single CPU runs there.
 pub const RL_CPU_ANY: u64 = DECISION_ANY_CPU;
 
-/// For [`DispatchedTask::flags`]: the task displaces what runs on its CPU. Together with [`RL_CPU_ANY`] it counts only for a
-/// task that may run on a single CPU: of the others there is no CPU whose task could give way.
+/// For [`DispatchedTask::flags`]: the task displaces what runs on its CPU. Together with
+/// [`RL_CPU_ANY`] it counts only for a task that may run on a single CPU: of the others there is no
+/// CPU whose task could give way.
 pub const RL_PREEMPT: u64 = DECISION_PREEMPT;
 
 /// What a record says.
@@ -31,8 +37,8 @@ pub const RL_PREEMPT: u64 = DECISION_PREEMPT;
 pub enum Kind {
     /// The task waits for a decision.
     Queued = 1,
-    /// It woke, and its standing order was carried out. Of one task this is told only so often; what the record says is
-    /// summed up.
+    /// It woke, and its standing order was carried out. Of one task this is told only so often;
+    /// what the record says is summed up.
     Ordered,
     /// It went to sleep.
     Blocked,
@@ -42,19 +48,22 @@ pub enum Kind {
     Weight,
     /// The CPUs that it may use changed.
     Affinity,
-    /// The last decision about it was carried out: on the CPU asked for, or on the first that became available if that was asked for or
-    /// 256 decisions lay ahead in the CPU's mailbox ([`Machine::backlog`](crate::policy::Machine::backlog) tells beforehand).
+    /// The last decision about it was carried out: on the CPU asked for, or on the first that
+    /// became available if that was asked for or 256 decisions lay ahead in the CPU's mailbox
+    /// ([`Machine::backlog`](crate::policy::Machine::backlog) tells beforehand).
     Dispatched,
     /// It was carried out on another CPU than asked for, as affinity demanded.
     Bounced,
     /// It was dropped: that enqueue is over.
     Stale,
-    /// It was dropped: the kernel side had run the task by itself, or lost it to another scheduling class.
+    /// It was dropped: the kernel side had run the task by itself, or lost it to another scheduling
+    /// class.
     Rescued,
     /// It woke, and an idle CPU took it at once. Told as rarely as [`Ordered`](Self::Ordered).
     Direct,
-    /// A decision was dropped: its task is gone. Only id, generation and [`birth`](QueuedTask::birth) say something, and they are
-    /// those of the decision: the id may be another task's, whose records are of another birth.
+    /// A decision was dropped: its task is gone. Only id, generation and
+    /// [`birth`](QueuedTask::birth) say something, and they are those of the decision: the id
+    /// may be another task's, whose records are of another birth.
     TooLate,
 }
 
@@ -103,10 +112,12 @@ pub struct QueuedTask {
     /// The CPU where it ran last.
     pub cpu: i32,
     pub(crate) kind: u16,
-    /// How many CPUs its affinity allows, at least 1; the number of possible CPUs if it allows all that take tasks.
+    /// How many CPUs its affinity allows, at least 1; the number of possible CPUs if it allows all
+    /// that take tasks.
     pub nr_cpus_allowed: u16,
-    /// `SCX_ENQ_*` of the kernel; bit 0 is set on a wake-up. Bits 48 to 55: [`wake_flags`](Self::wake_flags); 56:
-    /// [`found_idle`](Self::found_idle); 57: [`is_batch`](Self::is_batch).
+    /// `SCX_ENQ_*` of the kernel; bit 0 is set on a wake-up. Bits 48 to 55:
+    /// [`wake_flags`](Self::wake_flags); 56: [`found_idle`](Self::found_idle); 57:
+    /// [`is_batch`](Self::is_batch).
     pub flags: u64,
     /// 1 to 10,000; nice 0 is 100.
     pub weight: u32,
@@ -127,7 +138,8 @@ pub struct QueuedTask {
     pub slice: u32,
     /// The thread that woke it; 0 if an interrupt did, or if it was not woken.
     pub waker: i32,
-    /// The `vtime` of the last decision about it, plus the CPU time it had since, times 100 / weight.
+    /// The `vtime` of the last decision about it, plus the CPU time it had since, times 100 /
+    /// weight.
     pub vtime: u64,
     pub(crate) comm: [u8; 16],
 }
@@ -150,14 +162,16 @@ pub enum BadRecord {
 }
 
 impl QueuedTask {
-    /// Turns an allegation into a task, in place, or says why not. `nr_cpus` is the bound of CPU numbers.
+    /// Turns an allegation into a task, in place, or says why not. `nr_cpus` is the bound of CPU
+    /// numbers.
     ///
     /// # Cost
     /// Six comparisons. No copy.
     #[inline]
     pub fn from_record(record: &Record, nr_cpus: u32) -> Result<&Self, BadRecord> {
         let record: *const Record = record;
-        // SAFETY: of the same size and alignment, shared for as long, and any bytes are valid: there are integers only.
+        // SAFETY: of the same size and alignment, shared for as long, and any bytes are valid:
+        // there are integers only.
         let task = unsafe { &*record.cast::<Self>() };
         task.check(nr_cpus)?;
         Ok(task)
@@ -201,9 +215,10 @@ impl QueuedTask {
         self.generation >> BIRTH_SHIFT
     }
 
-    /// What its weight is worth beside those of other control groups, as of the last ms or so, in 1/1,024: what its weight would have to be,
-    /// times 1,024, if there were no groups. At least 1. Weights in a group are worth what the group's `cpu.weight` is, shared out among those
-    /// that are runnable there, and so on upwards.
+    /// What its weight is worth beside those of other control groups, as of the last ms or so, in
+    /// 1/1,024: what its weight would have to be, times 1,024, if there were no groups. At
+    /// least 1. Weights in a group are worth what the group's `cpu.weight` is, shared out among
+    /// those that are runnable there, and so on upwards.
     pub fn share(&self) -> u64 {
         match self.share {
             0 => u64::from(self.weight) * SHARE,
@@ -216,8 +231,8 @@ impl QueuedTask {
         self.flags >> WAKE_FLAGS_SHIFT & 0xff
     }
 
-    /// Whether an idle CPU took it as it woke: nobody waited for the CPU time that it got. Told with [`Kind::Direct`], always, and
-    /// with [`Kind::Ordered`].
+    /// Whether an idle CPU took it as it woke: nobody waited for the CPU time that it got. Told
+    /// with [`Kind::Direct`], always, and with [`Kind::Ordered`].
     pub fn found_idle(&self) -> bool {
         self.flags & FOUND_IDLE != 0
     }
@@ -242,8 +257,9 @@ impl QueuedTask {
         self.flags & 1 != 0
     }
 
-    /// A task for tests, models and the simulated kernel: id, generation and CPU as given, of weight 100, the rest zero, allowed on
-    /// `nr_cpus_allowed` CPUs. Nothing of it is checked, so no other build has this.
+    /// A task for tests, models and the simulated kernel: id, generation and CPU as given, of
+    /// weight 100, the rest zero, allowed on `nr_cpus_allowed` CPUs. Nothing of it is checked,
+    /// so no other build has this.
     #[cfg(any(test, feature = "sim"))]
     pub fn example(id: u32, generation: u32, cpu: i32, nr_cpus_allowed: u16) -> Self {
         Self {
@@ -282,9 +298,11 @@ pub struct DispatchedTask {
     pub flags: u64,
     /// How long it may run, in ns; 0 is the default slice.
     pub slice_ns: u64,
-    /// Its deadline: among the tasks decided for the same CPU (or for any), the smaller runs first, equal ones in the order
-    /// of dispatch. Compared by wrapping difference, as the kernel's `time_before64()` does. At the tick, a running task gives way
-    /// to an earlier one. 0 is no deadline: such tasks run in the order of dispatch, and keep their slices to the end.
+    /// Its deadline: among the tasks decided for the same CPU (or for any), the smaller runs
+    /// first, equal ones in the order of dispatch. Compared by wrapping difference, as the
+    /// kernel's `time_before64()` does. At the tick, a running task gives way to an earlier
+    /// one. 0 is no deadline: such tasks run in the order of dispatch, and keep their slices to
+    /// the end.
     pub vtime: u64,
     pub(crate) id: u32,
     pub(crate) generation: u32,
@@ -310,7 +328,8 @@ impl DispatchedTask {
     }
 }
 
-// `Record` and `QueuedTask` lie over one another; abi.rs and the C side assert where each field is, so that there is no hole.
+// `Record` and `QueuedTask` lie over one another; abi.rs and the C side assert where each field is,
+// so that there is no hole.
 const _: () = {
     assert!(size_of::<Record>() == size_of::<QueuedTask>());
     assert!(align_of::<Record>() == align_of::<QueuedTask>());

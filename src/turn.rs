@@ -1,25 +1,30 @@
-//! One turn of the scheduler thread: drain the ring, order, hand out. The one place with control flow.
+//! One turn of the scheduler thread: drain the ring, order, hand out. The one place with control
+//! flow.
 //!
 //! # Problem
-//! Each task that waits wants an answer at once, and a policy wants to see all that wait before it answers any. Two ways that fail: to
-//! decide about each record as it is read is first come, first served, whatever the deadlines; to wait until nothing
-//! more comes starves the first while a flood lasts.
+//! Each task that waits wants an answer at once, and a policy wants to see all that wait before it
+//! answers any. Two ways that fail: to decide about each record as it is read is first come, first
+//! served, whatever the deadlines; to wait until nothing more comes starves the first while a flood
+//! lasts.
 //!
 //! # Mechanism
-//! A turn takes 256 records at most into a queue by deadline, and hands out from its front until as much is decided ahead as the
-//! CPUs may need before the next turn. Then all idle CPUs are kicked together. A task has one place in the queue, by its
-//! id: a newer record of it replaces the older, whose enqueue is over. A task that exits stays in the queue until it is due; the decision
+//! A turn takes 256 records at most into a queue by deadline, and hands out from its front until as
+//! much is decided ahead as the CPUs may need before the next turn. Then all idle CPUs are kicked
+//! together. A task has one place in the queue, by its id: a newer record of it replaces the older,
+//! whose enqueue is over. A task that exits stays in the queue until it is due; the decision
 //! is then dropped by the kernel side, which is cheaper than to look for it.
 //!
 //! # How far ahead to decide
-//! A decision that is handed out early can no longer be overtaken in our queue, only in the DSQ of the kernel side, which
-//! is ordered by the same deadline; a decision handed out late leaves a CPU idle. So a task goes straight to an idle CPU if
-//! there is one, and otherwise into the mailbox of all CPUs, until that holds one decision for each CPU, 128 at most: enough
-//! for all of them to run out of work in the same moment.
+//! A decision that is handed out early can no longer be overtaken in our queue, only in the DSQ of
+//! the kernel side, which is ordered by the same deadline; a decision handed out late leaves a CPU
+//! idle. So a task goes straight to an idle CPU if there is one, and otherwise into the mailbox of
+//! all CPUs, until that holds one decision for each CPU, 128 at most: enough for all of them to run
+//! out of work in the same moment.
 //!
 //! # Cost
-//! In `cargo bench --bench decision`, some 50 to 60 ns a decision with 64 tasks waiting, of 16 to a turn. A turn in which there is
-//! nothing to do reads a position of each ring and stores the heartbeat.
+//! In `cargo bench --bench decision`, some 50 to 60 ns a decision with 64 tasks waiting, of 16 to a
+//! turn. A turn in which there is nothing to do reads a position of each ring and stores the
+//! heartbeat.
 #![deny(clippy::indexing_slicing)]
 
 use crate::abi::MAX_TASKS;
@@ -31,7 +36,8 @@ use crate::task::{DispatchedTask, Kind, QueuedTask, RL_CPU_ANY, RL_PREEMPT};
 /// Records taken in one turn at most, so that a flood does not delay the decisions that are due.
 const BATCH: usize = 256;
 
-/// Decisions for any CPU that lie ahead at most. By the time that so many CPUs have taken theirs, there are more.
+/// Decisions for any CPU that lie ahead at most. By the time that so many CPUs have taken theirs,
+/// there are more.
 const AHEAD: u64 = 128;
 
 /// A task in our queue. All zero: never seen.
@@ -56,8 +62,8 @@ pub struct Turned {
     pub superseded: usize,
 }
 
-/// The state of the loop around a policy, for task ids below `TASKS`. About 3 MB for all of them: build it where it shall
-/// stay. All-zero bytes are one in which nothing waits.
+/// The state of the loop around a policy, for task ids below `TASKS`. About 3 MB for all of them:
+/// build it where it shall stay. All-zero bytes are one in which nothing waits.
 #[derive(Debug)]
 pub struct Turn<const TASKS: usize = MAX_TASKS> {
     queue: DeadlineQueue<TASKS>,
@@ -75,8 +81,8 @@ impl<const TASKS: usize> Turn<TASKS> {
     /// Takes what waits, asks the policy, and hands out what is due. The caller flushes and kicks.
     ///
     /// # Cost
-    /// Per record: a check, a policy call, a heap push; per decision: a heap pop, a policy call, a mailbox push. No
-    /// allocation, no system call.
+    /// Per record: a check, a policy call, a heap push; per decision: a heap pop, a policy call, a
+    /// mailbox push. No allocation, no system call.
     pub fn turn(&mut self, shared: &mut Shared, policy: &mut impl Policy) -> Turned {
         let mut turned = Turned::default();
         let events = policy.events();
@@ -122,8 +128,9 @@ impl<const TASKS: usize> Turn<TASKS> {
         }
     }
 
-    /// No policy goes on: every waiting task goes to the first CPU that becomes available, in the order in which it waited.
-    /// Returns how many did; those for which there was no room still wait.
+    /// No policy goes on: every waiting task goes to the first CPU that becomes available, in the
+    /// order in which it waited. Returns how many did; those for which there was no room still
+    /// wait.
     pub fn hand_over(&mut self, shared: &mut Shared) -> usize {
         let mut handed_over = 0;
         while let Some(first) = self.queue.peek() {
@@ -142,7 +149,8 @@ impl<const TASKS: usize> Turn<TASKS> {
         handed_over
     }
 
-    /// Puts a task into the queue. Returns whether it was there already, by an enqueue that is over.
+    /// Puts a task into the queue. Returns whether it was there already, by an enqueue that is
+    /// over.
     fn admit(&mut self, task: &QueuedTask, policy: &mut impl Policy) -> bool {
         let deadline = policy.deadline(task);
         if let Some(waiting) = self.waiting.get_mut(task.id as usize) {
@@ -239,7 +247,8 @@ fn first_available(due: &Due, shared: &mut Shared, any_idle: &mut bool) -> Optio
     if *any_idle {
         let idle = shared.idle_cpu(due.cpu);
         *any_idle = idle.is_some();
-        // Of a task with some CPUs forbidden we only know that its last CPU is allowed; the kernel side knows the others.
+        // Of a task with some CPUs forbidden we only know that its last CPU is allowed; the kernel
+        // side knows the others.
         let may_use =
             |cpu: &i32| u32::from(due.nr_cpus_allowed) >= shared.nr_cpus() || *cpu == due.cpu;
         if let Some(cpu) = idle.map(|cpu| cpu as i32).filter(may_use) {

@@ -1,9 +1,11 @@
-//! What the scheduler thread does when there is nothing to do: spin, or sleep without missing a task.
+//! What the scheduler thread does when there is nothing to do: spin, or sleep without missing a
+//! task.
 //!
 //! # Problem
-//! Spinning answers within a cache-line transfer, but takes a CPU. A thread that sleeps leaves its CPU to others, but must
-//! be woken, by a kernel side that otherwise wakes nobody. To wake it with every record costs each enqueue an interrupt; to
-//! look whether it sleeps, and then wake it, can miss the moment in which it falls asleep.
+//! Spinning answers within a cache-line transfer, but takes a CPU. A thread that sleeps leaves its
+//! CPU to others, but must be woken, by a kernel side that otherwise wakes nobody. To wake it with
+//! every record costs each enqueue an interrupt; to look whether it sleeps, and then wake it, can
+//! miss the moment in which it falls asleep.
 //!
 //! # Mechanism
 //! `control.parked` tells the kernel side whether records must wake us. Only we write it:
@@ -19,36 +21,42 @@
 //! | 1    | a producer position is past ours                           | 0  | do not sleep                         |
 //! | 1    | none is: `poll()` on all rings returns, for any reason     | 0  | look at the rings as always          |
 //!
-//! No task waits for an answer to an event, so events of `tell()` wake us only once 512 of them lie there, or the first has lain for 20 ms
-//! (`event_wakeup_flags()` in `bpf/records.h`). What comes too late for that is read when `poll()` times out.
+//! No task waits for an answer to an event, so events of `tell()` wake us only once 512 of them lie
+//! there, or the first has lain for 20 ms (`event_wakeup_flags()` in `bpf/records.h`). What comes
+//! too late for that is read when `poll()` times out.
 //!
 //! # Orderings
-//! Dekker's argument, as for kicks ([`shared`](crate::shared)). We store `parked`, pass a full fence, and read the producer
-//! position. `metronome_enqueue()` advances the producer position (`bpf_ringbuf_reserve()`), passes a full barrier
-//! (`wakeup_flags()` in `bpf/records.h`), and reads `parked`. So:
+//! Dekker's argument, as for kicks ([`shared`](crate::shared)). We store `parked`, pass a full
+//! fence, and read the producer position. `metronome_enqueue()` advances the producer position
+//! (`bpf_ringbuf_reserve()`), passes a full barrier (`wakeup_flags()` in `bpf/records.h`), and
+//! reads `parked`. So:
 //!
 //! | whose barrier is first | we                        | the kernel side                                        |
 //! |------------------------|---------------------------|--------------------------------------------------------|
 //! | the kernel side's      | see the record: no sleep  | may see 0 or 1; if 1, it wakes somebody who is awake   |
 //! | ours                   | may sleep                 | sees 1: wakes                                          |
 //!
-//! That wake-up may come before `poll()` is ready for it. `ringbuf_map_poll_kern()` registers with the wait queue first and
-//! then compares the positions; `wake_up_all()` takes the lock of that queue. Either it finds us registered, or we register
-//! after it and find the position advanced. The comparison is with the consumer position, which
-//! [`Ring::drain`](crate::ring::Ring::drain) has brought up to date.
+//! That wake-up may come before `poll()` is ready for it. `ringbuf_map_poll_kern()` registers with
+//! the wait queue first and then compares the positions; `wake_up_all()` takes the lock of that
+//! queue. Either it finds us registered, or we register after it and find the position advanced.
+//! The comparison is with the consumer position, which [`Ring::drain`](crate::ring::Ring::drain)
+//! has brought up to date.
 //!
 //! The store of 0 needs no order: who still reads 1 wakes somebody who is awake.
 //!
-//! A record that is reserved but not committed counts as a record: the thread stays awake for the moment it takes.
+//! A record that is reserved but not committed counts as a record: the thread stays awake for the
+//! moment it takes.
 //!
 //! # Checked
-//! `make loom` runs [`Shared::park`](crate::shared::Shared::park) against a model of reserve, commit and poll, and shows
-//! that neither barrier can be weaker (`src/models.rs`: three records of one CPU and up to three preemptions, or one of
-//! each of two CPUs and up to two; one ring; no time-out, so that a lost wake-up is a deadlock).
+//! `make loom` runs [`Shared::park`](crate::shared::Shared::park) against a model of reserve,
+//! commit and poll, and shows that neither barrier can be weaker (`src/models.rs`: three records of
+//! one CPU and up to three preemptions, or one of each of two CPUs and up to two; one ring; no
+//! time-out, so that a lost wake-up is a deadlock).
 //!
 //! # Cost
-//! On a real kernel (7.3) with 4 CPUs, in guest time; CPU time in 2 s. "seen" is from the enqueue of a task until the scheduler thread has
-//! its record, p50 and p99, while CPUs are idle and four threads sleep a ms at a time and are asked about; busy are two hogs for each CPU:
+//! On a real kernel (7.3) with 4 CPUs, in guest time; CPU time in 2 s. "seen" is from the enqueue
+//! of a task until the scheduler thread has its record, p50 and p99, while CPUs are idle and four
+//! threads sleep a ms at a time and are asked about; busy are two hogs for each CPU:
 //!
 //! | mode               | idle: scheduler | seen           | busy: hogs | busy: scheduler |
 //! |--------------------|-----------------|----------------|------------|-----------------|
@@ -56,8 +64,9 @@
 //! | [`Wait::Park`]     | 0.00 s          | 26.7, 45.1 us  | 8.00 s     | 0.00 s          |
 //! | [`Wait::Spin`]     | 2.00 s          | 13.4, 26.7 us  | 6.00 s     | 2.00 s          |
 //!
-//! One run, and p50 and p99 are of some fifty to two hundred wake-ups (one in 256). In guest time an instruction takes 2 ns here, so µs of a
-//! processor are fewer: the ratios are what counts. The test `what_each_wait_mode_costs` prints the table, and is run alone by
+//! One run, and p50 and p99 are of some fifty to two hundred wake-ups (one in 256). In guest time
+//! an instruction takes 2 ns here, so µs of a processor are fewer: the ratios are what counts. The
+//! test `what_each_wait_mode_costs` prints the table, and is run alone by
 //!
 //! ```text
 //! cargo build --release --bins && cargo test --release --test kernel --no-run      # prints PROGRAM
@@ -65,8 +74,9 @@
 //! ```
 //!
 //! # Limits
-//! Only a record wakes the thread: not a signal that came just before `poll()`, nor the end of the scheduler. `poll()`
-//! should have a time-out. And only the rings are looked at: do not park while a policy holds tasks.
+//! Only a record wakes the thread: not a signal that came just before `poll()`, nor the end of the
+//! scheduler. `poll()` should have a time-out. And only the rings are looked at: do not park while
+//! a policy holds tasks.
 #![deny(clippy::indexing_slicing)]
 
 use core::fmt;
@@ -76,12 +86,14 @@ use crate::sync::{AtomicU32, Guard, Ordering, fence, order};
 
 /// How long [`Wait::Adaptive`] spins for nothing before it parks, ns.
 ///
-/// To spin for as long as a wake-up costs, and then to park, never costs more than twice what the best choice would have
-/// cost with the future known (Karlin et al., "Empirical studies of competitive spinning", SOSP 1991). A thread in `poll()`
-/// ran 28 us after its event in the median and 95 us at the 99th percentile, on a busy virtual machine with two CPUs.
+/// To spin for as long as a wake-up costs, and then to park, never costs more than twice what the
+/// best choice would have cost with the future known (Karlin et al., "Empirical studies of
+/// competitive spinning", SOSP 1991). A thread in `poll()` ran 28 us after its event in the median
+/// and 95 us at the 99th percentile, on a busy virtual machine with two CPUs.
 pub const STRETCH_NS: u64 = 100_000;
 
-/// Idle turns between two looks at the clock: a look takes about as long as a turn, and would delay what comes meanwhile.
+/// Idle turns between two looks at the clock: a look takes about as long as a turn, and would delay
+/// what comes meanwhile.
 const TURNS_PER_LOOK: u32 = 64;
 
 /// What to do when there is nothing to do.
@@ -89,8 +101,8 @@ const TURNS_PER_LOOK: u32 = 64;
 pub enum Wait {
     /// Spin, always.
     Spin,
-    /// Spin for [`STRETCH_NS`] after a question, and then park: while questions come faster than that, the thread answers at once;
-    /// while they do not, its CPU is a worker like any other.
+    /// Spin for [`STRETCH_NS`] after a question, and then park: while questions come faster than
+    /// that, the thread answers at once; while they do not, its CPU is a worker like any other.
     #[default]
     Adaptive,
     /// Park at once.
@@ -159,7 +171,8 @@ impl Waiter {
         self.idle_turns = 0;
     }
 
-    /// To be called after a turn with nothing to do. `clock` is asked for the time in ns, which must not go backwards.
+    /// To be called after a turn with nothing to do. `clock` is asked for the time in ns, which
+    /// must not go backwards.
     ///
     /// # Cost
     /// A look at the clock in one of 64 idle turns; none at all unless [`Wait::Adaptive`].
@@ -190,7 +203,8 @@ impl Waiter {
 /// Sleeps by `sleep` if there is `nothing` in the rings. Returns whether it slept.
 ///
 /// # Cost
-/// Two stores and a full fence, whether it sleeps or not. While `parked` is set, each record costs its enqueue an interrupt.
+/// Two stores and a full fence, whether it sleeps or not. While `parked` is set, each record costs
+/// its enqueue an interrupt.
 pub(crate) fn park(
     parked: &AtomicU32,
     nothing: impl FnOnce() -> bool,
@@ -204,7 +218,8 @@ pub(crate) fn park(
     if nothing {
         sleep();
     }
-    // ORDERING: relaxed, with the load in wakeup_flags() in bpf/records.h: a stale 1 costs a wake-up in vain.
+    // ORDERING: relaxed, with the load in wakeup_flags() in bpf/records.h: a stale 1 costs a
+    // wake-up in vain.
     parked.store(0, Ordering::Relaxed);
     nothing
 }

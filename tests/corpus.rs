@@ -1,4 +1,5 @@
-//! The committed corpus of the fuzz targets, through the same functions: what was found once stays found.
+//! The committed corpus of the fuzz targets, through the same functions: what was found once stays
+//! found.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::fs;
@@ -14,7 +15,8 @@ use std::path::Path;
 mod fuzz;
 use fuzz::{ring_decoder, task_decode, turn};
 
-/// Runs each input of a target, and each of them cut short and with a byte turned, at every `stride`-th byte.
+/// Runs each input of a target, and each of them cut short and with a byte turned, at every
+/// `stride`-th byte.
 fn run(target: &str, stride: usize, run: fn(&[u8])) {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("fuzz/corpus")

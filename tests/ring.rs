@@ -1,5 +1,6 @@
-//! The ring's reader against the kernel's writer, byte for byte: any sequence of what producers do (`bpf_ringbuf_reserve`,
-//! `_submit`, `_discard` in `kernel/bpf/ringbuf.c`), in any interleaving, with readings of any length in between.
+//! The ring's reader against the kernel's writer, byte for byte: any sequence of what producers do
+//! (`bpf_ringbuf_reserve`, `_submit`, `_discard` in `kernel/bpf/ringbuf.c`), in any interleaving,
+//! with readings of any length in between.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::collections::VecDeque;
@@ -16,8 +17,9 @@ const BUSY: u32 = 1 << 31;
 const DISCARD: u32 = 1 << 30;
 const NR_CPUS: u32 = 4;
 
-/// The kernel's half: positions and data as the kernel lays them out. Words are atomic, as both sides touch them; the
-/// second half of the data is kept equal to the first, as the same pages show there.
+/// The kernel's half: positions and data as the kernel lays them out. Words are atomic, as both
+/// sides touch them; the second half of the data is kept equal to the first, as the same pages show
+/// there.
 struct Kernel {
     consumer: AtomicU64,
     producer: AtomicU64,
@@ -54,7 +56,8 @@ impl Kernel {
         [&self.data[at], &self.data[at + self.data.len() / 2]]
     }
 
-    /// `__bpf_ringbuf_reserve()`: a busy header, then the producer's position. `None` if there is no room.
+    /// `__bpf_ringbuf_reserve()`: a busy header, then the producer's position. `None` if there is
+    /// no room.
     fn reserve(&self, length: u32) -> Option<u64> {
         // ORDERING: acquire, with the ring's release of what it has read.
         let consumer = self.consumer.load(Ordering::Acquire);
@@ -215,7 +218,8 @@ impl Model<'_> {
         }
     }
 
-    /// What the reader gets: up to `limit` tasks, but nothing from the first record on that is being filled.
+    /// What the reader gets: up to `limit` tasks, but nothing from the first record on that is
+    /// being filled.
     fn expect(&mut self, limit: usize) -> Vec<u32> {
         let mut numbers = vec![];
         while numbers.len() < limit {
@@ -301,8 +305,8 @@ proptest! {
     }
 }
 
-/// Reader and writer at the same time. A word that is read too early or overwritten too early shows in the record, and as a
-/// data race in the thread sanitizer.
+/// Reader and writer at the same time. A word that is read too early or overwritten too early shows
+/// in the record, and as a data race in the thread sanitizer.
 #[test]
 fn a_reader_beside_a_writer_gets_every_task_whole() {
     const TASKS: u32 = 20_000;

@@ -1,6 +1,6 @@
-//! A program written against `scx_rustland_core` compiles against this crate with nothing but its `mod` and `use` lines
-//! changed: the FIFO scheduler from that crate's own documentation, kept in `examples/seed_fifo` as it was (`fifo.txt`) and as
-//! it is compiled (`fifo.rs`).
+//! A program written against `scx_rustland_core` compiles against this crate with nothing but its
+//! `mod` and `use` lines changed: the FIFO scheduler from that crate's own documentation, kept in
+//! `examples/seed_fifo` as it was (`fifo.txt`) and as it is compiled (`fifo.rs`).
 
 /// The program without its `mod` and `use` lines and without blank ones.
 fn body(program: &str) -> Vec<&str> {

@@ -1,5 +1,5 @@
-//! A whole turn against the simulated kernel: whatever happens in whatever order, no task is lost, none is decided twice,
-//! none goes where it may not run, and the books balance.
+//! A whole turn against the simulated kernel: whatever happens in whatever order, no task is lost,
+//! none is decided twice, none goes where it may not run, and the books balance.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use proptest::collection::vec;
@@ -44,7 +44,8 @@ fn run<P: Policy>(sim: &mut Sim<P>, events: impl IntoIterator<Item = Event>) -> 
     sim.settle()
 }
 
-/// The same without faults: the books balance, and no task is taken over from a scheduler thread that was not late.
+/// The same without faults: the books balance, and no task is taken over from a scheduler thread
+/// that was not late.
 fn run_healthy<P: Policy>(
     sim: &mut Sim<P>,
     events: impl IntoIterator<Item = Event>,
@@ -217,7 +218,8 @@ fn a_decision_without_room_is_refused_and_its_task_is_due_again_once_there_is_so
         ..Config::default()
     };
     let mut sim = Sim::new(config, Crowd { refused: vec![] });
-    // No CPU looks into its mailbox meanwhile, and a task that is enqueued anew is decided about anew.
+    // No CPU looks into its mailbox meanwhile, and a task that is enqueued anew is decided about
+    // anew.
     (0..200).for_each(|id| sim.apply(Event::Wake(id)));
     sim.turn();
     for _ in 0..100 {
@@ -324,7 +326,8 @@ fn at_a_tick_the_task_with_the_earliest_deadline_runs() {
     sim.settle().unwrap();
 }
 
-/// Tasks of an odd id displace what runs on CPU 0, others queue up there. In the order of their ids.
+/// Tasks of an odd id displace what runs on CPU 0, others queue up there. In the order of their
+/// ids.
 struct Displaces;
 
 impl Policy for Displaces {

@@ -1,10 +1,12 @@
 //! What is made of the sysfs trees of machines of all kinds, sound and broken.
 //!
-//! The trees in `tests/topology` are not copies of machines that were at hand: they are written by hand. Which CPUs, cores, caches, nodes
-//! and clocks there are is that of the machine named in the first line of each, as its maker describes it; which files say so, and how
-//! they number things, is that of the kernel (`drivers/base/{topology,cacheinfo,node,cpu,arch_topology}.c`,
-//! `drivers/cpufreq`, `cpu_core` and `cpu_atom` of `arch/x86/events/intel`). Real trees are read by tests on real kernels, in machines of
-//! one and two caches. A line is a file below `/sys/devices` and its content; a list of numbers in brackets stands for as many files.
+//! The trees in `tests/topology` are not copies of machines that were at hand: they are written by
+//! hand. Which CPUs, cores, caches, nodes and clocks there are is that of the machine named in the
+//! first line of each, as its maker describes it; which files say so, and how they number things,
+//! is that of the kernel (`drivers/base/{topology,cacheinfo,node,cpu,arch_topology}.c`,
+//! `drivers/cpufreq`, `cpu_core` and `cpu_atom` of `arch/x86/events/intel`). Real trees are read by
+//! tests on real kernels, in machines of one and two caches. A line is a file below `/sys/devices`
+//! and its content; a list of numbers in brackets stands for as many files.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::collections::BTreeMap;

@@ -24,8 +24,8 @@ codename() (
     printf '%s\n' "$VERSION_CODENAME"
 )
 
-# Prints "URI" and "KEYRING" (may be empty) of the mirror from which this machine gets its own Debian release.
-# Only apt knows it, so nothing here names one; both of apt's file formats are read.
+# Prints "URI" and "KEYRING" (may be empty) of the mirror from which this machine gets its own
+# Debian release. Only apt knows it, so nothing here names one; both of apt's file formats are read.
 mirror() {
     local files=()
     for file in /etc/apt/sources.list /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources; do
@@ -84,7 +84,8 @@ kernel_tests() { # [CARGO-OPTION...]
     printf '%s\n' "$program"
 }
 
-# Runs a command in the background once fewer than $slots are at work there. Two guests at a time: each keeps a CPU busy.
+# Runs a command in the background once fewer than $slots are at work there. Two guests at a time:
+# each keeps a CPU busy.
 slots=${JOBS:-$(nproc)}
 in_turn() { # COMMAND...
     while [ "$(jobs -rp | wc -l)" -ge "$slots" ]; do wait -n || true; done

@@ -90,7 +90,8 @@ impl BpfSide {
         unsafe { Mailbox::new(memory, MAILBOX_SLOTS) }
     }
 
-    /// All our memory. To be made once. No CPU is ever idle: nobody changes the CPU states, which are 0.
+    /// All our memory. To be made once. No CPU is ever idle: nobody changes the CPU states, which
+    /// are 0.
     pub fn shared(&self) -> Shared {
         let maps = &self.skel.maps;
         let write = libc::PROT_READ | libc::PROT_WRITE;

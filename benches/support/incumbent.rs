@@ -1,16 +1,19 @@
 //! What `scx_rustland_core` 2.4 does for each task, call by call, and `scx_rustland` with it.
 //!
-//! Faithful: the library calls and system calls, their number and order, the sizes of what is copied, allocated and handed
-//! over (a record of 88 bytes, three times; a tree entry of 104; a decision of 40).
+//! Faithful: the library calls and system calls, their number and order, the sizes of what is
+//! copied, allocated and handed over (a record of 88 bytes, three times; a tree entry of 104; a
+//! decision of 40).
 //!
-//! Not faithful, in its favour: its allocator is a buddy allocator behind a mutex, here it is the system's; its program for
-//! choosing a CPU also searches for an idle one; it asks the ring once more to find it empty; its yield lets others run first.
-//! Its kernel side submits records with flags of 0, so that each that finds the ring read empty sends an interrupt to itself to wake
+//! Not faithful, in its favour: its allocator is a buddy allocator behind a mutex, here it is the
+//! system's; its program for choosing a CPU also searches for an idle one; it asks the ring once
+//! more to find it empty; its yield lets others run first. Its kernel side submits records with
+//! flags of 0, so that each that finds the ring read empty sends an interrupt to itself to wake
 //! whoever polls; here all are written by `BPF_RB_NO_WAKEUP`, and before the time that is measured.
 //!
-//! Not faithful, to its cost: the measuring thread is a real-time one if it may be, and there `sched_yield()` is somewhat dearer
-//! (183 instead of 157 ns where this was written, of 650 for a decision). And the allocator is one that counts what sealed threads
-//! allocate: for each tree node a look at a thread-local flag, which is not set here.
+//! Not faithful, to its cost: the measuring thread is a real-time one if it may be, and there
+//! `sched_yield()` is somewhat dearer (183 instead of 157 ns where this was written, of 650 for a
+//! decision). And the allocator is one that counts what sealed threads allocate: for each tree node
+//! a look at a thread-local flag, which is not set here.
 //!
 //! And neither side pays for cache lines of another CPU, because the kernel side runs on the same.
 
@@ -79,7 +82,8 @@ impl<'a> Queued<'a> {
         let buffer: &'static _ = Box::leak(Box::new(UnsafeCell::new(Buffer([0; RECORD]))));
         let mut builder = RingBufferBuilder::new();
         let copy = |record: &[u8]| {
-            // SAFETY: nobody reads it while the ring is being consumed, which is when this is called.
+            // SAFETY: nobody reads it while the ring is being consumed, which is when this is
+            // called.
             let buffer = unsafe { &mut *buffer.get() };
             buffer.0.copy_from_slice(&record[..RECORD]);
             0

@@ -1,4 +1,5 @@
-//! What several benchmarks need: the kernel's half ([`bpf`]), pinning, and the files in which figures are left for `table`.
+//! What several benchmarks need: the kernel's half ([`bpf`]), pinning, and the files in which
+//! figures are left for `table`.
 #![allow(
     dead_code,
     unreachable_pub,
@@ -45,8 +46,9 @@ pub fn is_measuring() -> bool {
     std::env::args().any(|argument| argument == "--bench")
 }
 
-/// Binds the calling thread to a CPU, and if it may, makes it a real-time thread, so that what else runs on the machine is not
-/// measured along. A yield then comes straight back. A test needs none of it.
+/// Binds the calling thread to a CPU, and if it may, makes it a real-time thread, so that what else
+/// runs on the machine is not measured along. A yield then comes straight back. A test needs none
+/// of it.
 pub fn pin(cpu: usize) {
     if !is_measuring() {
         return;
@@ -60,7 +62,8 @@ pub fn pin(cpu: usize) {
 fn become_real_time_on(cpu: usize) {
     core_affinity::set_for_current(core_affinity::CoreId { id: cpu });
     let lowest = libc::sched_param { sched_priority: 1 };
-    // SAFETY: a plain system call. It fails without permission, and then the figures are as noisy as the machine.
+    // SAFETY: a plain system call. It fails without permission, and then the figures are as noisy
+    // as the machine.
     unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &lowest) };
 }
 

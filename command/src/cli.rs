@@ -11,7 +11,8 @@ use scx_metronome_core::wait::Wait;
 
 use super::parameters::{Change, Profile, Request};
 
-/// A CPU scheduler for desktops that must not stutter: the order of tasks is decided in user space, on a CPU of its own.
+/// A CPU scheduler for desktops that must not stutter: the order of tasks is decided in user space,
+/// on a CPU of its own.
 #[derive(Debug, Parser)]
 #[command(
     name = "scx_metronome",
@@ -22,7 +23,8 @@ pub(crate) struct Options {
     #[command(subcommand)]
     pub(crate) action: Option<Action>,
 
-    /// Slices, wait mode and boost for a purpose: gaming, balanced, powersave, throughput, or auto (as the desktop's power profile)
+    /// Slices, wait mode and boost for a purpose: gaming, balanced, powersave, throughput, or auto
+    /// (as the desktop's power profile)
     #[arg(long, value_name = "PROFILE", default_value = "gaming")]
     profile: Profile,
 
@@ -34,18 +36,18 @@ pub(crate) struct Options {
     #[arg(short = 'S', long, value_name = "US", value_parser = slice_us())]
     slice_us_min: Option<u64>,
 
-    /// What the scheduler thread does when nothing is to do: spin, park, or adaptive (spin while questions come quickly)
-    /// [default: the profile's]
+    /// What the scheduler thread does when nothing is to do: spin, park, or adaptive (spin while
+    /// questions come quickly) [default: the profile's]
     #[arg(long, value_name = "MODE")]
     wait: Option<Wait>,
 
-    /// How many fair shares of the machine a task may have while it sleeps regularly and runs before all others, 1 to 16
-    /// [default: the profile's]
+    /// How many fair shares of the machine a task may have while it sleeps regularly and runs
+    /// before all others, 1 to 16 [default: the profile's]
     #[arg(long, value_name = "K", value_parser = boost())]
     boost: Option<u32>,
 
-    /// CPU of the scheduler thread [default: an isolated CPU, else one without a tick, else an efficiency core,
-    /// else the last]
+    /// CPU of the scheduler thread [default: an isolated CPU, else one without a tick, else an
+    /// efficiency core, else the last]
     #[arg(long, value_name = "CPU")]
     cpu: Option<u32>,
 
@@ -61,11 +63,13 @@ pub(crate) struct Options {
     #[arg(long)]
     no_builtin_idle: bool,
 
-    /// Which tasks get standing orders: all, urgent ones, or none. About others the policy is asked each time that no CPU is idle
+    /// Which tasks get standing orders: all, urgent ones, or none. About others the policy is
+    /// asked each time that no CPU is idle
     #[arg(long, value_name = "TASKS", default_value_t)]
     pub(crate) orders: Ordered,
 
-    /// Share the machine among tasks by their nice levels alone, whatever the cpu.weight of their control groups
+    /// Share the machine among tasks by their nice levels alone, whatever the cpu.weight of their
+    /// control groups
     #[arg(long)]
     flat: bool,
 
@@ -73,7 +77,8 @@ pub(crate) struct Options {
     #[arg(long, value_name = "RINGS")]
     rings: Option<u32>,
 
-    /// How late the scheduler thread may be before the kernel side goes on alone until it is back, in ms
+    /// How late the scheduler thread may be before the kernel side goes on alone until it is back,
+    /// in ms
     #[arg(long, value_name = "MS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     budget_ms: u64,
 
@@ -93,7 +98,8 @@ pub(crate) struct Options {
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub(crate) stats: Option<Duration>,
 
-    /// Watch the scheduler that runs: a view every so many seconds, lines if the output is no terminal
+    /// Watch the scheduler that runs: a view every so many seconds, lines if the output is no
+    /// terminal
     #[arg(long, value_name = "SECONDS", value_parser = seconds, conflicts_with = "stats")]
     pub(crate) monitor: Option<Duration>,
 

@@ -1,6 +1,7 @@
 //! `scx_metronome doctor`: what of this machine is in the scheduler's way, and how to change it.
 //!
-//! Each check looks at files below a root, so that it can be tried on a tree of a machine that is not there.
+//! Each check looks at files below a root, so that it can be tried on a tree of a machine that is
+//! not there.
 
 use std::fmt::Write;
 use std::fs;
@@ -200,7 +201,8 @@ fn kernel(machine: &Machine) -> Finding {
     Finding::of(preflight::kernel(&machine.root), well)
 }
 
-/// What sched_ext depends on is there if it is: only what can be missing beside it, and what speaks for a kernel without.
+/// What sched_ext depends on is there if it is: only what can be missing beside it, and what speaks
+/// for a kernel without.
 fn kernel_config(machine: &Machine) -> Finding {
     let release = machine
         .read("proc/sys/kernel/osrelease")
@@ -284,7 +286,8 @@ fn isolated_cpu(machine: &Machine) -> Finding {
     }
 }
 
-/// Interrupts that have a CPU to themselves cannot be told from others by their affinity: only where they go counts.
+/// Interrupts that have a CPU to themselves cannot be told from others by their affinity: only
+/// where they go counts.
 fn interrupts(machine: &Machine) -> Finding {
     let Ok(cpu) = machine.agent_cpu() else {
         return Finding::ok("not looked at: it is not clear which CPU is the scheduler's");

@@ -1,8 +1,9 @@
 //! `scx_metronome`: the scheduler for gaming desktops.
 //!
-//! Without another word on the command line it is the scheduler ([`run`]). The scheduler thread only schedules: statistics,
-//! changes of parameters and the power profile are the work of other threads ([`serve`]), from which it takes one word of
-//! memory ([`parameters`]). All else is another process, which talks to those threads through a socket: [`monitor`] shows,
+//! Without another word on the command line it is the scheduler ([`run`]). The scheduler thread
+//! only schedules: statistics, changes of parameters and the power profile are the work of other
+//! threads ([`serve`]), from which it takes one word of memory ([`parameters`]). All else is
+//! another process, which talks to those threads through a socket: [`monitor`] shows,
 //! [`set`] changes. [`doctor`] looks at the machine and loads nothing.
 
 use std::process::ExitCode;
@@ -37,7 +38,8 @@ fn main() -> ExitCode {
     match act(&options) {
         Ok(status) => status,
         Err(error) => {
-            // The reason comes last, where people look for it: at the end of a terminal, in `systemctl status`.
+            // The reason comes last, where people look for it: at the end of a terminal, in
+            // `systemctl status`.
             if let Some(info) = error.downcast_ref::<UserExitInfo>() {
                 eprintln!("{}", info.dump);
             }

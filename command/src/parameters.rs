@@ -1,8 +1,9 @@
 //! Parameters that change while the scheduler runs.
 //!
-//! The scheduler thread must not wait for anybody, so no lock is between it and those who change parameters: all that it
-//! needs is packed into one word, which it compares with the last one before each turn. Whatever it reads is a whole set of
-//! parameters, so the word needs no order with anything else.
+//! The scheduler thread must not wait for anybody, so no lock is between it and those who change
+//! parameters: all that it needs is packed into one word, which it compares with the last one
+//! before each turn. Whatever it reads is a whole set of parameters, so the word needs no order
+//! with anything else.
 
 use std::fmt;
 use std::ops::RangeInclusive;

@@ -1,7 +1,8 @@
 //! What the process may do.
 //!
-//! It starts as root and gives up all but the capabilities that loading a scheduler takes, before it loads one: so each load,
-//! the first as those after a CPU came or went, shows that they are enough.
+//! It starts as root and gives up all but the capabilities that loading a scheduler takes, before
+//! it loads one: so each load, the first as those after a CPU came or went, shows that they are
+//! enough.
 
 use anyhow::{Context, Result, bail};
 use caps::{CapSet, Capability, CapsHashSet};
@@ -13,12 +14,14 @@ const NEEDED: [Capability; 3] = [
     Capability::CAP_IPC_LOCK,
 ];
 
-/// Gives the others up, for this thread and all that it starts. Nothing that it executes gets them back.
+/// Gives the others up, for this thread and all that it starts. Nothing that it executes gets them
+/// back.
 ///
 /// # Errors
 /// When the kernel does not let go of them.
 pub(crate) fn give_up_others() -> Result<()> {
-    // Instead of CAP_SYS_NICE, which is power over others. Without it loading takes longer on a full machine.
+    // Instead of CAP_SYS_NICE, which is power over others. Without it loading takes longer on a
+    // full machine.
     let any = libc::rlimit {
         rlim_cur: 40,
         rlim_max: 40,

@@ -1,20 +1,23 @@
 //! `--seccomp`: which system calls the process may make.
 //!
 //! # Problem
-//! A process that may load BPF programs is worth taking over. With the capabilities it keeps ([`privileges`](super::privileges))
-//! it could still start a shell, write root's files, or talk to the network, none of which a scheduler does.
+//! A process that may load BPF programs is worth taking over. With the capabilities it keeps
+//! ([`privileges`](super::privileges)) it could still start a shell, write root's files, or talk to
+//! the network, none of which a scheduler does.
 //!
 //! # Mechanism
-//! Two seccomp filters, for all threads and for good. One lets the calls of [`FREE`] pass, those of [`rules`] with the
-//! arguments named there, and answers EPERM to all else. The other answers ENOSYS to clone3(), whose arguments a filter cannot
-//! see: the C library then starts its threads by clone(), whose arguments it can.
+//! Two seccomp filters, for all threads and for good. One lets the calls of [`FREE`] pass, those of
+//! [`rules`] with the arguments named there, and answers EPERM to all else. The other answers
+//! ENOSYS to clone3(), whose arguments a filter cannot see: the C library then starts its threads
+//! by clone(), whose arguments it can.
 //!
-//! They are installed before the first scheduler is loaded, and a restart after a CPU came or went makes the same calls again: so
-//! what is missing here shows at the first start and not months later.
+//! They are installed before the first scheduler is loaded, and a restart after a CPU came or went
+//! makes the same calls again: so what is missing here shows at the first start and not months
+//! later.
 //!
 //! # Limits
-//! bpf() passes with any arguments, for that is the scheduler's work. So do connect() and bind(), whose addresses no filter
-//! sees; but only local sockets can be made.
+//! bpf() passes with any arguments, for that is the scheduler's work. So do connect() and bind(),
+//! whose addresses no filter sees; but only local sockets can be made.
 
 use std::collections::BTreeMap;
 use std::env::consts::ARCH;
@@ -32,7 +35,8 @@ use seccompiler::{
 const FREE: &[c_long] = &[
     // The scheduler thread: kicks, spins, parks.
     libc::SYS_bpf, libc::SYS_sched_yield, libc::SYS_ppoll,
-    // Loading: the kernel's type information, /proc and /sys, file descriptors, the socket's directory.
+    // Loading: the kernel's type information, /proc and /sys, file descriptors, the socket's
+    // directory.
     libc::SYS_read, libc::SYS_pread64, libc::SYS_lseek, libc::SYS_close, libc::SYS_fstat, libc::SYS_newfstatat, libc::SYS_statx,
     libc::SYS_statfs, libc::SYS_faccessat, libc::SYS_faccessat2, libc::SYS_readlinkat, libc::SYS_getdents64, libc::SYS_fcntl,
     libc::SYS_dup, libc::SYS_dup3, libc::SYS_memfd_create, libc::SYS_mkdirat, libc::SYS_unlinkat, libc::SYS_uname,
@@ -148,7 +152,8 @@ fn filters() -> Result<[BpfProgram; 2], seccompiler::BackendError> {
     ])
 }
 
-/// From now on this process, with all its threads, makes only the calls that it needs. It cannot be undone.
+/// From now on this process, with all its threads, makes only the calls that it needs. It cannot be
+/// undone.
 ///
 /// # Errors
 /// When the kernel has no filters, or whoever started us does not let us install one.

@@ -1,12 +1,14 @@
-//! What goes on beside the scheduler thread: statistics on stdout, the socket, and the power profile.
+//! What goes on beside the scheduler thread: statistics on stdout, the socket, and the power
+//! profile.
 //!
-//! None of it touches the scheduler thread. Counters are read where they are written ([`Watch`]); parameters are left in one
-//! word ([`Shared`]). These threads are ordinary tasks on the other CPUs: if they starve or die, the scheduler goes on.
+//! None of it touches the scheduler thread. Counters are read where they are written ([`Watch`]);
+//! parameters are left in one word ([`Shared`]). These threads are ordinary tasks on the other
+//! CPUs: if they starve or die, the scheduler goes on.
 //!
 //! # Socket
-//! That of all sched_ext schedulers, with the protocol of the crate `scx_stats`, so their tools read it. It is made under a
-//! umask that leaves it to root. Whoever dies without removing it leaves a name that nobody listens to: the next one
-//! replaces it.
+//! That of all sched_ext schedulers, with the protocol of the crate `scx_stats`, so their tools
+//! read it. It is made under a umask that leaves it to root. Whoever dies without removing it
+//! leaves a name that nobody listens to: the next one replaces it.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -30,15 +32,16 @@ pub(crate) const SOCKET: &str = "/var/run/scx/root/stats";
 /// How often the power profile is looked at.
 const POWER: Duration = Duration::from_secs(2);
 
-/// Bytes of stack for each thread but the first: all memory is locked, so what is not used counts, too.
+/// Bytes of stack for each thread but the first: all memory is locked, so what is not used counts,
+/// too.
 const STACK: &str = "262144";
 
 /// Keeps the memory of threads that are still to come small. To be called before there are any.
 pub(crate) fn keep_small() {
     // SAFETY: there is no other thread yet that could read the environment.
     unsafe { env::set_var("RUST_MIN_STACK", STACK) };
-    // One heap for all: those who share it are idle but for a few requests a second, and the scheduler thread never
-    // allocates.
+    // One heap for all: those who share it are idle but for a few requests a second, and the
+    // scheduler thread never allocates.
     #[cfg(target_env = "gnu")]
     // SAFETY: a plain library call.
     unsafe {

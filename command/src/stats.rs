@@ -1,5 +1,5 @@
-//! The statistics as others see them: with a name and a description each, as numbers that only grow unless they are said to
-//! be levels.
+//! The statistics as others see them: with a name and a description each, as numbers that only grow
+//! unless they are said to be levels.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -211,7 +211,8 @@ fn the_unit_exposes_little() {
     assert!(output.status.success(), "{text}");
 }
 
-/// Debian's file list of the package names what `make install` installs, but for its own documentation.
+/// Debian's file list of the package names what `make install` installs, but for its own
+/// documentation.
 #[test]
 fn make_install_puts_everything_where_it_belongs() {
     let manifest = env!("CARGO_MANIFEST_DIR");

@@ -1,4 +1,5 @@
-//! The audio thread: every 10 ms, 0.4 ms of work that must be complete before the next period is due.
+//! The audio thread: every 10 ms, 0.4 ms of work that must be complete before the next period is
+//! due.
 
 use crate::clock::{MS, now, sleep_until};
 use crate::latency::Latency;
@@ -17,8 +18,8 @@ const WORK: f64 = 0.4;
 /// What the audio periods came to.
 #[derive(Debug)]
 pub struct Periods {
-    /// From each period's due time to the thread running. A skipped period is recorded with the time at which it was
-    /// given up: leaving the worst out would flatter.
+    /// From each period's due time to the thread running. A skipped period is recorded with the
+    /// time at which it was given up: leaving the worst out would flatter.
     pub wakeup: Latency,
     /// From each period's due time to its work's end.
     pub completion: Latency,

@@ -1,5 +1,6 @@
-//! Threads that work and then spin until the last of them is there, as numerical programs and some game engines do. A scheduler that keeps
-//! a CPU for itself, or displaces one of them, holds all of them up.
+//! Threads that work and then spin until the last of them is there, as numerical programs and some
+//! game engines do. A scheduler that keeps a CPU for itself, or displaces one of them, holds all of
+//! them up.
 
 use crate::clock::{SECOND, now, seconds};
 use crate::work::{Rate, spin};
@@ -28,7 +29,8 @@ pub fn run(threads: u64, rate: Rate, length: u64) -> Rounds {
         while now() < end {
             spin(work);
             let round = arrived.fetch_add(1, Ordering::AcqRel) / threads;
-            // Without a pause: emulators would let others run faster for it. One that has stopped is not waited for.
+            // Without a pause: emulators would let others run faster for it. One that has stopped
+            // is not waited for.
             while arrived.load(Ordering::Acquire) / threads <= round && now() < end {}
             // The first quarter of a second is for learning.
             if now() + length < end {

@@ -11,7 +11,8 @@ pub struct Counter(AtomicU64);
 
 // ORDERING: relaxed. A count stands for itself; the reader needs no more than a recent one.
 impl Counter {
-    /// Adds one. Only one process may call this on a counter: it is a load and a store, not an atomic addition.
+    /// Adds one. Only one process may call this on a counter: it is a load and a store, not an
+    /// atomic addition.
     pub fn increment(&self) {
         self.0.store(self.0.load(Relaxed).wrapping_add(1), Relaxed);
     }
@@ -56,8 +57,8 @@ impl Board {
     /// The counters.
     #[must_use]
     pub fn counters(&self) -> &[Counter] {
-        // SAFETY: the mapping holds `len` counters, is zeroed (a valid counter), page-aligned, and lives as long as
-        // `self`; other processes change it only through atomics.
+        // SAFETY: the mapping holds `len` counters, is zeroed (a valid counter), page-aligned, and
+        // lives as long as `self`; other processes change it only through atomics.
         unsafe { std::slice::from_raw_parts(self.counters.as_ptr(), self.len) }
     }
 

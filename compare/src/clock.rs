@@ -11,8 +11,8 @@ pub const SECOND: u64 = 1_000_000_000;
 #[must_use]
 pub fn now() -> u64 {
     let mut time = MaybeUninit::<libc::timespec>::zeroed();
-    // SAFETY: the pointer is valid for a timespec. The clock exists on every Linux, so the call cannot fail; if it
-    // did, the zeroed value would stand.
+    // SAFETY: the pointer is valid for a timespec. The clock exists on every Linux, so the call
+    // cannot fail; if it did, the zeroed value would stand.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, time.as_mut_ptr()) };
     // SAFETY: zeroed above, and a timespec of zeroes is valid.
     let time = unsafe { time.assume_init() };

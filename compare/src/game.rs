@@ -1,7 +1,9 @@
-//! The game: a main thread that, at each frame start, works, releases two workers, waits for both and works again.
+//! The game: a main thread that, at each frame start, works, releases two workers, waits for both
+//! and works again.
 //!
-//! On an idle machine a frame is complete about 5.5 ms after its start. It uses three wake-ups that follow one another
-//! (the timer's, the workers', the last worker's), so it notices a scheduler that is slow anywhere.
+//! On an idle machine a frame is complete about 5.5 ms after its start. It uses three wake-ups that
+//! follow one another (the timer's, the workers', the last worker's), so it notices a scheduler
+//! that is slow anywhere.
 
 use crate::clock::{SECOND, now, sleep_until};
 use crate::latency::Latency;
@@ -168,7 +170,8 @@ fn work(stage: &Stage, release: &Semaphore, iterations: u64) {
 mod tests {
     use super::*;
 
-    /// 10 frames of 10 ns from 100; the first two are warm-up. Each completes `lateness` after its due time.
+    /// 10 frames of 10 ns from 100; the first two are warm-up. Each completes `lateness` after its
+    /// due time.
     fn frames(lateness: impl Fn(u64) -> u64) -> Result<Frames> {
         let plan = Plan::new(100, 20, 80);
         let (mut pace, mut frames) = (Pace::new(100, 10), Frames::new()?);
@@ -190,7 +193,8 @@ mod tests {
 
     #[test]
     fn late_and_skipped_frames_are_missed() -> Result<()> {
-        // Frame 4 completes within period 7: it is late, 5 and 6 are skipped, 7 starts late but is in time.
+        // Frame 4 completes within period 7: it is late, 5 and 6 are skipped, 7 starts late but is
+        // in time.
         let frames = frames(|k| if k == 4 { 31 } else { 6 })?;
         assert_eq!((frames.done, frames.missed, frames.skipped), (6, 3, 2));
         Ok(())
@@ -198,7 +202,8 @@ mod tests {
 
     #[test]
     fn warm_up_is_not_counted() -> Result<()> {
-        // Frame 0 completes within period 4: 1 is skipped in the warm-up, 2 and 3 in the recorded part.
+        // Frame 0 completes within period 4: 1 is skipped in the warm-up, 2 and 3 in the recorded
+        // part.
         let frames = frames(|k| if k == 0 { 41 } else { 6 })?;
         assert_eq!((frames.done, frames.missed, frames.skipped), (6, 2, 2));
         Ok(())

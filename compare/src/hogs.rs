@@ -6,8 +6,8 @@ use crate::process::Children;
 use crate::work::spin;
 use anyhow::Result;
 
-/// Iterations of the work loop in one unit, the same on every machine: units of two runs compare even if their
-/// calibrations do not.
+/// Iterations of the work loop in one unit, the same on every machine: units of two runs compare
+/// even if their calibrations do not.
 pub const UNIT: u64 = 10_000;
 
 /// Forks one hog per counter; they start at `epoch`.

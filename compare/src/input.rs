@@ -1,7 +1,7 @@
 //! The input thread: woken at random, 3 to 17 ms apart, for next to no work.
 //!
-//! The events come whether the thread is ready or not, as a mouse's do: one that falls due while the thread is still
-//! late for the one before is measured from its own due time.
+//! The events come whether the thread is ready or not, as a mouse's do: one that falls due while
+//! the thread is still late for the one before is measured from its own due time.
 
 use crate::clock::{MS, now, sleep_until};
 use crate::latency::Latency;

@@ -45,10 +45,11 @@ pub fn online_cpus() -> usize {
     usize::try_from(count).unwrap_or(1).max(1)
 }
 
-/// Waits until hardly anything runs on this machine, for at most `limit` ns; false if that did not come.
+/// Waits until hardly anything runs on this machine, for at most `limit` ns; false if that did not
+/// come.
 ///
-/// A guest that has just booted is busy for seconds with what the kernel put off. A scheduler that is loaded may keep one
-/// CPU busy: that of its own thread.
+/// A guest that has just booted is busy for seconds with what the kernel put off. A scheduler that
+/// is loaded may keep one CPU busy: that of its own thread.
 ///
 /// # Errors
 /// What `pause`, which sleeps until the time given to it (ns), returns.
@@ -68,12 +69,14 @@ pub fn wait_for_idle(limit: u64, mut pause: impl FnMut(u64) -> Result<()>) -> Re
     Ok(false)
 }
 
-/// Time that all CPUs together have spent idle, and in all, in ticks; None if /proc/stat does not say.
+/// Time that all CPUs together have spent idle, and in all, in ticks; None if /proc/stat does not
+/// say.
 fn cpu_times() -> Option<[u64; 2]> {
     parse_cpu_times(&fs::read_to_string("/proc/stat").ok()?)
 }
 
-/// The first line of /proc/stat is `cpu user nice system idle iowait irq softirq steal ...` (proc_stat(5)).
+/// The first line of /proc/stat is `cpu user nice system idle iowait irq softirq steal ...`
+/// (proc_stat(5)).
 fn parse_cpu_times(stat: &str) -> Option<[u64; 2]> {
     let words = stat
         .lines()

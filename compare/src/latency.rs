@@ -21,7 +21,8 @@ impl Latency {
     /// None in practice: the bounds are constant.
     pub fn new() -> Result<Self, CreationError> {
         let mut histogram = Histogram::new_with_bounds(LOWEST, HIGHEST, DIGITS)?;
-        // The allocator hands out pages that are not there before they are written; `reset` writes all of them.
+        // The allocator hands out pages that are not there before they are written; `reset` writes
+        // all of them.
         histogram.reset();
         Ok(Self(histogram))
     }
@@ -55,7 +56,8 @@ impl Latency {
         }
     }
 
-    /// Mean (ns) of the longest times, `fraction` of all, at least one; None if there are none at all.
+    /// Mean (ns) of the longest times, `fraction` of all, at least one; None if there are none at
+    /// all.
     #[must_use]
     pub fn mean_of_longest(&self, fraction: f64) -> Option<f64> {
         let wanted = ((self.0.len() as f64 * fraction).ceil() as u64).max(1);

@@ -1,24 +1,25 @@
 //! The load that schedulers are compared with: a game among compilers.
 //!
-//! A desktop scheduler is judged by what a person notices: frames that come late, sound that breaks up, a pointer that
-//! lags; and by what that costs the work behind it. Benchmarks of one kind of task miss the trade between them, and those
-//! that run until the clock says so (`while now() < end`) use less CPU the worse they are scheduled. So this load has
-//! all kinds at once, and every piece of work is a fixed number of iterations ([`work`]).
+//! A desktop scheduler is judged by what a person notices: frames that come late, sound that breaks
+//! up, a pointer that lags; and by what that costs the work behind it. Benchmarks of one kind of
+//! task miss the trade between them, and those that run until the clock says so (`while now() <
+//! end`) use less CPU the worse they are scheduled. So this load has all kinds at once, and every
+//! piece of work is a fixed number of iterations ([`work`]).
 //!
 //! A run, in the order in which it happens ([`run`]):
 //!
 //! 1. The arithmetic loop is calibrated on the idle machine ([`work`]).
-//! 2. The background is forked: CPU hogs ([`hogs`]) and pipe ping-pong pairs ([`pingpong`]), each its own process
-//!    ([`process`]) that counts on a shared page ([`board`]).
-//! 3. The latency-sensitive threads start: [`game`], [`audio`], [`input`]. All of them wait for one common instant, the
-//!    epoch of the [`plan`].
-//! 4. Nothing is recorded during the warm-up. After the last second the threads hand back their histograms
-//!    ([`latency`]), which become a [`report`]; several reports become a [`table`].
+//! 2. The background is forked: CPU hogs ([`hogs`]) and pipe ping-pong pairs ([`pingpong`]), each
+//!    its own process ([`process`]) that counts on a shared page ([`board`]).
+//! 3. The latency-sensitive threads start: [`game`], [`audio`], [`input`]. All of them wait for one
+//!    common instant, the epoch of the [`plan`].
+//! 4. Nothing is recorded during the warm-up. After the last second the threads hand back their
+//!    histograms ([`latency`]), which become a [`report`]; several reports become a [`table`].
 //!
-//! Four smaller loads stand beside it, each for a question that the game does not ask: [`barrier`] (threads that wait for each other),
-//! [`requests`] (a server's workers),
-//! [`tree`] (a build's short jobs), [`weights`] (nice levels). [`harness`] runs all of them under one scheduler after the
-//! other.
+//! Four smaller loads stand beside it, each for a question that the game does not ask: [`barrier`]
+//! (threads that wait for each other), [`requests`] (a server's workers),
+//! [`tree`] (a build's short jobs), [`weights`] (nice levels). [`harness`] runs all of them under
+//! one scheduler after the other.
 //!
 //! All times are nanoseconds of `CLOCK_MONOTONIC` unless a name says otherwise.
 

@@ -1,8 +1,9 @@
 //! Periods with due times fixed in advance, and what becomes of one that ends late.
 //!
-//! A loop that sleeps "a period from now" forgives itself every delay. Here period `k` is due at `epoch + k * period`
-//! whatever happened before, so lateness shows. Work that ends after the next due time has missed; if it ends even later,
-//! the periods that went by in whole are skipped (a screen does not show old frames later), and count as missed too.
+//! A loop that sleeps "a period from now" forgives itself every delay. Here period `k` is due at
+//! `epoch + k * period` whatever happened before, so lateness shows. Work that ends after the next
+//! due time has missed; if it ends even later, the periods that went by in whole are skipped (a
+//! screen does not show old frames later), and count as missed too.
 
 use std::ops::Range;
 
@@ -47,8 +48,8 @@ impl Pace {
         self.epoch + index * self.period
     }
 
-    /// The current period's work ended at `now`: judges it and moves on to the next period that is not over yet,
-    /// which may already be due.
+    /// The current period's work ended at `now`: judges it and moves on to the next period that is
+    /// not over yet, which may already be due.
     pub fn complete(&mut self, now: u64) -> Completion {
         let next = self.index + 1;
         let running = now.saturating_sub(self.epoch) / self.period;

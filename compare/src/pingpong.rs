@@ -1,4 +1,5 @@
-//! Ping-pong pairs: two processes that pass one byte to and fro through two pipes, and do nothing else.
+//! Ping-pong pairs: two processes that pass one byte to and fro through two pipes, and do nothing
+//! else.
 //!
 //! They are the load that a scheduler's own cost per wake-up shows on.
 

@@ -1,9 +1,10 @@
-//! When a run starts, what part of it is recorded, and how far it is: what all threads of a run share.
+//! When a run starts, what part of it is recorded, and how far it is: what all threads of a run
+//! share.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-// ORDERING: everything here is a number that means something by itself; nothing is published through it. Results are
-// handed over by joining the threads.
+// ORDERING: everything here is a number that means something by itself; nothing is published
+// through it. Results are handed over by joining the threads.
 
 /// The common timetable, and the counts that the progress lines are made of.
 #[derive(Debug)]

@@ -17,8 +17,9 @@ pub enum Policy {
 
 /// Runs `start` such that the threads that it starts have `policy` and timers without slack.
 ///
-/// New threads inherit both from the one that starts them, so that one, the caller, takes them on meanwhile. The slack (by
-/// default 50 µs, for SCHED_OTHER only) would be counted as the scheduler's.
+/// New threads inherit both from the one that starts them, so that one, the caller, takes them on
+/// meanwhile. The slack (by default 50 µs, for SCHED_OTHER only) would be counted as the
+/// scheduler's.
 ///
 /// # Errors
 /// SCHED_FIFO is not allowed, or what `start` returns.

@@ -18,8 +18,8 @@ struct Child {
 impl Children {
     /// Forks a process called `name` that runs `body`, which is not meant to return.
     ///
-    /// Call it before the first thread is started: a forked process has only the thread that forked, and would wait
-    /// for ever for a lock that another one held.
+    /// Call it before the first thread is started: a forked process has only the thread that
+    /// forked, and would wait for ever for a lock that another one held.
     ///
     /// # Errors
     /// The process could not be forked.
@@ -51,7 +51,8 @@ impl Children {
 
 impl Drop for Children {
     fn drop(&mut self) {
-        // All are killed before the first is waited for, so that they do not go on working meanwhile.
+        // All are killed before the first is waited for, so that they do not go on working
+        // meanwhile.
         for child in &self.0 {
             // SAFETY: plain numbers. A child that was not reaped keeps its number.
             unsafe { libc::kill(child.pid, libc::SIGKILL) };
@@ -78,7 +79,8 @@ impl Child {
     }
 }
 
-/// What the child does. A child that comes back would be a second copy of the program: it ends here whatever happens.
+/// What the child does. A child that comes back would be a second copy of the program: it ends here
+/// whatever happens.
 fn become_child(parent: libc::pid_t, title: &CString, body: impl FnOnce()) -> ! {
     // SAFETY: a number. The child dies when the forking thread does, even if that is killed.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };

@@ -1,8 +1,9 @@
 //! A server: one thread hands requests to workers that sleep in between.
 //!
-//! The manner is schbench's: each request costs two wake-ups (the worker's, and the dispatcher's when the worker is done), and
-//! there are as many requests under way as there are workers, so a slow scheduler gets fewer requests, not a longer queue.
-//! Wake-up latency tells how soon a worker runs; request latency adds what preemption does to its work.
+//! The manner is schbench's: each request costs two wake-ups (the worker's, and the dispatcher's
+//! when the worker is done), and there are as many requests under way as there are workers, so a
+//! slow scheduler gets fewer requests, not a longer queue. Wake-up latency tells how soon a worker
+//! runs; request latency adds what preemption does to its work.
 
 use crate::clock::{SECOND, now, seconds, sleep_until};
 use crate::latency::{Latency, Percentiles};
@@ -40,7 +41,8 @@ pub struct Requests {
 struct Desk {
     go: Semaphore,
     /// When the request was handed over (ns).
-    // ORDERING: relaxed, here and below: the semaphore orders what is written before `post` and read after `wait`.
+    // ORDERING: relaxed, here and below: the semaphore orders what is written before `post` and
+    // read after `wait`.
     handed_over: AtomicU64,
 }
 

@@ -64,7 +64,8 @@ const LEAD: u64 = 200 * MS;
 /// Runs the load and calls `progress` with a line every second.
 ///
 /// # Errors
-/// Something could not be set up, a signal came before anything was recorded, or a background process died.
+/// Something could not be set up, a signal came before anything was recorded, or a background
+/// process died.
 pub fn run(options: &Options, progress: impl FnMut(&str)) -> Result<Report> {
     let signals = Signals::block()?;
     let mut config = configure(options, &signals)?;

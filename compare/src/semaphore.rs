@@ -6,10 +6,12 @@ use std::cell::UnsafeCell;
 use std::io;
 use std::mem::MaybeUninit;
 
-/// A semaphore for the threads of this process. Boxed inside: the C library identifies it by its address.
+/// A semaphore for the threads of this process. Boxed inside: the C library identifies it by its
+/// address.
 pub struct Semaphore(Box<UnsafeCell<libc::sem_t>>);
 
-// SAFETY: sem_wait and sem_post may be called from any thread at any time, and nothing else touches the cell.
+// SAFETY: sem_wait and sem_post may be called from any thread at any time, and nothing else touches
+// the cell.
 unsafe impl Sync for Semaphore {}
 
 impl Semaphore {
@@ -30,7 +32,8 @@ impl Semaphore {
 
     /// Adds one, and wakes a waiter if there is one.
     pub fn post(&self) {
-        // SAFETY: initialised in `new`, destroyed only in `drop`. It fails only beyond 2^31 - 1 posts.
+        // SAFETY: initialised in `new`, destroyed only in `drop`. It fails only beyond 2^31 - 1
+        // posts.
         unsafe { libc::sem_post(self.0.get()) };
     }
 

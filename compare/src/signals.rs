@@ -4,7 +4,8 @@ use crate::clock::{now, timespec};
 use anyhow::{Result, bail};
 use std::mem::MaybeUninit;
 
-/// SIGINT and SIGTERM, blocked in this thread and in all threads and processes that it starts from then on.
+/// SIGINT and SIGTERM, blocked in this thread and in all threads and processes that it starts from
+/// then on.
 pub struct Signals(libc::sigset_t);
 
 impl Signals {

@@ -126,7 +126,8 @@ fn row(metric: &Metric, reports: &[Report]) -> Vec<String> {
     cells
 }
 
-/// How `last` compares with `first`, the judgement first: "better: 2.1x lower", "worse: 12 % higher", "same".
+/// How `last` compares with `first`, the judgement first: "better: 2.1x lower", "worse: 12 %
+/// higher", "same".
 fn verdict(better: Better, first: Option<f64>, last: Option<f64>) -> String {
     let (Some(first), Some(last)) = (first, last) else {
         return "-".to_owned();
@@ -213,7 +214,8 @@ fn printable(text: &str) -> String {
         .collect()
 }
 
-/// Columns wide enough for their cells: names, units and the last one's words to the left, numbers to the right.
+/// Columns wide enough for their cells: names, units and the last one's words to the left, numbers
+/// to the right.
 fn align(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {

@@ -1,8 +1,9 @@
 //! A build: a tree of short processes, so many at a time, as `make -j` has it.
 //!
-//! A unit is a driver that runs two stages one after the other, like a compiler and an assembler; at the end a link alone.
-//! Each is a new process image (fork and exec), reads what it is told on its command line, touches fresh memory and works a
-//! number of iterations that its seed fixes: to a scheduler every one of them is a task it has never seen.
+//! A unit is a driver that runs two stages one after the other, like a compiler and an assembler;
+//! at the end a link alone. Each is a new process image (fork and exec), reads what it is told on
+//! its command line, touches fresh memory and works a number of iterations that its seed fixes: to
+//! a scheduler every one of them is a task it has never seen.
 
 use crate::clock::{now, seconds};
 use crate::random::Random;
@@ -31,7 +32,8 @@ pub struct Build {
     pub units: u32,
 }
 
-/// Builds `units` units, `jobs` at a time. `program` is the one that understands the arguments of [`Step::arguments`].
+/// Builds `units` units, `jobs` at a time. `program` is the one that understands the arguments of
+/// [`Step::arguments`].
 ///
 /// # Errors
 /// A process could not be started, or failed.

@@ -1,7 +1,9 @@
-//! Fairness between weights: hogs of four nice levels, and how the CPU was shared against how it should be.
+//! Fairness between weights: hogs of four nice levels, and how the CPU was shared against how it
+//! should be.
 //!
-//! The weight of nice n is 1024 / 1.25^n, as the kernel's table has it (`sched_prio_to_weight`, kernel/sched/core.c). As many
-//! hogs of each level as there are CPUs: then even the heaviest are due less than a CPU each, and any share can be met.
+//! The weight of nice n is 1024 / 1.25^n, as the kernel's table has it (`sched_prio_to_weight`,
+//! kernel/sched/core.c). As many hogs of each level as there are CPUs: then even the heaviest are
+//! due less than a CPU each, and any share can be met.
 
 use crate::board::Board;
 use crate::clock::{SECOND, now, sleep_until};
@@ -24,7 +26,8 @@ const WARMUP: u64 = SECOND / 4;
 pub struct Shares {
     /// Of all work, by level, in the order of [`LEVELS`].
     pub share: [f64; 4],
-    /// Half the sum of the distances from the ideal shares: the part of the work that the wrong hogs have done.
+    /// Half the sum of the distances from the ideal shares: the part of the work that the wrong
+    /// hogs have done.
     pub misplaced: f64,
 }
 

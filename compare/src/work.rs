@@ -1,12 +1,15 @@
-//! Work that really uses a CPU: a counted arithmetic loop, and how many of its iterations make a millisecond.
+//! Work that really uses a CPU: a counted arithmetic loop, and how many of its iterations make a
+//! millisecond.
 //!
-//! Looking at the clock instead would let a thread that was preempted for a millisecond do a millisecond less.
+//! Looking at the clock instead would let a thread that was preempted for a millisecond do a
+//! millisecond less.
 //!
-//! The usual calibration ([`alone`]) takes the fastest of several tries, because everything else that runs can only make
-//! it slower, and must run while nothing else does. A millisecond of work then lasts longer once all CPUs are busy:
-//! a little where they share caches and a power budget, and as many times as there are CPUs under QEMU's
-//! instruction-counted time, where they share one clock. [`together`] measures that speed instead: with it a millisecond
-//! of work lasts a millisecond beside hogs.
+//! The usual calibration ([`alone`]) takes the fastest of several tries, because everything else
+//! that runs can only make it slower, and must run while nothing else does. A millisecond of work
+//! then lasts longer once all CPUs are busy: a little where they share caches and a power budget,
+//! and as many times as there are CPUs under QEMU's instruction-counted time, where they share one
+//! clock. [`together`] measures that speed instead: with it a millisecond of work lasts a
+//! millisecond beside hogs.
 
 use crate::clock::{MS, now, sleep_until};
 use serde::{Deserialize, Serialize};
@@ -17,12 +20,14 @@ use std::thread::scope;
 /// A try lasts at least this long (ns), so that reading the clock does not weigh.
 const TRY: u64 = 2 * MS;
 const TRIES: usize = 25;
-/// [`together`] counts in steps of so many iterations, over windows of so many ns, of which it takes the best.
+/// [`together`] counts in steps of so many iterations, over windows of so many ns, of which it
+/// takes the best.
 const STEP: u64 = 2_000;
 const WINDOW: u64 = 110 * MS;
 const WINDOWS: usize = 4;
 
-/// Runs the loop `iterations` times: each needs the result of the one before, so that they cannot overlap.
+/// Runs the loop `iterations` times: each needs the result of the one before, so that they cannot
+/// overlap.
 // Never inlined: the calibrated code and the code that does the work are the same instructions.
 #[inline(never)]
 pub fn spin(iterations: u64) {
@@ -64,7 +69,8 @@ pub enum Calibration {
     Together,
 }
 
-/// Measures the iterations in a millisecond on one CPU while the others are idle. Lasts about 100 ms.
+/// Measures the iterations in a millisecond on one CPU while the others are idle. Lasts about 100
+/// ms.
 #[must_use]
 pub fn alone() -> u64 {
     let mut iterations = 10_000;
@@ -75,10 +81,11 @@ pub fn alone() -> u64 {
     (iterations * MS / fastest.max(1)).max(1)
 }
 
-/// Measures the iterations in a millisecond on one of `cpus` CPUs while all are busy. Lasts about 550 ms.
+/// Measures the iterations in a millisecond on one of `cpus` CPUs while all are busy. Lasts about
+/// 550 ms.
 ///
-/// As many threads as CPUs count what they do, and the sum is shared out: so it matters neither which of them runs where,
-/// nor whether each gets the same.
+/// As many threads as CPUs count what they do, and the sum is shared out: so it matters neither
+/// which of them runs where, nor whether each gets the same.
 #[must_use]
 pub fn together(cpus: usize) -> u64 {
     let (done, over) = (AtomicU64::new(0), AtomicBool::new(false));

@@ -1,4 +1,5 @@
-//! Plots as SVG. Colours are Okabe and Ito's, made for colour-blind readers, and lines have marks of their own.
+//! Plots as SVG. Colours are Okabe and Ito's, made for colour-blind readers, and lines have marks
+//! of their own.
 
 use std::error::Error;
 use std::ops::Range;

@@ -1,4 +1,5 @@
-//! A simulated machine on which time passes: tasks that live their lives, CPUs whose slices end and whose clocks tick.
+//! A simulated machine on which time passes: tasks that live their lives, CPUs whose slices end and
+//! whose clocks tick.
 
 use scx_metronome_core::policy::Policy;
 use scx_metronome_core::sim::{Config, Event, Sim};
@@ -115,7 +116,8 @@ pub(crate) struct Machine<P> {
 }
 
 impl<P: Policy> Machine<P> {
-    /// So many CPUs for the tasks, whose ticks come every `tick` ns, one CPU after the other; tasks of these lives and weights.
+    /// So many CPUs for the tasks, whose ticks come every `tick` ns, one CPU after the other; tasks
+    /// of these lives and weights.
     pub(crate) fn new(workers: usize, tick: u64, policy: P, lives: &[(Life, u16)]) -> Self {
         let config = Config {
             nr_cpus: workers as u32 + 1,
@@ -127,7 +129,8 @@ impl<P: Policy> Machine<P> {
             sim.apply(Event::SetWeight(id, *weight));
         }
         let began = sim.now();
-        // They are born one after the other, within 16 ms. A deadline of 0, which would be none, is past.
+        // They are born one after the other, within 16 ms. A deadline of 0, which would be none, is
+        // past.
         let born_at = |nr: usize| began + MS + nr as u64 * 16 * MS / lives.len() as u64;
         let task = |(nr, (life, _)): (usize, &(Life, u16))| Task::new(*life, born_at(nr));
         Self {

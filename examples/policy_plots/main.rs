@@ -1,8 +1,10 @@
-//! Makes the plots of `docs/POLICY.md`: `cargo run --release --example policy_plots [-- [--seconds SECONDS] [DIRECTORY]]`
+//! Makes the plots of `docs/POLICY.md`: `cargo run --release --example policy_plots [-- [--seconds
+//! SECONDS] [DIRECTORY]]`
 //!
-//! The policy that `scx_metronome` runs decides for a simulated machine with three CPUs and a fourth for the scheduler thread, for so
-//! many seconds of virtual time for each point (20). Nothing is left to chance: the same program makes the same plots. The simulator
-//! has no standing orders: this is user space's own queue.
+//! The policy that `scx_metronome` runs decides for a simulated machine with three CPUs and a
+//! fourth for the scheduler thread, for so many seconds of virtual time for each point (20).
+//! Nothing is left to chance: the same program makes the same plots. The simulator has no standing
+//! orders: this is user space's own queue.
 
 mod draw;
 mod figures;

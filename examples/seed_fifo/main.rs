@@ -1,4 +1,5 @@
-//! The FIFO scheduler from the documentation of `scx_rustland_core`, to be run; see `tests/seed.rs`.
+//! The FIFO scheduler from the documentation of `scx_rustland_core`, to be run; see
+//! `tests/seed.rs`.
 #![allow(clippy::unwrap_used, reason = "the program is not ours")]
 
 include!("fifo.rs");

@@ -1,5 +1,6 @@
-//! Writes the corpus of both decoders from records, a line of hex each on stdin: as they are, and in rings in every state
-//! that the kernel leaves them in. And that of a turn: what happens on a busy machine, of several kinds.
+//! Writes the corpus of both decoders from records, a line of hex each on stdin: as they are, and
+//! in rings in every state that the kernel leaves them in. And that of a turn: what happens on a
+//! busy machine, of several kinds.
 
 use std::fs;
 use std::io;
@@ -74,7 +75,8 @@ fn rings(records: &[Record]) -> Vec<Input> {
     let mut full = ring(256, 6, &[a, b, c]);
     full.further = full.ahead;
     rings.push(full.clone());
-    // What a broken position looks like: not a multiple of 8, further than the ring is long, behind the reader.
+    // What a broken position looks like: not a multiple of 8, further than the ring is long, behind
+    // the reader.
     for ahead in [full.ahead - 4, full.ahead + 128, 0_u64.wrapping_sub(128)] {
         rings.push(Input {
             ahead,
@@ -84,7 +86,8 @@ fn rings(records: &[Record]) -> Vec<Input> {
     rings
 }
 
-/// A ring of `8 << size` bytes with these records, each with its header's first word, as the kernel would lay them.
+/// A ring of `8 << size` bytes with these records, each with its header's first word, as the kernel
+/// would lay them.
 fn ring(start: u64, size: u8, records: &[(u32, Record)]) -> Input {
     let mut data = vec![0; 8 << size];
     for (i, (header, record)) in records.iter().enumerate() {
@@ -130,7 +133,8 @@ mod kind {
     pub const MISPLACE: u8 = 31;
 }
 
-/// Machines with 3 and 71 CPUs, and the usual policy or one that puts tasks in every place, in which twice as many tasks as CPUs wake, run, and change in one way or another.
+/// Machines with 3 and 71 CPUs, and the usual policy or one that puts tasks in every place, in
+/// which twice as many tasks as CPUs wake, run, and change in one way or another.
 fn turns() -> Vec<Vec<u8>> {
     use kind::*;
     let changes = [

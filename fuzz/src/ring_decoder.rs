@@ -1,7 +1,8 @@
-//! Any bytes and any positions as a ring: what comes out, what is counted and where the reader stands agree with a model
-//! that walks the same bytes.
+//! Any bytes and any positions as a ring: what comes out, what is counted and where the reader
+//! stands agree with a model that walks the same bytes.
 //!
-//! The ring is allocated with not a byte to spare, so that the address sanitizer sees every read outside.
+//! The ring is allocated with not a byte to spare, so that the address sanitizer sees every read
+//! outside.
 
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -81,7 +82,8 @@ pub fn run(bytes: &[u8]) {
         data: NonNull::from(&*data).cast(),
         size: input.data.len() as u64,
     };
-    // SAFETY: all of it outlives the ring and is written by this thread only, when the ring is not reading.
+    // SAFETY: all of it outlives the ring and is written by this thread only, when the ring is not
+    // reading.
     let mut ring = unsafe { Ring::new(memory, u32::from(input.nr_cpus)) };
     let mut model = Model::new(&input);
 

@@ -1,5 +1,5 @@
-//! Any 120 bytes as a record: they are a task if and only if each field is in its documented range, and then the task says
-//! what the bytes say.
+//! Any 120 bytes as a record: they are a task if and only if each field is in its documented range,
+//! and then the task says what the bytes say.
 
 use scx_metronome_core::task::Record;
 use scx_metronome_core::{DispatchedTask, QueuedTask};
@@ -109,7 +109,8 @@ pub fn bytes_of(task: &QueuedTask) -> [u8; BYTES] {
     bytes
 }
 
-/// An unsigned integer of `N` bytes at an offset. Little-endian, as every machine that sched_ext runs on.
+/// An unsigned integer of `N` bytes at an offset. Little-endian, as every machine that sched_ext
+/// runs on.
 fn field<const N: usize>(bytes: &[u8; BYTES], offset: usize) -> u64 {
     let mut wide = [0; 8];
     wide[..N].copy_from_slice(&bytes[offset..offset + N]);

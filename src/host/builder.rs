@@ -72,32 +72,36 @@ impl Default for Builder {
 }
 
 impl Builder {
-    /// The defaults: all tasks, a CPU picked for the scheduler thread, slices of 20 ms, a watchdog of 5 s.
+    /// The defaults: all tasks, a CPU picked for the scheduler thread, slices of 20 ms, a watchdog
+    /// of 5 s.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The name under which the kernel shows it in `/sys/kernel/sched_ext/root/ops`: up to 127 letters, digits, `_`, `.`.
+    /// The name under which the kernel shows it in `/sys/kernel/sched_ext/root/ops`: up to 127
+    /// letters, digits, `_`, `.`.
     pub fn name(mut self, name: &str) -> Self {
         self.name = name.to_string();
         self
     }
 
     /// The CPU of the scheduler thread. Without: an isolated one, else one without a tick, else an
-    /// efficiency core, else the last. (Kernels so far attach nothing while there are isolated ones: see
-    /// [`topology`](crate::topology).)
+    /// efficiency core, else the last. (Kernels so far attach nothing while there are isolated
+    /// ones: see [`topology`](crate::topology).)
     pub fn cpu(mut self, cpu: u32) -> Self {
         self.cpu = Some(cpu);
         self
     }
 
-    /// Bytes of the dump that is made when the kernel throws the scheduler out; 0 is the kernel's default, 32,768.
+    /// Bytes of the dump that is made when the kernel throws the scheduler out; 0 is the kernel's
+    /// default, 32,768.
     pub fn exit_dump_len(mut self, bytes: u32) -> Self {
         self.exit_dump_len = bytes;
         self
     }
 
-    /// Whether to schedule only tasks that asked for it by `sched_setscheduler(SCHED_EXT)`; otherwise all ordinary tasks.
+    /// Whether to schedule only tasks that asked for it by `sched_setscheduler(SCHED_EXT)`;
+    /// otherwise all ordinary tasks.
     pub fn partial(mut self, partial: bool) -> Self {
         self.partial = partial;
         self
@@ -109,14 +113,15 @@ impl Builder {
         self
     }
 
-    /// Whether the kernel side sends a waking task to an idle CPU at once; otherwise user space is asked about every one.
+    /// Whether the kernel side sends a waking task to an idle CPU at once; otherwise user space is
+    /// asked about every one.
     pub fn builtin_idle(mut self, builtin_idle: bool) -> Self {
         self.builtin_idle = builtin_idle;
         self
     }
 
-    /// Whether control groups do not count: a task then has what its weight is worth, whatever the `cpu.weight` of its group. See
-    /// [`QueuedTask::share`](crate::task::QueuedTask::share).
+    /// Whether control groups do not count: a task then has what its weight is worth, whatever the
+    /// `cpu.weight` of its group. See [`QueuedTask::share`](crate::task::QueuedTask::share).
     pub fn flat(mut self, flat: bool) -> Self {
         self.flat = flat;
         self
@@ -128,7 +133,8 @@ impl Builder {
         self
     }
 
-    /// What the slice of a task that takes turns by its order ([`Order::in_turn`](crate::orders::Order::in_turn)) is shortened to at least as others wait.
+    /// What the slice of a task that takes turns by its order
+    /// ([`Order::in_turn`](crate::orders::Order::in_turn)) is shortened to at least as others wait.
     pub fn slice_min(mut self, slice_min: Duration) -> Self {
         self.slice_min = slice_min;
         self
@@ -140,19 +146,22 @@ impl Builder {
         self
     }
 
-    /// How late the scheduler thread may be before the kernel side goes on alone, until it is back: 1 ms to 10 s.
+    /// How late the scheduler thread may be before the kernel side goes on alone, until it is back:
+    /// 1 ms to 10 s.
     pub fn budget(mut self, budget: Duration) -> Self {
         self.budget = budget;
         self
     }
 
-    /// What the kernel side allows tasks before it acts by itself: each more than 0, and at most 10 s; the slices at most 1 s.
+    /// What the kernel side allows tasks before it acts by itself: each more than 0, and at most 10
+    /// s; the slices at most 1 s.
     pub fn limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
         self
     }
 
-    /// How many rings carry tasks to user space: 1, 2, 4, 8 or 16, of 1 MiB each. Without: one for each 16 CPUs.
+    /// How many rings carry tasks to user space: 1, 2, 4, 8 or 16, of 1 MiB each. Without: one for
+    /// each 16 CPUs.
     pub fn rings(mut self, rings: u32) -> Self {
         self.rings = Some(rings);
         self
@@ -176,8 +185,9 @@ impl Builder {
         self
     }
 
-    /// Checks the machine, loads the kernel side, locks the memory, and attaches. The calling thread becomes the scheduler
-    /// thread: it moves to its CPU. Until then it has nice level -20, if it may, so that a full machine does not wait long.
+    /// Checks the machine, loads the kernel side, locks the memory, and attaches. The calling
+    /// thread becomes the scheduler thread: it moves to its CPU. Until then it has nice level
+    /// -20, if it may, so that a full machine does not wait long.
     ///
     /// # Errors
     /// One line that says what is in the way and what to do. Nothing is left attached.
@@ -210,7 +220,8 @@ impl Builder {
 
     /// One ring for each 16 CPUs.
     ///
-    /// What a ring bears: `cargo bench --bench contention`, on two cores of an EPYC of family 26, says
+    /// What a ring bears: `cargo bench --bench contention`, on two cores of an EPYC of family 26,
+    /// says
     ///
     /// | producers, each as fast as it can | ns per record and producer | records/s in all |
     /// |-----------------------------------|----------------------------|------------------|
@@ -218,14 +229,18 @@ impl Builder {
     /// | 2 on a ring                       | 224                        | 9 M              |
     /// | 2 on a ring each                  | 52                         | 39 M             |
     ///
-    /// So the lock of a ring that two share is held, and handed on, for 112 ns per record; of one that 52 share, for 500 ns (2 M/s in
-    /// the kernel's `tools/testing/selftests/bpf/benchs/bench_ringbufs.c`). Who comes now and then waits for
-    /// `load / (2 * (1 - load))` of that on average (a queue with one server and a constant service time). That wait shall be half of
-    /// the 52 ns that a record costs in any case: with 500 ns, a load of 9.4 %, or 188,000 records/s. A busy CPU that
-    /// switches every 100 us writes 10,000 of them, so a ring bears 18 CPUs; 16 of them are the next power of two below. With 112 ns it
-    /// would be 280. With one ring for 1,024 CPUs the load would be five times what it bears.
+    /// So the lock of a ring that two share is held, and handed on, for 112 ns per record; of one
+    /// that 52 share, for 500 ns (2 M/s in the kernel's
+    /// `tools/testing/selftests/bpf/benchs/bench_ringbufs.c`). Who comes now and then waits for
+    /// `load / (2 * (1 - load))` of that on average (a queue with one server and a constant service
+    /// time). That wait shall be half of the 52 ns that a record costs in any case: with 500
+    /// ns, a load of 9.4 %, or 188,000 records/s. A busy CPU that switches every 100 us writes
+    /// 10,000 of them, so a ring bears 18 CPUs; 16 of them are the next power of two below. With
+    /// 112 ns it would be 280. With one ring for 1,024 CPUs the load would be five times what
+    /// it bears.
     ///
-    /// Whatever the number, it costs the scheduler thread a load per ring and turn (`cargo bench --bench scale`).
+    /// Whatever the number, it costs the scheduler thread a load per ring and turn (`cargo bench
+    /// --bench scale`).
     pub(super) fn nr_rings(&self, topology: &Topology) -> u32 {
         self.rings.unwrap_or_else(|| {
             let wanted = topology.nr_cpus.div_ceil(16).next_power_of_two();

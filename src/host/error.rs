@@ -5,7 +5,8 @@ use std::fmt;
 use crate::ring::RingCounts;
 use crate::shared::MailboxOf;
 
-/// A ring has a record that no kernel side of ours wrote, or a position that neither side did. The scheduler is ending.
+/// A ring has a record that no kernel side of ours wrote, or a position that neither side did. The
+/// scheduler is ending.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadRing {
     /// Of all rings together.
@@ -24,7 +25,8 @@ impl fmt::Display for BadRing {
 
 impl std::error::Error for BadRing {}
 
-/// A mailbox has a position that neither side wrote: some decisions never leave it. The scheduler is ending.
+/// A mailbox has a position that neither side wrote: some decisions never leave it. The scheduler
+/// is ending.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadMailbox(
     /// Which it is.
@@ -39,7 +41,8 @@ impl fmt::Display for BadMailbox {
 
 impl std::error::Error for BadMailbox {}
 
-/// There was no room for the decision in any mailbox. The task still waits: dispatch it again later.
+/// There was no room for the decision in any mailbox. The task still waits: dispatch it again
+/// later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MailboxesFull;
 

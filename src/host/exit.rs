@@ -37,7 +37,8 @@ pub struct UserExitInfo {
 impl UserExitInfo {
     pub(super) fn read(record: &ExitRecord, dump: &[u8], stopped: bool) -> Self {
         Self {
-            // ORDERING: acquire, with the swap at the end of metronome_exit() in bpf/metronome.bpf.c, which comes after the rest.
+            // ORDERING: acquire, with the swap at the end of metronome_exit() in
+            // bpf/metronome.bpf.c, which comes after the rest.
             kind: record.kind.load(Ordering::Acquire),
             exit_code: record.exit_code.load(Ordering::Relaxed),
             reason: text(&record.reason),
@@ -47,7 +48,8 @@ impl UserExitInfo {
         }
     }
 
-    /// Whether the kernel asks for a restart, as it does when a CPU came or went, and the user did not ask to stop.
+    /// Whether the kernel asks for a restart, as it does when a CPU came or went, and the user did
+    /// not ask to stop.
     pub fn should_restart(&self) -> bool {
         self.exit_code & ACT_RESTART != 0 && !self.stopped
     }
@@ -85,8 +87,8 @@ impl fmt::Display for UserExitInfo {
 
 impl std::error::Error for UserExitInfo {}
 
-/// Set by SIGINT and SIGTERM. The handlers stay for the life of the process, so that a signal between the end of one
-/// scheduler and the start of the next is not lost.
+/// Set by SIGINT and SIGTERM. The handlers stay for the life of the process, so that a signal
+/// between the end of one scheduler and the start of the next is not lost.
 static STOP: LazyLock<Arc<AtomicBool>> = LazyLock::new(|| Arc::new(AtomicBool::new(false)));
 static HANDLED: AtomicBool = AtomicBool::new(false);
 

@@ -30,7 +30,8 @@ pub(super) struct Mappings {
     pub(super) exit_record: Mapping,
 }
 
-/// A ring, mapped as the kernel's `ringbuf_map_mmap_kern()` allows it: only the consumer page may be written.
+/// A ring, mapped as the kernel's `ringbuf_map_mmap_kern()` allows it: only the consumer page may
+/// be written.
 #[derive(Debug)]
 pub(super) struct MappedRing {
     pub(super) fd: OwnedFd,
@@ -62,7 +63,8 @@ impl MappedRing {
             data,
             size: u64::from(RING_BYTES),
         };
-        // SAFETY: mapped as the ring's three pieces; `BpfScheduler` drops the ring before the mappings and makes one only.
+        // SAFETY: mapped as the ring's three pieces; `BpfScheduler` drops the ring before the
+        // mappings and makes one only.
         unsafe { Ring::new(memory, nr_cpus) }
     }
 }
@@ -150,14 +152,15 @@ impl Mappings {
             agent_cpu,
         };
         let rings = self.rings.iter().map(|ring| ring.ring(nr_cpus));
-        // SAFETY: arrays of `nr_cpus` elements of a freshly loaded object; dropped before the mappings.
+        // SAFETY: arrays of `nr_cpus` elements of a freshly loaded object; dropped before the
+        // mappings.
         unsafe { Shared::new(memory, rings) }
     }
 
     pub(super) fn exit_record(&self) -> &ExitRecord {
         let at: NonNull<ExitRecord> = self.exit_record.start().cast();
-        // SAFETY: mapped with the size of an ExitRecord. The kernel writes its texts once, before `kind`, and they are read
-        // only once `kind` has been seen.
+        // SAFETY: mapped with the size of an ExitRecord. The kernel writes its texts once, before
+        // `kind`, and they are read only once `kind` has been seen.
         unsafe { at.as_ref() }
     }
 }

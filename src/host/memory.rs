@@ -1,9 +1,12 @@
-//! Memory of the process: locked, touched and counted, so that the scheduler thread never waits for any.
+//! Memory of the process: locked, touched and counted, so that the scheduler thread never waits for
+//! any.
 //!
-//! A scheduler thread that takes a page fault can wait for a kernel thread that waits for the scheduler. So all memory is
-//! locked and touched before the scheduler is attached (Invariant 2). From then on each fault of the thread is counted, and each
-//! allocation while it is sealed ([`seal`]), as it is while it runs a policy: both must stay 0 (Invariant 1). A loop of one's own
-//! around `dequeue_task()` may allocate in a policy of its own, as the seed's does, so it is not sealed unless it asks for it.
+//! A scheduler thread that takes a page fault can wait for a kernel thread that waits for the
+//! scheduler. So all memory is locked and touched before the scheduler is attached (Invariant 2).
+//! From then on each fault of the thread is counted, and each allocation while it is sealed
+//! ([`seal`]), as it is while it runs a policy: both must stay 0 (Invariant 1). A loop of one's own
+//! around `dequeue_task()` may allocate in a policy of its own, as the seed's does, so it is not
+//! sealed unless it asks for it.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -36,7 +39,8 @@ pub struct CountingAllocator;
 
 impl CountingAllocator {
     fn note(&self) {
-        // A thread that is being torn down has no thread-locals any more, and is no scheduler thread.
+        // A thread that is being torn down has no thread-locals any more, and is no scheduler
+        // thread.
         if SEALED.try_with(Cell::get).unwrap_or(false) {
             ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
         }
@@ -69,7 +73,8 @@ unsafe impl GlobalAlloc for CountingAllocator {
     }
 }
 
-/// Allocations of sealed threads since the process began. Always 0 unless [`CountingAllocator`] is installed.
+/// Allocations of sealed threads since the process began. Always 0 unless [`CountingAllocator`] is
+/// installed.
 pub fn sealed_allocations() -> u64 {
     ALLOCATIONS.load(Ordering::Relaxed)
 }
@@ -81,7 +86,8 @@ pub fn faults(tid: i32) -> io::Result<u64> {
         .ok_or_else(|| io::Error::other(format!("/proc/self/task/{tid}/stat: {stat}")))
 }
 
-/// Fields 10 and 12 of proc_pid_stat(5). The second field, the name, may contain blanks and brackets.
+/// Fields 10 and 12 of proc_pid_stat(5). The second field, the name, may contain blanks and
+/// brackets.
 fn faults_of_stat(stat: &str) -> Option<u64> {
     let (_, rest) = stat.rsplit_once(')')?;
     let mut fields = rest.split_ascii_whitespace();
@@ -90,8 +96,8 @@ fn faults_of_stat(stat: &str) -> Option<u64> {
     Some(minor + major)
 }
 
-/// Locks all memory of the process, present and future, keeps the kernel from moving it, and touches the stack of the calling
-/// thread.
+/// Locks all memory of the process, present and future, keeps the kernel from moving it, and
+/// touches the stack of the calling thread.
 ///
 /// # Errors
 /// When the process may not lock as much as it needs.
@@ -105,8 +111,8 @@ pub(crate) fn lock() -> Result<()> {
             memlock_limit()
         );
     }
-    // Locked pages may be moved nonetheless: khugepaged gathers small ones into a huge one, and whoever touches them then
-    // faults. An old kernel that cannot be told so is no obstacle.
+    // Locked pages may be moved nonetheless: khugepaged gathers small ones into a huge one, and
+    // whoever touches them then faults. An old kernel that cannot be told so is no obstacle.
     allow_huge_pages(false);
     touch_stack();
     Ok(())
@@ -199,13 +205,15 @@ pub(crate) struct Mapping {
     length: usize,
 }
 
-// SAFETY: it only owns the mapping; access is through raw pointers, under the rules of who makes them.
+// SAFETY: it only owns the mapping; access is through raw pointers, under the rules of who makes
+// them.
 unsafe impl Send for Mapping {}
 // SAFETY: as above.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Maps `length` bytes of `fd` from `offset` on, rounded up to pages. `what` is for the message.
+    /// Maps `length` bytes of `fd` from `offset` on, rounded up to pages. `what` is for the
+    /// message.
     pub(crate) fn new(
         fd: BorrowedFd<'_>,
         offset: i64,
@@ -253,7 +261,8 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: mapped by `new` with this length, and by our owner's word nobody uses it any more.
+        // SAFETY: mapped by `new` with this length, and by our owner's word nobody uses it any
+        // more.
         unsafe { libc::munmap(self.at.as_ptr().cast(), self.length) };
     }
 }

@@ -8,8 +8,9 @@ use libbpf_rs::{PrintLevel, libbpf_sys};
 
 use crate::bpf::{MetronomeSkel, OpenMetronomeSkel};
 
-/// The map of the births of task ids, which all loads of this process have in common. A policy may outlive a load, as it does when a CPU
-/// comes or goes. If births began anew, it would take what it keeps by id and birth for what it knows of another task.
+/// The map of the births of task ids, which all loads of this process have in common. A policy may
+/// outlive a load, as it does when a CPU comes or goes. If births began anew, it would take what it
+/// keeps by id and birth for what it knows of another task.
 static BIRTHS: OnceLock<OwnedFd> = OnceLock::new();
 
 pub(super) fn go_on_with_births(open: &mut OpenMetronomeSkel<'_>) -> Result<()> {

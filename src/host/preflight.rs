@@ -14,7 +14,8 @@ use libbpf_rs::btf::{Btf, BtfType, TypeId};
 
 const SCHED_EXT: &str = "sys/kernel/sched_ext";
 
-/// Without these there is no Metronome. The others have a substitute, or are in every kernel with sched_ext.
+/// Without these there is no Metronome. The others have a substitute, or are in every kernel with
+/// sched_ext.
 const NEEDED: [&str; 16] = [
     "scx_bpf_create_dsq",
     "scx_bpf_dsq_insert",
@@ -60,8 +61,8 @@ impl fmt::Display for Obstacle {
 
 impl std::error::Error for Obstacle {}
 
-/// Checks privilege, kernel, and that no other scheduler is there. Returns the hotplug sequence number, to be read before
-/// the CPUs are counted.
+/// Checks privilege, kernel, and that no other scheduler is there. Returns the hotplug sequence
+/// number, to be read before the CPUs are counted.
 pub(super) fn check() -> Result<u64> {
     let root = Path::new("/");
     privilege()?;
@@ -97,7 +98,8 @@ pub fn privilege() -> Result<(), Obstacle> {
     Ok(())
 }
 
-/// Files that a scheduler opens at most: the maps, programs and links of its kernel side, and the clients of its statistics.
+/// Files that a scheduler opens at most: the maps, programs and links of its kernel side, and the
+/// clients of its statistics.
 const FILES: u64 = 256;
 
 /// How many files this process may open. `root` is `/`, or a directory that stands for it.
@@ -216,7 +218,8 @@ pub fn functions(root: &Path) -> Result<(), Obstacle> {
     Ok(())
 }
 
-/// A function that programs may call must not show the argument that the kernel passes itself, a `struct bpf_prog_aux *`.
+/// A function that programs may call must not show the argument that the kernel passes itself, a
+/// `struct bpf_prog_aux *`.
 fn has_hidden_argument(btf: &Btf<'_>, func: &Func<'_>) -> bool {
     let Some(proto) = btf.type_by_id::<FuncProto<'_>>(func.referenced_type_id()) else {
         return false;

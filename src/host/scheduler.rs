@@ -47,8 +47,8 @@ pub struct Tuning {
 
 /// A scheduler whose policy runs here, attached to the kernel.
 ///
-/// The thread that made it is the scheduler thread, and the only one that may use it. Dropping it detaches: the kernel's
-/// default scheduler takes all tasks over.
+/// The thread that made it is the scheduler thread, and the only one that may use it. Dropping it
+/// detaches: the kernel's default scheduler takes all tasks over.
 pub struct BpfScheduler<'a> {
     /// Dropped first: detaches.
     link: Option<Link>,
@@ -82,8 +82,9 @@ impl fmt::Debug for BpfScheduler<'_> {
 }
 
 impl<'a> BpfScheduler<'a> {
-    /// The short way to [`Builder::attach`], with the arguments of `scx_rustland_core`: bytes of the exit dump (0: default),
-    /// whether to schedule only SCHED_EXT tasks, whether to be talkative.
+    /// The short way to [`Builder::attach`], with the arguments of `scx_rustland_core`: bytes of
+    /// the exit dump (0: default), whether to schedule only SCHED_EXT tasks, whether to be
+    /// talkative.
     ///
     /// # Errors
     /// As [`Builder::attach`].
@@ -175,7 +176,8 @@ impl<'a> BpfScheduler<'a> {
 
     /// Takes one task that waits, if there is one.
     ///
-    /// Tasks that a policy has left behind ([`run_until`](Self::run_until)) are dispatched before, in its order, to any CPU.
+    /// Tasks that a policy has left behind ([`run_until`](Self::run_until)) are dispatched before,
+    /// in its order, to any CPU.
     ///
     /// # Errors
     /// [`BadRing`]: the scheduler cannot go on; [`exited`](Self::exited) is true from then on.
@@ -198,7 +200,8 @@ impl<'a> BpfScheduler<'a> {
         Ok(task)
     }
 
-    /// Says what shall become of a task. CPUs that are idle are woken for it by [`notify_complete`](Self::notify_complete).
+    /// Says what shall become of a task. CPUs that are idle are woken for it by
+    /// [`notify_complete`](Self::notify_complete).
     ///
     /// # Errors
     /// [`MailboxesFull`].
@@ -219,7 +222,8 @@ impl<'a> BpfScheduler<'a> {
     /// As [`dequeue_task`](Self::dequeue_task).
     ///
     /// # Cost
-    /// As [`dequeue_task`](Self::dequeue_task) without the copies, and with one store for each eighth of the ring.
+    /// As [`dequeue_task`](Self::dequeue_task) without the copies, and with one store for each
+    /// eighth of the ring.
     pub fn drain(
         &mut self,
         limit: usize,
@@ -255,7 +259,8 @@ impl<'a> BpfScheduler<'a> {
         }
     }
 
-    /// The kernel side tells only once of a task that waits, also if a policy took it and did not decide about it.
+    /// The kernel side tells only once of a task that waits, also if a policy took it and did not
+    /// decide about it.
     fn dispatch_leftovers(&mut self) {
         let Some(turn) = &mut self.turn else { return };
         if turn.waiting() > 0 {
@@ -264,8 +269,8 @@ impl<'a> BpfScheduler<'a> {
         }
     }
 
-    /// As [`dispatch_task`](Self::dispatch_task) for each of them in turn, until there is no room. Returns how many were dispatched: those
-    /// behind them still wait.
+    /// As [`dispatch_task`](Self::dispatch_task) for each of them in turn, until there is no room.
+    /// Returns how many were dispatched: those behind them still wait.
     ///
     /// # Cost
     /// As that of each.
@@ -276,15 +281,18 @@ impl<'a> BpfScheduler<'a> {
         dispatched
     }
 
-    /// Claims an idle CPU for a task, `prev_cpu` if possible, else the nearest; see [`idle`](crate::idle). `flags` are
-    /// `SCX_WAKE_*` of the kernel. Negative if there is none.
+    /// Claims an idle CPU for a task, `prev_cpu` if possible, else the nearest; see
+    /// [`idle`](crate::idle). `flags` are `SCX_WAKE_*` of the kernel. Negative if there is
+    /// none.
     ///
-    /// Only the kernel knows where a task may run that may not run everywhere, so about those it is asked, and about tasks
-    /// that [`dequeue_task`](Self::dequeue_task) has not returned lately. The claim ends with
-    /// [`notify_complete`](Self::notify_complete), which kicks the CPU.
+    /// Only the kernel knows where a task may run that may not run everywhere, so about those it is
+    /// asked, and about tasks that [`dequeue_task`](Self::dequeue_task) has not returned
+    /// lately. The claim ends with [`notify_complete`](Self::notify_complete), which kicks the
+    /// CPU.
     ///
     /// # Cost
-    /// A load for every 64 CPUs, and a search if one is idle. For other tasks, a system call if one is idle.
+    /// A load for every 64 CPUs, and a search if one is idle. For other tasks, a system call if one
+    /// is idle.
     pub fn select_cpu(&mut self, pid: i32, prev_cpu: i32, flags: u64) -> i32 {
         if self.unrestricted.contains(pid) {
             let found = self.shared.claim_idle_cpu(prev_cpu);
@@ -307,11 +315,13 @@ impl<'a> BpfScheduler<'a> {
         found
     }
 
-    /// Ends a turn: CPUs that are idle are woken for what was dispatched. `nr_pending` is how many tasks the policy still
-    /// holds. If there is nothing to do, waits as [`Builder::wait`] says.
+    /// Ends a turn: CPUs that are idle are woken for what was dispatched. `nr_pending` is how many
+    /// tasks the policy still holds. If there is nothing to do, waits as [`Builder::wait`]
+    /// says.
     ///
     /// # Cost
-    /// A fence if anything was dispatched, and one system call if any CPU must be woken; another one to sleep.
+    /// A fence if anything was dispatched, and one system call if any CPU must be woken; another
+    /// one to sleep.
     pub fn notify_complete(&mut self, nr_pending: u64) {
         let left = self.turn.as_ref().map_or(0, |turn| turn.waiting() as u64);
         self.counts
@@ -319,7 +329,8 @@ impl<'a> BpfScheduler<'a> {
             .store(nr_pending + left, Ordering::Relaxed);
         if self.shared.flush() != 0 {
             bump(&self.counts.syscalls, 1);
-            // It fails only for a wrong file descriptor. A kick that is lost costs the time until the CPU's next event.
+            // It fails only for a wrong file descriptor. A kick that is lost costs the time until
+            // the CPU's next event.
             let _ = run_program(self.kick_fd, None::<&mut PickArgs>);
         }
         let counted = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -339,8 +350,8 @@ impl<'a> BpfScheduler<'a> {
             let slept = self.shared.park(|| thread::sleep_until_readable(rings));
             bump(&self.counts.syscalls, u64::from(slept));
         } else if !self.is_virtual {
-            // For a sibling on the same core. A hypervisor would take it for the wait for a lock, whose holder it should let run in
-            // our place, and interrupt us.
+            // For a sibling on the same core. A hypervisor would take it for the wait for a lock,
+            // whose holder it should let run in our place, and interrupt us.
             hint::spin_loop();
         }
     }
@@ -353,7 +364,8 @@ impl<'a> BpfScheduler<'a> {
         self.run_tuned(policy, |_| None)
     }
 
-    /// As [`run`](Self::run). Before each turn `tune` may change the policy's parameters, and the scheduler's.
+    /// As [`run`](Self::run). Before each turn `tune` may change the policy's parameters, and the
+    /// scheduler's.
     ///
     /// # Errors
     /// As [`shutdown_and_report`](Self::shutdown_and_report).
@@ -372,9 +384,10 @@ impl<'a> BpfScheduler<'a> {
         self.shutdown_and_report()
     }
 
-    /// Runs a policy until the scheduler ends or `until` says so. The next call, with this policy or another one, goes on
-    /// with every task in its place: in between nothing is detached, and who waits waits for as long as it takes.
-    /// The policy's standing orders end with it, and it is told of nothing more. The other verbs may go on, too:
+    /// Runs a policy until the scheduler ends or `until` says so. The next call, with this policy
+    /// or another one, goes on with every task in its place: in between nothing is detached,
+    /// and who waits waits for as long as it takes. The policy's standing orders end with it,
+    /// and it is told of nothing more. The other verbs may go on, too:
     /// see [`dequeue_task`](Self::dequeue_task).
     pub fn run_until(&mut self, policy: &mut impl Policy, mut until: impl FnMut() -> bool) {
         self.turns(policy, |_, _| !until());
@@ -389,14 +402,15 @@ impl<'a> BpfScheduler<'a> {
             ] {
                 // SAFETY: a live, aligned word of the object's mapped data, which others only read.
                 let word = unsafe { AtomicU64::from_ptr(word) };
-                // ORDERING: relaxed, with the loads of default_slice_ns() in bpf/state.h and turn_slice_ns() in bpf/turns.h: no
-                // other word depends on it.
+                // ORDERING: relaxed, with the loads of default_slice_ns() in bpf/state.h and
+                // turn_slice_ns() in bpf/turns.h: no other word depends on it.
                 word.store(slice.as_nanos() as u64, Ordering::Relaxed);
             }
         }
     }
 
-    /// Runs a policy until the scheduler ends, or `go_on`, which is asked before each turn, says no.
+    /// Runs a policy until the scheduler ends, or `go_on`, which is asked before each turn, says
+    /// no.
     fn turns<P: Policy>(
         &mut self,
         policy: &mut P,
@@ -438,13 +452,15 @@ impl<'a> BpfScheduler<'a> {
         &self.topology
     }
 
-    /// Whether the scheduler is to end or has ended: the kernel threw it out, or SIGINT or SIGTERM came.
+    /// Whether the scheduler is to end or has ended: the kernel threw it out, or SIGINT or SIGTERM
+    /// came.
     ///
     /// # Cost
     /// Two loads, and one for each ring.
     pub fn exited(&self) -> bool {
-        // ORDERING: relaxed, with the store of the signal handler, and with the swap at the end of metronome_exit() in
-        // bpf/metronome.bpf.c: they only say that it is over. Who reads what else is in the record waits for its kind by acquire.
+        // ORDERING: relaxed, with the store of the signal handler, and with the swap at the end of
+        // metronome_exit() in bpf/metronome.bpf.c: they only say that it is over. Who reads
+        // what else is in the record waits for its kind by acquire.
         self.stop.load(Ordering::Relaxed)
             || self.mappings.exit_record().kind.load(Ordering::Relaxed) != 0
             || self.bad_ring().is_some()
@@ -467,7 +483,8 @@ impl<'a> BpfScheduler<'a> {
         let stopped = self.stop.swap(false, Ordering::Relaxed);
         let record = self.mappings.exit_record();
         let deadline = Instant::now() + Duration::from_secs(10);
-        // ORDERING: acquire, with the swap at the end of metronome_exit() in bpf/metronome.bpf.c: the rest of the record is there.
+        // ORDERING: acquire, with the swap at the end of metronome_exit() in bpf/metronome.bpf.c:
+        // the rest of the record is there.
         while record.kind.load(Ordering::Acquire) == 0 && Instant::now() < deadline {
             std_thread::sleep(Duration::from_millis(1));
         }
@@ -490,7 +507,8 @@ impl<'a> BpfScheduler<'a> {
         }
     }
 
-    /// The accounts of both sides. They say something only after [`shutdown_and_report`](Self::shutdown_and_report).
+    /// The accounts of both sides. They say something only after
+    /// [`shutdown_and_report`](Self::shutdown_and_report).
     pub fn books(&mut self) -> Books {
         let counts = self.snapshot();
         let mut left_in_ring = 0;

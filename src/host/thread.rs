@@ -67,8 +67,8 @@ impl Drop for Place {
     }
 }
 
-/// While it lives, the thread that made it has nice level -20, if it may: loading a scheduler is a second of work for the
-/// verifier, and a machine that is full waits for it.
+/// While it lives, the thread that made it has nice level -20, if it may: loading a scheduler is a
+/// second of work for the verifier, and a machine that is full waits for it.
 #[derive(Debug)]
 pub(super) struct Haste {
     nice: i32,
@@ -77,7 +77,8 @@ pub(super) struct Haste {
 
 impl Haste {
     pub(super) fn make() -> Self {
-        // SAFETY: a plain system call. It returns -1 for that level as for an error, of which there is none for oneself.
+        // SAFETY: a plain system call. It returns -1 for that level as for an error, of which there
+        // is none for oneself.
         let nice = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
         set_nice(-20);
         Self {
@@ -121,8 +122,8 @@ pub(super) fn is_virtual() -> bool {
     false
 }
 
-/// Sleeps until one of the files can be read, a signal comes, or a tenth of a second has passed: some of what ends the
-/// scheduler wakes nobody.
+/// Sleeps until one of the files can be read, a signal comes, or a tenth of a second has passed:
+/// some of what ends the scheduler wakes nobody.
 pub(super) fn sleep_until_readable(fds: impl Iterator<Item = i32>) {
     const TIMEOUT_MS: i32 = 100;
     let mut polled = heapless::Vec::<libc::pollfd, MAX_RINGS>::new();
@@ -157,8 +158,9 @@ fn cpus_of(set: &libc::cpu_set_t) -> Vec<u32> {
     (0..libc::CPU_SETSIZE as u32).filter(is_set).collect()
 }
 
-/// The CPUs that the calling thread is allowed, those that are offline too, so that it gets all back when they return.
-/// sched_getaffinity() leaves those out, and serves only where there is no /proc.
+/// The CPUs that the calling thread is allowed, those that are offline too, so that it gets all
+/// back when they return. sched_getaffinity() leaves those out, and serves only where there is no
+/// /proc.
 fn affinity() -> Result<libc::cpu_set_t> {
     let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
     let list = status

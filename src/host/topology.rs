@@ -1,17 +1,20 @@
-//! The CPUs of the machine, from sysfs: which share a core, a cache, a node, how fast they are, and which one the scheduler
-//! thread takes.
+//! The CPUs of the machine, from sysfs: which share a core, a cache, a node, how fast they are, and
+//! which one the scheduler thread takes.
 //!
-//! Kernels, architectures and containers differ in what they tell. What a machine need not have, such as nodes, frequencies
-//! or two kinds of cores, is flat where it is not told. But where a file is missing that all kernels have, or one makes no
-//! sense or contradicts another, nothing of it is believed: all CPUs count as alike, and [`Topology::warning`] says why.
-//! Scheduling then still works, only without regard to distance.
+//! Kernels, architectures and containers differ in what they tell. What a machine need not have,
+//! such as nodes, frequencies or two kinds of cores, is flat where it is not told. But where a file
+//! is missing that all kernels have, or one makes no sense or contradicts another, nothing of it is
+//! believed: all CPUs count as alike, and [`Topology::warning`] says why. Scheduling then still
+//! works, only without regard to distance.
 //!
 //! # Isolated CPUs
-//! No kernel attaches a sched_ext scheduler while `isolcpus=` keeps CPUs out of the scheduling domains, as `isolcpus=CPUS` and
-//! `isolcpus=domain,CPUS` do ("Not compatible with isolcpus= domain isolation" in `kernel/sched/ext.c`). So [`Topology::isolated`] serves
-//! the message that says so, and the choice of a CPU on a kernel that would. What works instead is `nohz_full=CPUS`, alone or with
-//! `isolcpus=nohz,managed_irq,CPUS`: no tick, and no interrupt of a managed queue. The scheduler thread takes the last of these CPUs, and
-//! other tasks stay away because the kernel side sends none there while the thread is awake.
+//! No kernel attaches a sched_ext scheduler while `isolcpus=` keeps CPUs out of the scheduling
+//! domains, as `isolcpus=CPUS` and `isolcpus=domain,CPUS` do ("Not compatible with isolcpus= domain
+//! isolation" in `kernel/sched/ext.c`). So [`Topology::isolated`] serves the message that says so,
+//! and the choice of a CPU on a kernel that would. What works instead is `nohz_full=CPUS`, alone or
+//! with `isolcpus=nohz,managed_irq,CPUS`: no tick, and no interrupt of a managed queue. The
+//! scheduler thread takes the last of these CPUs, and other tasks stay away because the kernel side
+//! sends none there while the thread is awake.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -73,7 +76,8 @@ impl Topology {
     /// Reads it below another root than `/sys/devices`.
     ///
     /// # Errors
-    /// Only when there are more than [`MAX_CPUS`] CPUs. What cannot be read is made up, with a [`warning`](Self::warning).
+    /// Only when there are more than [`MAX_CPUS`] CPUs. What cannot be read is made up, with a
+    /// [`warning`](Self::warning).
     pub fn read_from(devices: &Path) -> Result<Self> {
         let sysfs = Sysfs { devices };
         let topology = sysfs.topology().unwrap_or_else(|fault| sysfs.flat(&fault));
@@ -117,11 +121,12 @@ impl Topology {
         Ok(())
     }
 
-    /// The CPU for the scheduler thread: the one asked for; else, of those in reach, an isolated one; else one without a
-    /// tick; else an efficient one; else the last.
+    /// The CPU for the scheduler thread: the one asked for; else, of those in reach, an isolated
+    /// one; else one without a tick; else an efficient one; else the last.
     ///
     /// # Errors
-    /// When the one asked for does not run or is out of reach, or when there is no second CPU for everybody else.
+    /// When the one asked for does not run or is out of reach, or when there is no second CPU for
+    /// everybody else.
     pub fn pick_agent_cpu(&self, wanted: Option<u32>, reach: &Reach) -> Result<AgentCpu> {
         if self.online.len() < 2 {
             bail!(
@@ -226,8 +231,9 @@ impl fmt::Display for AgentCpu {
     }
 }
 
-/// The class of speed of each CPU: 0 is the fastest, and the next begins where CPUs are slower by more than a fifth. One
-/// maker's CPUs differ by up to a tenth, its kinds of cores by a quarter or more.
+/// The class of speed of each CPU: 0 is the fastest, and the next begins where CPUs are slower by
+/// more than a fifth. One maker's CPUs differ by up to a tenth, its kinds of cores by a quarter or
+/// more.
 fn ranks(cpus: &[Cpu], efficient: &[u32]) -> Vec<u8> {
     let speed = |cpu: u32| {
         let capacity = cpus.get(cpu as usize).map_or(FULL, |cpu| cpu.capacity);
@@ -396,7 +402,8 @@ impl Sysfs<'_> {
         }
     }
 
-    /// From the kernel's own figures if they differ, else from the highest frequencies. A CPU without a figure is fast.
+    /// From the kernel's own figures if they differ, else from the highest frequencies. A CPU
+    /// without a figure is fast.
     fn find_capacities(&self, cpus: &mut [Cpu], online: &[u32]) -> Result<(), Fault> {
         for file in ["cpu_capacity", "cpufreq/cpuinfo_max_freq"] {
             let figures: Vec<_> = online
@@ -452,7 +459,8 @@ impl Sysfs<'_> {
         self.list(file)
     }
 
-    /// A number, if there is such a file. Those read here are unknown to the kernel where they are 0.
+    /// A number, if there is such a file. Those read here are unknown to the kernel where they are
+    /// 0.
     fn number(&self, file: &str) -> Result<Option<u64>, Fault> {
         if self.is_absent(file) {
             return Ok(None);

@@ -33,7 +33,8 @@ impl fmt::Debug for Watch {
 }
 
 impl Watch {
-    /// A thread started by the scheduler thread is bound to its CPU: this sets the calling thread free.
+    /// A thread started by the scheduler thread is bound to its CPU: this sets the calling thread
+    /// free.
     pub fn leave_scheduler_cpu(&self) {
         if let Some(affinity) = &self.affinity {
             // Failing costs only this thread: the two take turns there.
@@ -95,7 +96,8 @@ impl Watch {
     /// Whether each CPU is idle, and what it runs, or ran last.
     pub fn cpus(&self) -> impl Iterator<Item = (bool, Running)> {
         self.states().map(|state| {
-            // ORDERING: relaxed, with the addition in publish_idle() in bpf/metronome.bpf.c: a guess, like what it runs.
+            // ORDERING: relaxed, with the addition in publish_idle() in bpf/metronome.bpf.c: a
+            // guess, like what it runs.
             let is_idle = state.idle_seq.load(Ordering::Relaxed) & 1 != 0;
             (is_idle, Running::read(&state.running))
         })
@@ -112,7 +114,8 @@ impl Watch {
     }
 
     fn count(&self, counter: Counter) -> u64 {
-        // ORDERING: relaxed, with count() and add_and_order() in bpf/state.h: each counter stands for itself.
+        // ORDERING: relaxed, with count() and add_and_order() in bpf/state.h: each counter stands
+        // for itself.
         self.states()
             .filter_map(|state| state.counters.get(counter as usize))
             .map(|counter| counter.load(Ordering::Relaxed))

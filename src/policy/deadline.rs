@@ -1,33 +1,43 @@
-//! Weighted virtual runtime with deadlines: fair shares by weight, and quick answers for tasks that run briefly.
+//! Weighted virtual runtime with deadlines: fair shares by weight, and quick answers for tasks that
+//! run briefly.
 //!
-//! Each task has a virtual runtime: the CPU time it used, scaled by 100 / share: its weight, or what that is
-//! worth beside those of other control groups ([`QueuedTask::share`]). Virtual time follows the largest that is
-//! handed out, by a lag at a time, so that a light task, which may be far ahead, does not take it along. A task that slept comes
-//! back at most a lag behind it, so that sleep cannot be saved up. Its deadline is its virtual runtime plus the CPU time it used since it last slept, at most a lag of it, scaled likewise: of two tasks with the
-//! same share, the one that runs in short bursts is served before the one that would keep the CPU. One that has not slept
-//! may be behind by as much as that puts its deadline off: a light one is due late, and must not lose its share by it.
+//! Each task has a virtual runtime: the CPU time it used, scaled by 100 / share: its weight, or
+//! what that is worth beside those of other control groups ([`QueuedTask::share`]). Virtual time
+//! follows the largest that is handed out, by a lag at a time, so that a light task, which may be
+//! far ahead, does not take it along. A task that slept comes back at most a lag behind it, so that
+//! sleep cannot be saved up. Its deadline is its virtual runtime plus the CPU time it used since it
+//! last slept, at most a lag of it, scaled likewise: of two tasks with the same share, the one that
+//! runs in short bursts is served before the one that would keep the CPU. One that has not slept
+//! may be behind by as much as that puts its deadline off: a light one is due late, and must not
+//! lose its share by it.
 //!
 //! # What is not held against anybody
-//! CPU time that nobody else wanted: whom an idle CPU took is level with virtual time ([`QueuedTask::found_idle`]), and of a run that
-//! was longer than any slice, so that no task can have waited there unless it was by an order, a lag is charged. And no task is further ahead of virtual time
-//! than 32 lags: a light one would be due only after the kernel's watchdog has lost its patience.
+//! CPU time that nobody else wanted: whom an idle CPU took is level with virtual time
+//! ([`QueuedTask::found_idle`]), and of a run that was longer than any slice, so that no task can
+//! have waited there unless it was by an order, a lag is charged. And no task is further ahead of
+//! virtual time than 32 lags: a light one would be due only after the kernel's watchdog has lost
+//! its patience.
 //!
 //! # Who is urgent
-//! A task that sleeps regularly gets a standing order, which is served before everything in the queue: after short bursts, or after longer ones
-//! if it really rests in between, as a game does until its next frame. That is a privilege that a task could take by sleeping on purpose, so
-//! it is served as if it were so many times heavier than its weight says (the boost), and never more. That is kept as a leaky bucket:
-//! its CPU time by weight flows in, virtual time times the boost flows out, and a task whose bucket runs over takes turns, as all others, until
-//! the bucket is half empty. One that only naps has no boost.
-//! Tasks of SCHED_BATCH and SCHED_IDLE are never urgent.
+//! A task that sleeps regularly gets a standing order, which is served before everything in the
+//! queue: after short bursts, or after longer ones if it really rests in between, as a game does
+//! until its next frame. That is a privilege that a task could take by sleeping on purpose, so
+//! it is served as if it were so many times heavier than its weight says (the boost), and never
+//! more. That is kept as a leaky bucket: its CPU time by weight flows in, virtual time times the
+//! boost flows out, and a task whose bucket runs over takes turns, as all others, until the bucket
+//! is half empty. One that only naps has no boost. Tasks of SCHED_BATCH and SCHED_IDLE are never
+//! urgent.
 //!
-//! Urgency goes along wake-up chains, from the mouse to the game and on to its workers: a task that is mostly woken by tasks with
-//! orders is as urgent as its caller. The bound is the same.
+//! Urgency goes along wake-up chains, from the mouse to the game and on to its workers: a task that
+//! is mostly woken by tasks with orders is as urgent as its caller. The bound is the same.
 //!
 //! # Nobody starves
-//! A waiting task is overtaken only by tasks with earlier deadlines, and those are at most two lags behind (at weight 100: one
-//! of the two is scaled by its own). But virtual time slows down with the number of tasks, and hundreds that sleep and wake all the
-//! time could make two lags last for many seconds. So virtual time never runs slower than a sixteenth of real time: under that
-//! much load the order comes ever closer to first come, first served, and a task is overtaken for 32 lags at most.
+//! A waiting task is overtaken only by tasks with earlier deadlines, and those are at most two lags
+//! behind (at weight 100: one of the two is scaled by its own). But virtual time slows down with
+//! the number of tasks, and hundreds that sleep and wake all the time could make two lags last for
+//! many seconds. So virtual time never runs slower than a sixteenth of real time: under that
+//! much load the order comes ever closer to first come, first served, and a task is overtaken for
+//! 32 lags at most.
 //!
 //! `docs/POLICY.md` has the whole of it, with plots.
 
@@ -62,7 +72,8 @@ struct Account {
     birth: u16,
     /// Sleeps seen, up to [`SEASONED`].
     seen: u8,
-    /// How many of its wake-ups come from tasks with orders, of [`ALWAYS`]: a mean over the last few.
+    /// How many of its wake-ups come from tasks with orders, of [`ALWAYS`]: a mean over the last
+    /// few.
     called: u8,
     /// Whether it has an order.
     is_ordered: bool,
@@ -93,11 +104,13 @@ impl Account {
 /// A task whose bursts are longer in the mean is batch work, ns: two frames.
 const LONGEST_BURST: u32 = 33_000_000;
 
-/// Longer bursts than this, ns, are those of a whole frame, or of batch work that waits for a file now and then.
+/// Longer bursts than this, ns, are those of a whole frame, or of batch work that waits for a file
+/// now and then.
 const SHORT_BURST: u32 = 4_000_000;
 
-/// A task that sleeps for less than a quarter of its burst, in the mean, and for less than this, ns, just naps: it would have the CPU. By its
-/// orders it may have its fair share, and no order with long bursts. It may also be one that is late and catches up.
+/// A task that sleeps for less than a quarter of its burst, in the mean, and for less than this,
+/// ns, just naps: it would have the CPU. By its orders it may have its fair share, and no order
+/// with long bursts. It may also be one that is late and catches up.
 const REST: u32 = 500_000;
 
 /// [`Account::called`] of a task that is woken by none but tasks with orders.
@@ -109,9 +122,10 @@ const NEWBORN: u8 = 4;
 /// The same for one with longer bursts than [`SHORT_BURST`].
 const SEASONED: u8 = 6;
 
-/// The least CPU time since its sleep for which the order of a task holds, ns. Who is interrupted pays for it, and a flood of tasks
-/// that end brings work of the kernel that nobody asked for: it calls RCU's callbacks for 3 ms at a time (`rcu_resched_ns` in
-/// kernel/rcu/tree.c), and other deferred work for 2 ms (`MAX_SOFTIRQ_TIME` in kernel/softirq.c).
+/// The least CPU time since its sleep for which the order of a task holds, ns. Who is interrupted
+/// pays for it, and a flood of tasks that end brings work of the kernel that nobody asked for: it
+/// calls RCU's callbacks for 3 ms at a time (`rcu_resched_ns` in kernel/rcu/tree.c), and other
+/// deferred work for 2 ms (`MAX_SOFTIRQ_TIME` in kernel/softirq.c).
 const LEAST_BUDGET: u64 = 8_000_000;
 
 /// An order holds for four bursts, and for no more than a burst and this, ns.
@@ -123,7 +137,8 @@ const LATENCY: core::ops::RangeInclusive<u64> = 250_000..=LONGEST_BURST as u64;
 /// By its orders a task may have so many fair shares, if nothing else is said.
 pub const BOOST: u32 = 8;
 
-/// More than this in its bucket, ns of virtual time, and a task has overdrawn its allowance: some of a game's frames are long.
+/// More than this in its bucket, ns of virtual time, and a task has overdrawn its allowance: some
+/// of a game's frames are long.
 const OVERDRAWN: u64 = 20_000_000;
 
 /// More the bucket does not hold: nobody is an outlaw for ever.
@@ -133,7 +148,8 @@ const DEEPEST: u64 = 4_000_000_000;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Ordered {
-    /// All: those that are not urgent take turns ([`Order::in_turn`]), and hardly any is asked about.
+    /// All: those that are not urgent take turns ([`Order::in_turn`]), and hardly any is asked
+    /// about.
     #[default]
     All,
     /// Urgent ones. All others are asked about, each time that no CPU is idle for them.
@@ -165,11 +181,13 @@ impl FromStr for Ordered {
     }
 }
 
-/// The policy, for task ids below `TASKS`: 4.25 MiB for all of them, so build it where it shall stay.
+/// The policy, for task ids below `TASKS`: 4.25 MiB for all of them, so build it where it shall
+/// stay.
 #[derive(Debug)]
 pub struct Deadline<const TASKS: usize = MAX_TASKS> {
     accounts: [Account; TASKS],
-    /// Ids by the remainder of the thread id, to find a waker by; the account says whether it is meant.
+    /// Ids by the remainder of the thread id, to find a waker by; the account says whether it is
+    /// meant.
     by_pid: [u32; TASKS],
     /// Virtual time.
     now: u64,
@@ -183,7 +201,8 @@ pub struct Deadline<const TASKS: usize = MAX_TASKS> {
 }
 
 impl<const TASKS: usize> Deadline<TASKS> {
-    /// A policy that gives slices of `slice_ns`, shortened under load to no less than `slice_min_ns`.
+    /// A policy that gives slices of `slice_ns`, shortened under load to no less than
+    /// `slice_min_ns`.
     pub const fn new(slice_ns: u64, slice_min_ns: u64) -> Self {
         Self {
             accounts: [Account::NONE; TASKS],
@@ -215,7 +234,8 @@ impl<const TASKS: usize> Deadline<TASKS> {
 
     /// Keeps virtual time going.
     fn look_at_clock(&mut self, real: u64) {
-        // The clocks of two CPUs may differ by a little; half an hour without a single record is a start, not a delay.
+        // The clocks of two CPUs may differ by a little; half an hour without a single record is a
+        // start, not a delay.
         let passed = real.saturating_sub(self.looked_at);
         if passed < 1 << 41 {
             let least = self.then.wrapping_add(passed / SLOWEST);
@@ -278,7 +298,8 @@ impl Account {
         self.spent = spent.min(DEEPEST) as u32;
     }
 
-    /// Takes in whether it has slept since the record before. `waker` is the mean burst of who woke it, if that has an order.
+    /// Takes in whether it has slept since the record before. `waker` is the mean burst of who woke
+    /// it, if that has an order.
     fn note_sleep(&mut self, task: &QueuedTask, waker: Option<u32>) -> bool {
         let slept = (task.nvcsw as u32).wrapping_sub(self.sleeps);
         if slept == 0 || slept > i32::MAX as u32 {
@@ -343,7 +364,8 @@ impl Account {
         scaled.clamp(*LATENCY.start(), *LATENCY.end())
     }
 
-    /// Whether it keeps within its allowance, or else within its fair share: then it is not far ahead of virtual time.
+    /// Whether it keeps within its allowance, or else within its fair share: then it is not far
+    /// ahead of virtual time.
     fn may_be_ordered(&self, now: u64, task: &QueuedTask) -> bool {
         let spare = if self.is_ordered {
             OVERDRAWN
@@ -387,11 +409,13 @@ impl<const TASKS: usize> Deadline<TASKS> {
             *account = Account::open(task, self.now);
         }
         account.charge(task, slice_ns, now, boost);
-        // Virtual time is not taken along: those who wait meanwhile have their deadlines, and would all be early.
+        // Virtual time is not taken along: those who wait meanwhile have their deadlines, and would
+        // all be early.
         if task.found_idle() && before(self.now, account.vruntime) {
             account.vruntime = self.now;
         }
-        // Whoever sleeps saves nothing up. Who waits all the time falls behind by as much as its bursts put its deadline off.
+        // Whoever sleeps saves nothing up. Who waits all the time falls behind by as much as its
+        // bursts put its deadline off.
         let may_be_behind = match account.note_sleep(task, waker) {
             true => lag,
             false => lag.max(by_share(lag, task)),
@@ -429,8 +453,8 @@ impl<const TASKS: usize> Policy for Deadline<TASKS> {
     }
 
     fn slice_ns(&mut self, id: u32, waiting: usize) -> u64 {
-        // It is handed out, but has no CPU yet: with a few tasks waiting all are handed out at once, and a light one, far ahead, must not
-        // take virtual time along.
+        // It is handed out, but has no CPU yet: with a few tasks waiting all are handed out at
+        // once, and a light one, far ahead, must not take virtual time along.
         let furthest = self.now.wrapping_add(self.lag());
         if let Some(account) = self.accounts.get(id as usize)
             && before(self.now, account.vruntime)
@@ -641,8 +665,9 @@ mod tests {
         }
     }
 
-    /// A second of a task that has run for `runs` of each `period` (us), hears of itself every 4 ms, and competes with such that virtual
-    /// time moves by `pace` % of real time. Returns for how much of it the task had an order, in %.
+    /// A second of a task that has run for `runs` of each `period` (us), hears of itself every 4
+    /// ms, and competes with such that virtual time moves by `pace` % of real time. Returns for
+    /// how much of it the task had an order, in %.
     fn ordered_for(weight: u32, runs: u64, period: u64, pace: u64, found_idle: bool) -> u64 {
         let mut policy = policy();
         let mut ordered = 0;
@@ -681,7 +706,8 @@ mod tests {
 
     #[test]
     fn a_game_s_thread_keeps_its_order_on_a_full_machine() {
-        // 3 ms of each frame, beside so many hogs that its share is a tenth of a CPU; or 12, where it is a sixth.
+        // 3 ms of each frame, beside so many hogs that its share is a tenth of a CPU; or 12, where
+        // it is a sixth.
         assert_eq!(ordered_for(100, 3_000, 16_667, 10, false), 100);
         assert_eq!(ordered_for(100, 12_000, 16_667, 16, false), 100);
     }
@@ -700,10 +726,12 @@ mod tests {
         assert!(percent <= 20, "{percent} %");
     }
 
-    /// CPU time that a task has had by its orders, and virtual time, at each of its sleeps; both ns.
+    /// CPU time that a task has had by its orders, and virtual time, at each of its sleeps; both
+    /// ns.
     type Account = Vec<(u64, u64)>;
 
-    /// A task of this weight that runs for so long, sleeps for so long, while virtual time moves by so many % of real time, over and over, µs.
+    /// A task of this weight that runs for so long, sleeps for so long, while virtual time moves by
+    /// so many % of real time, over and over, µs.
     fn urgent_time(weight: u32, cycles: impl IntoIterator<Item = (u64, u64, u64)>) -> Account {
         let mut policy = policy();
         let mut order = None::<Order>;
@@ -729,8 +757,9 @@ mod tests {
     }
 
     proptest! {
-        /// However a task runs and sleeps, between any two of its sleeps it has no more by its orders than its weight times the boost is
-        /// worth, and what the bucket and one budget hold.
+        /// However a task runs and sleeps, between any two of its sleeps it has no more by its
+        /// orders than its weight times the boost is worth, and what the bucket and one budget
+        /// hold.
         #[test]
         fn no_rhythm_earns_more_than_the_boost(
             weight in 1..1000_u32,
@@ -751,7 +780,8 @@ mod tests {
         }
     }
 
-    /// A task that runs for 6 ms each time that task 1 has woken it; that one runs for 1 ms, or for 40. Returns its order.
+    /// A task that runs for 6 ms each time that task 1 has woken it; that one runs for 1 ms, or for
+    /// 40. Returns its order.
     fn order_of_the_called(caller_runs: u64) -> Option<Order> {
         let mut policy = policy();
         let (caller, called) = (task(1, 100, 0, 0), task(2, 100, 0, 0));

@@ -11,21 +11,24 @@ pub enum Event {
     SliceEnds(u32),
     /// A CPU looks for work although nobody kicked it.
     Look(u32),
-    /// The tick of a CPU: what runs there gives way if a decided task that waits has an earlier deadline.
+    /// The tick of a CPU: what runs there gives way if a decided task that waits has an earlier
+    /// deadline.
     Tick(u32),
     /// A task that does not run exits.
     Exit(u32),
-    /// A task may from then on use only the CPUs whose number, counted on from the first, has its bit set in the mask (which
-    /// repeats every 16 CPUs). A mask without a CPU that takes tasks means all.
+    /// A task may from then on use only the CPUs whose number, counted on from the first, has its
+    /// bit set in the mask (which repeats every 16 CPUs). A mask without a CPU that takes tasks
+    /// means all.
     SetAffinity(u32, u16),
     /// A task gets a weight.
     SetWeight(u32, u16),
     /// The scheduler thread takes a turn.
     Turn,
-    /// The kernel side finds that the scheduler thread has been silent for longer than its budget, and goes on alone if a task waits
-    /// for it.
+    /// The kernel side finds that the scheduler thread has been silent for longer than its budget,
+    /// and goes on alone if a task waits for it.
     Late,
-    /// The kernel side looks whether the scheduler thread, found late before, has caught up in a turn since, and asks it again if so.
+    /// The kernel side looks whether the scheduler thread, found late before, has caught up in a
+    /// turn since, and asks it again if so.
     Back,
     /// Virtual time passes, µs.
     Pass(u16),
@@ -73,7 +76,8 @@ impl Event {
         }
     }
 
-    /// Events without end, the same for the same seed: what [`decode`](Self::decode) makes of random bytes.
+    /// Events without end, the same for the same seed: what [`decode`](Self::decode) makes of
+    /// random bytes.
     pub fn stream(seed: u64) -> impl Iterator<Item = Self> {
         // SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): any seed will do.
         let mut state = seed;

@@ -3,9 +3,9 @@
 use crate::policy::{Due, Machine, Place, Policy};
 use crate::task::QueuedTask;
 
-/// Puts tasks in every place that there is, by the bits of their ids: on the first CPU that becomes available, on some CPU, whether it
-/// exists, takes tasks, and may be used by the task or not, with or without displacing what runs there. Each task of an id with bit 2
-/// set waits for a turn first.
+/// Puts tasks in every place that there is, by the bits of their ids: on the first CPU that becomes
+/// available, on some CPU, whether it exists, takes tasks, and may be used by the task or not, with
+/// or without displacing what runs there. Each task of an id with bit 2 set waits for a turn first.
 #[derive(Clone, Debug, Default)]
 pub struct EveryPlace {
     /// The task that has waited for its turn.

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The kernel's half of the benchmarks, for kernels without sched_ext: the maps of bpf/metronome.bpf.c, and SYSCALL programs
- * in the place of its ops. They play CPUs whose tasks run and wake again: fill() wakes some, which writes their records,
- * and the programs that drain take the decisions and note whose they were, so that the next fill() may wake those.
+ * The kernel's half of the benchmarks, for kernels without sched_ext: the maps of
+ * bpf/metronome.bpf.c, and SYSCALL programs in the place of its ops. They play CPUs whose tasks run
+ * and wake again: fill() wakes some, which writes their records, and the programs that drain take
+ * the decisions and note whose they were, so that the next fill() may wake those.
  */
 #include "../../bpf/kernel.h"
 #include "../../bpf/abi.h"
@@ -194,7 +195,10 @@ int flood_too(u32 *nr)
 	return flood_ring(&queued_too, *nr);
 }
 
-/* Writes one record with the time at which it began to. Returns how long that took, in ns, with one reading of the clock. */
+/*
+ * Writes one record with the time at which it began to. Returns how long that took, in ns, with one
+ * reading of the clock.
+ */
 SEC("syscall")
 int stamp(void *ctx)
 {
@@ -221,7 +225,10 @@ int read_clock(u32 *nr)
 	return now - start;
 }
 
-/* Carries out what is in the shared mailbox and in that of the first CPU. Returns how many decisions that was. */
+/*
+ * Carries out what is in the shared mailbox and in that of the first CPU. Returns how many
+ * decisions that was.
+ */
 SEC("syscall")
 int drain_mailboxes(void *ctx)
 {
@@ -264,8 +271,8 @@ int drain_user_ring(void *ctx)
 }
 
 /*
- * The shape of scx_rustland_core's rs_select_cpu. There, the search for an idle CPU stands between the two kfuncs, which
- * this kernel may lack: so this is cheaper than the original.
+ * The shape of scx_rustland_core's rs_select_cpu. There, the search for an idle CPU stands between
+ * the two kfuncs, which this kernel may lack: so this is cheaper than the original.
  */
 SEC("syscall")
 int select_cpu(struct pick_args *args)

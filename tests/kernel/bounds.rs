@@ -49,8 +49,9 @@ fn waited(schedstat: &mut fs::File) -> u64 {
     ns.parse::<u64>().unwrap() / 1000
 }
 
-/// For how long a thread waits for a CPU that wakes every 2 ms and then runs for 100 µs, as sound does: p50, p99 and max in µs. The interrupt
-/// that wakes it is late itself, by as long as the emulator is busy with other CPUs.
+/// For how long a thread waits for a CPU that wakes every 2 ms and then runs for 100 µs, as sound
+/// does: p50, p99 and max in µs. The interrupt that wakes it is late itself, by as long as the
+/// emulator is busy with other CPUs.
 fn beat(samples: usize) -> [u64; 3] {
     let period = Duration::from_millis(2);
     let mut late = Vec::with_capacity(samples);
@@ -139,7 +140,8 @@ fn a_thread_with_a_short_period_is_sooner_than_under_the_default_scheduler() {
             row(1)
         );
         let ratio = |figure| median(1, figure) / median(0, figure);
-        // A kick of another CPU takes up to a ms of guest time, in which the emulator runs others, and the default scheduler needs fewer.
+        // A kick of another CPU takes up to a ms of guest time, in which the emulator runs others,
+        // and the default scheduler needs fewer.
         figure(
             &format!("{name}: p99 to default"),
             ratio(1),
@@ -155,7 +157,8 @@ fn a_thread_with_a_short_period_is_sooner_than_under_the_default_scheduler() {
     }
 }
 
-/// The memory of processes that are killed together is given back beside the others, not before them.
+/// The memory of processes that are killed together is given back beside the others, not before
+/// them.
 #[test]
 fn hogs_go_on_while_many_processes_exit() {
     let scheduler = Scheduler::start("scx_metronome", &[]);
@@ -260,7 +263,8 @@ fn crowd(group: &Cgroup, processes: usize) {
     }
 }
 
-/// How late the frames of a game are done that takes 2 ms of each 16.7: the longest between two points of time, ms.
+/// How late the frames of a game are done that takes 2 ms of each 16.7: the longest between two
+/// points of time, ms.
 fn latest_frame(begin: Instant, end: Instant) -> f64 {
     let (mut due, mut latest) = (begin, Duration::ZERO);
     while due < end {
@@ -328,8 +332,8 @@ fn a_crowd_that_thaws_has_no_more_of_the_machine_than_before_it_froze() {
     );
 }
 
-/// Of 2.5 s of a game, at 60 frames a second, of which each takes `work`, from its eleventh frame on: how many are late, %. A late one does
-/// not put the next off.
+/// Of 2.5 s of a game, at 60 frames a second, of which each takes `work`, from its eleventh frame
+/// on: how many are late, %. A late one does not put the next off.
 pub(super) fn late_frames(work: Duration) -> f64 {
     let period = Duration::from_micros(16_667);
     let (begin, mut late, mut frames) = (Instant::now(), 0, 0);
@@ -349,8 +353,8 @@ pub(super) fn late_frames(work: Duration) -> f64 {
     f64::from(late) * 100.0 / f64::from(frames - 10)
 }
 
-/// A thread that needs most of a CPU for each frame has it, up to so many fair shares as the profile says, and no longer burst than two frames
-/// makes it batch work.
+/// A thread that needs most of a CPU for each frame has it, up to so many fair shares as the
+/// profile says, and no longer burst than two frames makes it batch work.
 #[test]
 fn a_heavy_game_keeps_its_frames_beside_any_number_of_hogs() {
     let scheduler = Scheduler::start("scx_metronome", &[]);
@@ -359,7 +363,8 @@ fn a_heavy_game_keeps_its_frames_beside_any_number_of_hogs() {
         let game = || thread::scope(|scope| scope.spawn(game).join().unwrap());
         let late = with_threads(hogs, || {}, game);
         let what = format!("late frames of {work} ms beside {hogs} hogs");
-        // Of 14 ms with 16.7 there is little room for a late wake-up: in eleven runs 1 to 29 % were late, so that is told and no more.
+        // Of 14 ms with 16.7 there is little room for a late wake-up: in eleven runs 1 to 29 % were
+        // late, so that is told and no more.
         match work {
             14 => println!("{what}: {late} %"),
             _ => figure(&what, late, "%", Bound::AtMost(15.0)),
@@ -397,7 +402,8 @@ fn light_tasks_that_sleep_on_purpose_take_little_from_others() {
     });
     scheduler.stop(libc::SIGINT).assert_clean();
     let percent = used.as_secs_f64() / 2.0 * 100.0;
-    // Beside six hogs of weight 100, twelve tasks of weight 1.5 are worth 11 % of a CPU. Four shares, where the profile allows eight.
+    // Beside six hogs of weight 100, twelve tasks of weight 1.5 are worth 11 % of a CPU. Four
+    // shares, where the profile allows eight.
     figure(
         "CPU time of the sleepers",
         percent,

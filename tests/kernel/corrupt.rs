@@ -1,5 +1,6 @@
-//! Rings whose bytes no kernel side of ours wrote, and mailboxes that somebody else wrote into. The kernel lets nobody write into a ring
-//! but BPF programs, so one of our own does: `testbed/bpf/spoil.bpf.c`, which is given the scheduler's.
+//! Rings whose bytes no kernel side of ours wrote, and mailboxes that somebody else wrote into. The
+//! kernel lets nobody write into a ring but BPF programs, so one of our own does:
+//! `testbed/bpf/spoil.bpf.c`, which is given the scheduler's.
 
 use std::mem::MaybeUninit;
 
@@ -24,7 +25,8 @@ fn record(id: u32, generation: u32) -> [u8; BYTES] {
     bytes
 }
 
-/// Writes records into the ring of the scheduler that is loaded, each of this length or the next shorter one.
+/// Writes records into the ring of the scheduler that is loaded, each of this length or the next
+/// shorter one.
 fn write_records(records: &mut [[u8; BYTES]], is_short: bool) {
     let (ring, _) = map_of_scheduler("ring");
     let mut object = MaybeUninit::uninit();
@@ -52,7 +54,8 @@ fn with_bytes(at: usize, bytes: &[u8]) -> impl FnOnce() {
     move || write_records(&mut [record], false)
 }
 
-/// The kernel then takes the ring for full: a scheduler that did not look would never hear of a task again.
+/// The kernel then takes the ring for full: a scheduler that did not look would never hear of a
+/// task again.
 fn move_position() {
     let (ring, _) = map_of_scheduler("ring");
     Words::map(&ring, 4096)[0].fetch_add(0x1234_5678_9abc_def0, Ordering::Relaxed);

@@ -48,8 +48,8 @@ pub(super) fn hog(nice: i32, begin: Instant, end: Instant) -> Got {
     Got { cpu, wait }
 }
 
-/// The machine is four times full. It was so before; then one of the hogs had it for itself for three seconds, and nothing of
-/// that is held against it.
+/// The machine is four times full. It was so before; then one of the hogs had it for itself for
+/// three seconds, and nothing of that is held against it.
 #[test]
 fn at_four_hogs_for_each_cpu_nobody_waits_for_long_and_all_get_the_same() {
     let scheduler = Scheduler::start("scx_metronome", &[]);
@@ -117,7 +117,8 @@ fn each_nice_level_gets_its_share() {
     scheduler.stop(libc::SIGINT).assert_clean();
 }
 
-/// Computes for `run` and sleeps for `nap`, over and over until `end`. Returns the CPU time that it had from `begin` on.
+/// Computes for `run` and sleeps for `nap`, over and over until `end`. Returns the CPU time that it
+/// had from `begin` on.
 fn napper(nice: i32, (run, nap): (Duration, Duration), begin: Instant, end: Instant) -> Duration {
     set_nice(nice);
     let work = || {
@@ -135,7 +136,8 @@ fn napper(nice: i32, (run, nap): (Duration, Duration), begin: Instant, end: Inst
     cpu_time() - used
 }
 
-/// Short bursts earn a quick answer, and no more than a share or a quarter of a CPU, whichever is more.
+/// Short bursts earn a quick answer, and no more than a share or a quarter of a CPU, whichever is
+/// more.
 #[test]
 fn who_sleeps_on_purpose_gets_no_more_than_its_share() {
     let hogs = 2 * cpus();
@@ -162,7 +164,8 @@ fn who_sleeps_on_purpose_gets_no_more_than_its_share() {
     }
 }
 
-/// A hog for each CPU, bound to it, the scheduler thread's own among them: it takes next to nothing.
+/// A hog for each CPU, bound to it, the scheduler thread's own among them: it takes next to
+/// nothing.
 #[test]
 fn the_scheduler_takes_no_cpu_from_those_that_are_bound_to_its_own() {
     let scheduler = Scheduler::start("scx_metronome", &[]);
@@ -213,7 +216,8 @@ fn the_lightest_task_of_a_full_machine_runs_in_time() {
     figure("longest wait", wait, "ms", Bound::AtMost(1000.0));
 }
 
-/// Who is woken by an urgent task is as urgent, though it computes for longer: the mouse's thread wakes the game's.
+/// Who is woken by an urgent task is as urgent, though it computes for longer: the mouse's thread
+/// wakes the game's.
 #[test]
 fn urgency_goes_along_a_chain() {
     let scheduler = Scheduler::start("scx_metronome", &[]);

@@ -1,4 +1,5 @@
-//! Fail open: whatever happens to the scheduler, the machine goes on. `docs/RELIABILITY.md` has what these print.
+//! Fail open: whatever happens to the scheduler, the machine goes on. `docs/RELIABILITY.md` has
+//! what these print.
 
 use std::mem::MaybeUninit;
 use std::sync::atomic::AtomicU32;
@@ -16,7 +17,8 @@ use super::inject::{
 };
 use super::*;
 
-/// What the same does to another scheduler, by the name of its program: `SCHEDULER=scx_rustland`. Nothing is asserted of it.
+/// What the same does to another scheduler, by the name of its program: `SCHEDULER=scx_rustland`.
+/// Nothing is asserted of it.
 fn measure_peer(name: &str, peer: &str, fault: impl FnOnce(&Scheduler)) {
     let scheduler = Scheduler::start(peer, &[]);
     let _load = saturate();
@@ -24,7 +26,8 @@ fn measure_peer(name: &str, peer: &str, fault: impl FnOnce(&Scheduler)) {
     println!("{name}: {peer}: {pause}, then {}", state());
 }
 
-/// Beats go on while `fault` happens to the scheduler: while it is asked about ordinary tasks, and found late, and while it is not.
+/// Beats go on while `fault` happens to the scheduler: while it is asked about ordinary tasks, and
+/// found late, and while it is not.
 fn assert_the_machine_goes_on(name: &str, fault: impl Fn(&Scheduler)) {
     assert_it_goes_on_with(&ASKED, name, &fault);
     assert_it_goes_on_with(&[], name, &fault);
@@ -156,13 +159,15 @@ fn sysctls() -> Vec<(String, String)> {
     all
 }
 
-/// Whatever kills a scheduler, the default one takes over, nothing is left behind, and the next scheduler starts.
+/// Whatever kills a scheduler, the default one takes over, nothing is left behind, and the next
+/// scheduler starts.
 fn assert_it_dies_cleanly(name: &str, kill: impl FnOnce(&Scheduler)) {
     let before = sysctls();
     let scheduler = Scheduler::start("scx_metronome", &[]);
     let mut load = saturate();
     wait_for_socket();
-    // Until 6.19 the kernel may not get on with unloading a scheduler while threads are born on a busy machine.
+    // Until 6.19 the kernel may not get on with unloading a scheduler while threads are born on a
+    // busy machine.
     let pause = Pauses::of_heartbeat(|| {
         let start = Instant::now();
         kill(&scheduler);
@@ -201,11 +206,12 @@ fn a_scheduler_that_the_kernel_kills_for_want_of_memory_leaves_the_default_one_a
     assert_it_dies_cleanly("out of memory", inject::starve_of_memory);
 }
 
-/// The kernel side takes no task from a scheduler that is stopped within its budget, and none for `Limits::longest_wait`. The kernel's
-/// watchdog is less patient.
+/// The kernel side takes no task from a scheduler that is stopped within its budget, and none for
+/// `Limits::longest_wait`. The kernel's watchdog is less patient.
 #[test]
 fn a_scheduler_that_the_kernel_throws_out_says_why_and_leaves_a_running_load() {
-    // Until 6.19 a kernel that unloads a scheduler may not get on while hogs are forked: these are there before.
+    // Until 6.19 a kernel that unloads a scheduler may not get on while hogs are forked: these are
+    // there before.
     let mut load = Load::start(&[&format!("stress-ng --cpu {} --pipe 2 -t 3600s", 2 * cpus())]);
     let crew = Crew::of(&load, 2 * cpus() + 2);
     let args = ["--budget-ms", "10000", "--timeout-ms", "300"];
@@ -282,8 +288,8 @@ fn a_fork_bomb_is_over_when_it_is_over() {
     after.assert_over("after a fork bomb");
 }
 
-/// Whoever waits is asked about anew, whenever something about it changes: here that is its nice level, all the time. Nobody
-/// answers meanwhile, and nobody is found late: the ring fills.
+/// Whoever waits is asked about anew, whenever something about it changes: here that is its nice
+/// level, all the time. Nobody answers meanwhile, and nobody is found late: the ring fills.
 #[test]
 fn a_storm_of_questions_that_fills_the_ring_costs_nobody_urgent_anything_and_is_over_when_it_is_over()
  {
@@ -366,7 +372,8 @@ fn as_real_time<T>(run: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Runs `meanwhile` while so many threads wait at a gate. Each works for 50 µs once it is open. Returns when all have.
+/// Runs `meanwhile` while so many threads wait at a gate. Each works for 50 µs once it is open.
+/// Returns when all have.
 fn with_crowd<T>(size: u64, meanwhile: impl FnOnce(&AtomicU32, &AtomicU64) -> T) -> T {
     let (gate, served) = (AtomicU32::new(0), AtomicU64::new(0));
     let member = || {
@@ -392,8 +399,8 @@ fn wait_until_served(served: &AtomicU64, size: u64) {
     });
 }
 
-/// A ring holds 8,192 records. A quarter of it is for tasks with an order, which these have not. The kernel side is patient, so
-/// that it goes on asking all the time.
+/// A ring holds 8,192 records. A quarter of it is for tasks with an order, which these have not.
+/// The kernel side is patient, so that it goes on asking all the time.
 #[test]
 fn who_finds_the_ring_full_is_served_without_user_space() {
     const CROWD: u64 = 9_000;
@@ -477,8 +484,8 @@ fn fifty_thousand_runnable_tasks_are_all_served_and_nobody_urgent_waits_for_them
     assert!(pause.heartbeat <= BUDGET + MARGIN, "{pause}");
 }
 
-// Schedulers that run in this process, so that they can be told to do what none of ours does. Its own threads are the kernel
-// side's business: what they schedule are other processes.
+// Schedulers that run in this process, so that they can be told to do what none of ours does. Its
+// own threads are the kernel side's business: what they schedule are other processes.
 
 /// So many processes that use CPU time.
 fn hogs(number: usize) -> Load {
@@ -577,7 +584,8 @@ fn a_search_for_an_idle_cpu_that_starts_from_none_of_this_machine_fails_and_ends
     scheduler.shutdown_and_report().unwrap();
 }
 
-/// When a yielding task is asked about for the first time, lets it have been asked about a million times.
+/// When a yielding task is asked about for the first time, lets it have been asked about a million
+/// times.
 struct Ageing {
     fifo: Fifo,
     slots: MapHandle,

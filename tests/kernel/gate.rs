@@ -78,8 +78,8 @@ fn policies_are_swapped_a_hundred_times_under_load_and_lose_no_task() {
     scheduler.stop(libc::SIGINT).assert_clean();
 }
 
-/// How late a thread runs after its sleep beside four hogs on one CPU, with an order and without. The other CPUs are idle: what
-/// the emulator gives them is no part of it.
+/// How late a thread runs after its sleep beside four hogs on one CPU, with an order and without.
+/// The other CPUs are idle: what the emulator gives them is no part of it.
 #[test]
 fn an_order_is_sooner_than_a_question() {
     let measure = || {
@@ -127,7 +127,8 @@ fn partial_mode_schedules_only_sched_ext_tasks() {
     );
 }
 
-/// The load has hogs, tasks that sleep, and births: the machine is full, and there is always something to decide.
+/// The load has hogs, tasks that sleep, and births: the machine is full, and there is always
+/// something to decide.
 #[test]
 fn a_full_machine_idles_on_no_cpu_and_its_scheduler_neither_faults_nor_allocates() {
     let scheduler = Scheduler::start("scx_metronome", &["--stats", "0.5"]);
@@ -344,7 +345,8 @@ fn without_memlock(command: &mut Command) -> &mut Command {
     }
 }
 
-/// CPU time that a thread has used, as the kernel counts it. By ticks it would be wrong of one that runs briefly after each.
+/// CPU time that a thread has used, as the kernel counts it. By ticks it would be wrong of one that
+/// runs briefly after each.
 fn cpu_ms(tid: i32) -> u64 {
     let text = read(&format!("/proc/{tid}/schedstat"));
     let ns = text.split_whitespace().next().unwrap();

@@ -26,7 +26,8 @@ fn hogs(group: &Cgroup, count: u32) -> Load {
     group.start(&format!("stress-ng -q --cpu {count} -t 3600s"))
 }
 
-/// What the groups get, next to what their weights say and what the default scheduler gives them, which is less exact.
+/// What the groups get, next to what their weights say and what the default scheduler gives them,
+/// which is less exact.
 fn assert_shared(what: &str, groups: &[&Cgroup], ideal: &[f64], default: &[f64]) {
     let ours = shares(groups);
     println!("{what}: ideal {ideal:.3?}, ours {ours:.3?}, default {default:.3?}");
@@ -103,7 +104,8 @@ fn a_group_of_many_gets_no_more_than_a_group_of_few() {
     scheduler.stop(libc::SIGINT).assert_clean();
 }
 
-/// Whoever may make groups in its own wins nothing by how deep it nests them, nor by what these weigh.
+/// Whoever may make groups in its own wins nothing by how deep it nests them, nor by what these
+/// weigh.
 #[test]
 fn a_group_gets_no_more_by_nesting_others_deeply() {
     let (deep, other) = (new("deep"), new("other"));
@@ -135,8 +137,9 @@ fn a_flat_machine_knows_no_groups() {
     scheduler.stop(libc::SIGINT).assert_clean();
 }
 
-/// What is counted of a group is exact, whatever has come and gone: nothing stays behind of tasks that move and exit, of weights that change
-/// while they run, and of groups that are removed and made anew.
+/// What is counted of a group is exact, whatever has come and gone: nothing stays behind of tasks
+/// that move and exit, of weights that change while they run, and of groups that are removed and
+/// made anew.
 #[test]
 fn nothing_stays_behind_of_tasks_that_move_and_groups_that_go() {
     let scheduler = Scheduler::start("scx_metronome", &[]);
@@ -173,7 +176,8 @@ fn nothing_stays_behind_of_tasks_that_move_and_groups_that_go() {
     scheduler.stop(libc::SIGINT).assert_clean();
 }
 
-/// A game in one group and a build in another have half of the machine each, however many jobs the build runs.
+/// A game in one group and a build in another have half of the machine each, however many jobs the
+/// build runs.
 #[test]
 fn a_game_does_not_feel_how_many_jobs_run_in_another_group() {
     let (game, build) = (new("game"), new("build"));

@@ -68,7 +68,8 @@ impl Scheduler {
         scheduler
     }
 
-    /// Waits until it schedules and `condition` holds too; fails with what it said if it ends instead.
+    /// Waits until it schedules and `condition` holds too; fails with what it said if it ends
+    /// instead.
     pub(super) fn wait_until_enabled(&mut self, when: &str, mut condition: impl FnMut() -> bool) {
         wait_for(when, Duration::from_secs(30), || {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -160,7 +161,8 @@ impl Ended {
         wait_for_default_scheduler();
     }
 
-    /// Each time it was detached every task is accounted for, and it did not end with a crowd in its hands.
+    /// Each time it was detached every task is accounted for, and it did not end with a crowd in
+    /// its hands.
     pub(super) fn assert_books_balance(&self) {
         let mut lines = self.lines_of_books().peekable();
         assert!(lines.peek().is_some(), "no books: {}", self.stderr);
@@ -184,7 +186,8 @@ impl Ended {
     }
 }
 
-/// As many tasks may be on their way when a scheduler is detached: those that are runnable at that moment.
+/// As many tasks may be on their way when a scheduler is detached: those that are runnable at that
+/// moment.
 pub(super) const LEFT_AT_THE_END: u64 = 50;
 
 /// Of how many tasks the books say what became of them.
@@ -257,7 +260,8 @@ impl Load {
     }
 }
 
-/// Processes that a load has forked and that stay: they are there from the first to the last, and get on.
+/// Processes that a load has forked and that stay: they are there from the first to the last, and
+/// get on.
 pub(super) struct Crew(pub(super) Vec<(i32, String)>);
 
 impl Crew {
@@ -273,7 +277,8 @@ impl Crew {
         Self(crew)
     }
 
-    /// All are there, no other has taken the place of one, and each CPU hog has used CPU time since this began to look.
+    /// All are there, no other has taken the place of one, and each CPU hog has used CPU time since
+    /// this began to look.
     pub(super) fn assert_get_on(&self, load: &Load, when: &str) {
         assert_eq!(children(load.0[0].1.id() as i32), self.0, "{when}");
         let hogs = self.0.iter().filter(|(_, name)| name.contains("cpu"));

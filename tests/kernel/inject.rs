@@ -1,4 +1,5 @@
-//! What goes wrong, on purpose, and what is watched meanwhile. The tests of single faults and the soak test share this.
+//! What goes wrong, on purpose, and what is watched meanwhile. The tests of single faults and the
+//! soak test share this.
 
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -30,7 +31,8 @@ pub(super) struct Pauses {
 pub(super) struct Meter([AtomicU64; 2]);
 
 impl Meter {
-    /// The pauses that have ended since the last call. One that goes on counts in the part in which it ends.
+    /// The pauses that have ended since the last call. One that goes on counts in the part in which
+    /// it ends.
     pub(super) fn next_part(&self) -> Pauses {
         let take = |longest: &AtomicU64| Duration::from_nanos(longest.swap(0, Ordering::Relaxed));
         let [heartbeat, strangers] = self.0.each_ref().map(take);
@@ -51,7 +53,8 @@ impl Pauses {
         Self::measure(false, |_| run())
     }
 
-    /// While `run` goes on, which may ask in between what there has been so far, and have the rest measured by itself.
+    /// While `run` goes on, which may ask in between what there has been so far, and have the rest
+    /// measured by itself.
     pub(super) fn in_parts(run: impl FnOnce(&Meter)) -> Self {
         Self::measure(true, run)
     }
@@ -168,7 +171,8 @@ impl Random {
     }
 }
 
-/// Pairs of threads that pass numbers to and fro and work in between: whoever is lost is missing in their counts.
+/// Pairs of threads that pass numbers to and fro and work in between: whoever is lost is missing in
+/// their counts.
 pub(super) struct Workers {
     stop: Arc<AtomicBool>,
     tids: Vec<i32>,
@@ -397,7 +401,8 @@ pub(super) fn fork_bomb(processes: u32, time: Duration) {
     bomb.wait().unwrap();
 }
 
-/// Lets each thread run on other CPUs all the time: on one, on that of the scheduler alone, on any set of them.
+/// Lets each thread run on other CPUs all the time: on one, on that of the scheduler alone, on any
+/// set of them.
 pub(super) fn move_threads(tids: &[i32], random: &mut Random, time: Duration) -> u64 {
     let (start, all) = (Instant::now(), cpus());
     let mut moves = 0;
@@ -420,7 +425,8 @@ pub(super) fn move_threads(tids: &[i32], random: &mut Random, time: Duration) ->
     moves
 }
 
-/// Moves threads to other scheduling classes and policies and back, no more than one at a time to SCHED_FIFO.
+/// Moves threads to other scheduling classes and policies and back, no more than one at a time to
+/// SCHED_FIFO.
 pub(super) fn change_classes(tids: &[i32], random: &mut Random, time: Duration) -> u64 {
     let start = Instant::now();
     let mut changes = 0;
@@ -460,7 +466,8 @@ pub(super) fn change_cpusets(random: &mut Random, time: Duration) -> u64 {
     moves
 }
 
-/// Takes a CPU away or gives it back, and waits until the scheduler, which ends with it, schedules again.
+/// Takes a CPU away or gives it back, and waits until the scheduler, which ends with it, schedules
+/// again.
 pub(super) fn set_online(scheduler: &mut Scheduler, cpu: usize, online: bool) {
     let seq = read(&format!("{SCHED_EXT}/enable_seq"));
     write_online(cpu, online);
@@ -530,8 +537,8 @@ impl Mailboxes {
         &self.0[cpu * Self::WORDS..][..Self::WORDS]
     }
 
-    /// Puts a decision where the kernel side takes the next one, as if its scheduler had: id and generation in one word, slice,
-    /// vtime, flags. Returns whether there was room.
+    /// Puts a decision where the kernel side takes the next one, as if its scheduler had: id and
+    /// generation in one word, slice, vtime, flags. Returns whether there was room.
     pub(super) fn post(&self, cpu: usize, decision: [u64; 4]) -> bool {
         let (head, slots) = self.of(cpu).split_at(8);
         let head = head[0].load(Ordering::Acquire);
@@ -574,7 +581,8 @@ pub(super) fn with_words_in<T>(map: &str, word: fn(u64) -> u64, run: impl FnOnce
 
 // What ends it.
 
-/// Makes the kernel kill the scheduler for want of memory, in a group with somebody who takes more and more.
+/// Makes the kernel kill the scheduler for want of memory, in a group with somebody who takes more
+/// and more.
 pub(super) fn starve_of_memory(scheduler: &Scheduler) {
     fs::write(format!("/proc/{}/oom_score_adj", scheduler.pid()), "1000").unwrap();
     let group = Cgroup::new("poor", &["memory"]);

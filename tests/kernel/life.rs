@@ -1,5 +1,6 @@
-//! What a policy hears of tasks, and what it may say about their first moment. The policy runs in this process, so what it
-//! schedules are other processes: the threads of its own are the kernel side's business.
+//! What a policy hears of tasks, and what it may say about their first moment. The policy runs in
+//! this process, so what it schedules are other processes: the threads of its own are the kernel
+//! side's business.
 
 use std::collections::{HashMap, HashSet};
 use std::mem::MaybeUninit;
@@ -25,7 +26,8 @@ struct Recorder {
     place: fn(&Due) -> Place,
     events: u32,
     every_us: u32,
-    /// What the CPUs looked like with each decision, and which of them took tasks when the policy began.
+    /// What the CPUs looked like with each decision, and which of them took tasks when the policy
+    /// began.
     seen: Vec<Seen>,
     workers: Vec<Vec<u32>>,
 }
@@ -207,7 +209,8 @@ const ORDER: Order = Order {
 
 /// What came first about each child of a process.
 fn schedule_births(policy: &mut Recorder) -> Vec<Kind> {
-    // The weight is told of right after the fork, and whoever answers that with an order has spoken.
+    // The weight is told of right after the fork, and whoever answers that with an order has
+    // spoken.
     policy.events = Kind::Ordered.bit() | Kind::Blocked.bit() | Kind::Gone.bit();
     let parent = Actor::start(c"births", breed);
     schedule(policy, Duration::from_secs(3));
@@ -413,13 +416,14 @@ fn the_fates_that_a_policy_hears_of_are_those_that_are_counted() {
             drop((bound, load));
             is_over.store(true, Ordering::Relaxed);
         });
-        // A turn takes 256 records, of which the ring holds 8,192: after so many turns without a new decision all fates of the
-        // earlier ones have been heard of.
+        // A turn takes 256 records, of which the ring holds 8,192: after so many turns without a
+        // new decision all fates of the earlier ones have been heard of.
         let (mut sent, mut calm) = (0, 0);
         let start = Instant::now();
         scheduler.run_until(&mut policy, || {
             let is_over = is_over.load(Ordering::Relaxed);
-            // In the second half, decisions wait until the kernel side has run tasks without, of which some are gone by then.
+            // In the second half, decisions wait until the kernel side has run tasks without, of
+            // which some are gone by then.
             let half = start.elapsed().as_millis().checked_sub(1_000);
             let is_late = half.is_some_and(|ms| ms % 80 >= 40);
             LATER.store(is_late && !is_over, Ordering::Relaxed);
@@ -459,7 +463,8 @@ fn the_fates_that_a_policy_hears_of_are_those_that_are_counted() {
     assert!(counts.gone > 0 && counts.rescued > 0, "{counts}");
 }
 
-/// A process whose child of another name works and naps, and was born while the scheduler was there.
+/// A process whose child of another name works and naps, and was born while the scheduler was
+/// there.
 fn napper(work: Duration) -> Actor {
     Actor::start(c"parent", move || {
         if unsafe { libc::fork() } != 0 {
@@ -544,7 +549,8 @@ fn an_order_that_prefers_a_cpu_has_its_task_run_there_while_it_is_idle() {
         let end = Instant::now() + Duration::from_secs(1);
         scheduler.run_until(&mut policy, || Instant::now() >= end);
         let ordered = of_name(&policy, "napper").filter(|task| task.kind() == Kind::Ordered);
-        // The first ones are of the policy before: nobody wakes who sleeps for a record that is no question.
+        // The first ones are of the policy before: nobody wakes who sleeps for a record that is no
+        // question.
         let ordered: Vec<_> = ordered.collect();
         let begun = ordered.first().map_or(0, |first| first.enqueued_at) + 200_000_000;
         let later = ordered.iter().filter(|task| task.enqueued_at > begun);
@@ -645,7 +651,8 @@ fn a_wake_up_by_a_timer_names_no_waker() {
     assert_eq!(named, 0);
 }
 
-/// Writes to a terminal are passed on by a kernel thread that is bound to no CPU, `flush_to_ldisc()` of drivers/tty/tty_buffer.c.
+/// Writes to a terminal are passed on by a kernel thread that is bound to no CPU,
+/// `flush_to_ldisc()` of drivers/tty/tty_buffer.c.
 fn write_to_a_terminal(over: &AtomicBool) {
     const TIOCGPTPEER: libc::c_ulong = 0x5441;
     let flags = libc::O_RDWR | libc::O_NOCTTY;
@@ -970,7 +977,8 @@ fn decisions_that_come_again_later_change_nothing() {
             decisions.push(decision);
         };
         scheduler.drain(256, decide).unwrap();
-        // At once, when the task has just been moved; and when it has long been asked about anew, or is gone.
+        // At once, when the task has just been moved; and when it has long been asked about anew,
+        // or is gone.
         let again: Vec<_> = decisions.iter().flat_map(|one| [*one, *one]).collect();
         assert_eq!(scheduler.dispatch_batch(&again), again.len());
         old.extend(decisions);

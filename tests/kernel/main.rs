@@ -1,5 +1,6 @@
-//! What must hold on a real kernel. Runs where `/sys/kernel/sched_ext` is, as root, one test at a time, with
-//! `scx_metronome`, `fifo`, `stress-ng`, `hackbench` and `perf` in the path: `vm/test` boots such machines.
+//! What must hold on a real kernel. Runs where `/sys/kernel/sched_ext` is, as root, one test at a
+//! time, with `scx_metronome`, `fifo`, `stress-ng`, `hackbench` and `perf` in the path: `vm/test`
+//! boots such machines.
 //!
 //! `LOAD_SECONDS` says how long the heavy loads last (default 30).
 #![allow(

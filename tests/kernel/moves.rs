@@ -9,7 +9,8 @@ use super::*;
 
 const TIME: Duration = Duration::from_millis(1500);
 
-/// Workers are moved about on a busy machine: all reach the end, and no decision about them is lost.
+/// Workers are moved about on a busy machine: all reach the end, and no decision about them is
+/// lost.
 fn assert_all_arrive(name: &str, move_about: impl FnOnce(&[i32], &mut Random) -> u64) {
     let mut scheduler = Scheduler::start("scx_metronome", &["--stats", "0.1"]);
     let mut load = saturate();
@@ -29,7 +30,8 @@ fn assert_all_arrive(name: &str, move_about: impl FnOnce(&[i32], &mut Random) ->
         count("rescued")
     );
     assert!(moves > 20, "{name}: {moves} moves");
-    // Strangers have fewer CPUs meanwhile, or real-time tasks ahead of them: nothing is promised to them.
+    // Strangers have fewer CPUs meanwhile, or real-time tasks ahead of them: nothing is promised to
+    // them.
     pause.assert_heartbeat_short(name);
 }
 
@@ -65,16 +67,17 @@ fn tasks_that_are_born_run_another_program_and_exit_all_the_time_hold_nobody_up(
     });
 }
 
-/// Takes CPUs away, that of the scheduler too, and gives them back. The scheduler is stopped when they go, so that what it decided
-/// last stays in their mailboxes.
+/// Takes CPUs away, that of the scheduler too, and gives them back. The scheduler is stopped when
+/// they go, so that what it decided last stays in their mailboxes.
 #[test]
 fn cpu_hotplug_restarts_the_scheduler_under_load_and_takes_no_task_along() {
     let mut load = Load::start(&[&format!("stress-ng --cpu {} --pipe 1 -t 3600s", cpus())]);
     let mut scheduler = Scheduler::start("scx_metronome", &[]);
     let pid = scheduler.pid();
     let workers = Workers::start(2);
-    // Until 6.19 (no server for the class) the kernel deadlocks if a CPU hog for each CPU is forked while it unloads a
-    // scheduler: they run in the fair class, above the RCU thread that the unloading waits for.
+    // Until 6.19 (no server for the class) the kernel deadlocks if a CPU hog for each CPU is forked
+    // while it unloads a scheduler: they run in the fair class, above the RCU thread that the
+    // unloading waits for.
     thread::sleep(Duration::from_secs(1));
     let pause = Pauses::of_heartbeat(|| {
         for cpu in [1, cpus() - 1] {
@@ -120,7 +123,8 @@ fn cpu_hotplug_restarts_the_scheduler_under_load_and_takes_no_task_along() {
     pause.assert_heartbeat_short("CPU hotplug");
 }
 
-/// In the same process. Some CPUs are free: how a full machine takes it is what the test above shows.
+/// In the same process. Some CPUs are free: how a full machine takes it is what the test above
+/// shows.
 #[test]
 fn cpu_hotplug_restarts_a_scheduler_in_the_verbs_of_the_seed() {
     let mut load = Load::start(&[&format!("stress-ng --cpu {} --pipe 1 -t 3600s", cpus() / 2)]);

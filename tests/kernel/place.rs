@@ -1,6 +1,7 @@
-//! Machines and places that are not plain: several caches, CPUs without a tick, a cpuset, a pid namespace. `vm/test` runs these on
-//! a machine with two caches and a CPU without a tick as well as with the others; what is expected follows from the machine, and
-//! a machine that was booted with either must have it.
+//! Machines and places that are not plain: several caches, CPUs without a tick, a cpuset, a pid
+//! namespace. `vm/test` runs these on a machine with two caches and a CPU without a tick as well as
+//! with the others; what is expected follows from the machine, and a machine that was booted with
+//! either must have it.
 
 use std::collections::HashSet;
 use std::fs;

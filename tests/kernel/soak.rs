@@ -1,5 +1,6 @@
-//! Random faults under random loads, one period after the other: `make soak HOURS=2`. `SOAK_SECONDS` says for how long (default
-//! 1, which is one period), `SOAK_SEED` replays a run that has printed that seed, or begins with the period that has.
+//! Random faults under random loads, one period after the other: `make soak HOURS=2`.
+//! `SOAK_SECONDS` says for how long (default 1, which is one period), `SOAK_SEED` replays a run
+//! that has printed that seed, or begins with the period that has.
 
 use super::inject::{self, Pauses, Random, Workers, set_online, with_scribbles};
 use super::*;
@@ -52,7 +53,8 @@ struct Plan {
     worker: usize,
     /// Whether it is the scheduler's CPU that goes, if one does.
     takes_last: bool,
-    /// Of what is drawn for as long as the fault lasts, so that how often that is changes nothing else.
+    /// Of what is drawn for as long as the fault lasts, so that how often that is changes nothing
+    /// else.
     seed: u64,
 }
 
@@ -140,7 +142,8 @@ fn random_faults_under_random_loads_are_lived_through() {
     println!("SOAK_SECONDS={seconds} SOAK_SEED={seed}");
     let start = Instant::now();
     for period in 0.. {
-        // Each from a seed of its own: how long the one before took, and what was drawn meanwhile, changes nothing.
+        // Each from a seed of its own: how long the one before took, and what was drawn meanwhile,
+        // changes nothing.
         let own: u64 = seed ^ period;
         println!("period {period}, SOAK_SEED={own}");
         let result = live_through_a_period(&mut Random::new(own));

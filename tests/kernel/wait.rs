@@ -7,7 +7,8 @@ struct Cost {
     wait: &'static str,
     /// Of the scheduler process on an idle machine in [`WINDOW`].
     idle: u64,
-    /// From the enqueue until the scheduler thread took the record, p50 and p99: four threads that sleep a ms.
+    /// From the enqueue until the scheduler thread took the record, p50 and p99: four threads that
+    /// sleep a ms.
     seen: (f64, f64),
     /// Of two hogs for each CPU, and of the scheduler, in [`WINDOW`].
     hogs: u64,

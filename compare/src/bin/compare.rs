@@ -1,4 +1,5 @@
-//! `compare`: Metronome, the kernel's default scheduler and the best peers through the same work, in one run.
+//! `compare`: Metronome, the kernel's default scheduler and the best peers through the same work,
+//! in one run.
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, value_parser};
@@ -34,7 +35,8 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         results: Option<PathBuf>,
     },
-    /// Compare the ratios of Metronome to EEVDF with those that were committed; fails when one is worse
+    /// Compare the ratios of Metronome to EEVDF with those that were committed; fails when one is
+    /// worse
     Check {
         /// Commit to the ratios of this run instead
         #[arg(long)]

@@ -1,4 +1,5 @@
-//! `frame`: a 60 Hz game, audio and input among CPU hogs and ping-pong pairs; how late is each, what gets done.
+//! `frame`: a 60 Hz game, audio and input among CPU hogs and ping-pong pairs; how late is each,
+//! what gets done.
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
@@ -11,7 +12,8 @@ use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// A desktop's load for comparing schedulers: a game, audio and input among CPU hogs and pipe ping-pong.
+/// A desktop's load for comparing schedulers: a game, audio and input among CPU hogs and pipe
+/// ping-pong.
 #[derive(Parser)]
 #[command(version)]
 struct Command {
@@ -23,7 +25,8 @@ struct Command {
 enum Action {
     /// Run the load once and report
     Run(Box<RunArguments>),
-    /// Show the reports of several runs side by side; the last column compares the last run with the first
+    /// Show the reports of several runs side by side; the last column compares the last run with
+    /// the first
     Table {
         /// Files written by `frame run --json`
         #[arg(required = true)]
@@ -63,10 +66,12 @@ struct RunArguments {
     /// Factor on the work of game, audio and input
     #[arg(long, value_name = "F", default_value = "1", value_parser = positive)]
     work_scale: f64,
-    /// Iterations of the work loop in a millisecond, as an earlier run printed them [default: measured]
+    /// Iterations of the work loop in a millisecond, as an earlier run printed them [default:
+    /// measured]
     #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(1..=1_000_000_000))]
     iterations_per_ms: Option<u64>,
-    /// Measure the work loop alone, or with all CPUs busy: then 1 ms of work lasts 1 ms beside hogs (for icount time)
+    /// Measure the work loop alone, or with all CPUs busy: then 1 ms of work lasts 1 ms beside
+    /// hogs (for icount time)
     #[arg(
         long,
         value_enum,

@@ -1,4 +1,5 @@
-//! `load`: the smaller loads that schedulers are compared with; each prints its result as a line of JSON.
+//! `load`: the smaller loads that schedulers are compared with; each prints its result as a line of
+//! JSON.
 
 use anyhow::Result;
 use clap::{Parser, value_parser};

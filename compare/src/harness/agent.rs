@@ -1,7 +1,8 @@
-//! The part that runs where the scheduler runs: attaches it, runs the cells, prints a line for each.
+//! The part that runs where the scheduler runs: attaches it, runs the cells, prints a line for
+//! each.
 //!
-//! The work loop is calibrated before anything is attached, or the driver hands on an earlier calibration: so the work is the
-//! same for all schedulers.
+//! The work loop is calibrated before anything is attached, or the driver hands on an earlier
+//! calibration: so the work is the same for all schedulers.
 
 use crate::board::Board;
 use crate::clock::{MS, SECOND, now, sleep_until};
@@ -277,7 +278,8 @@ impl Bench<'_> {
         Ok(serde_json::from_str(&output(&mut command)?)?)
     }
 
-    /// `frame` runs for as long as the build takes: a signal ends it, with a report of what was recorded until then.
+    /// `frame` runs for as long as the build takes: a signal ends it, with a report of what was
+    /// recorded until then.
     fn build_beside_frame(&self) -> Result<Figures> {
         let long = 100.0 * self.form.frame.0;
         let frame = Running::start(&mut self.frame_command(long, 0, 0))?;
@@ -303,7 +305,8 @@ impl Bench<'_> {
     fn cost(&self) -> Result<Figures> {
         let attached = self.attached.as_ref().context("nothing is attached")?;
         let pid = attached.child.id();
-        // Counting costs a little, on each system call and on each run of a BPF program: so this cell is none of the others.
+        // Counting costs a little, on each system call and on each run of a BPF program: so this
+        // cell is none of the others.
         let _ = fs::write("/proc/sys/kernel/bpf_stats_enabled", "1");
         let mut perf = tool("perf");
         perf.args([
@@ -549,7 +552,8 @@ fn build_figures(build: &Build) -> Figures {
     figures([("seconds", build.seconds)])
 }
 
-/// All threads' wake-ups, in ms: from the histograms of µs, and the longest, which may lie beyond them.
+/// All threads' wake-ups, in ms: from the histograms of µs, and the longest, which may lie beyond
+/// them.
 fn cyclictest_latency(text: &str) -> Result<Percentiles> {
     #[derive(Deserialize)]
     struct Output {

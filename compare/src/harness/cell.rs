@@ -1,4 +1,5 @@
-//! The work: cells, what is measured in each, and how long each takes in the long, the short and the gate's form.
+//! The work: cells, what is measured in each, and how long each takes in the long, the short and
+//! the gate's form.
 
 use crate::harness::scheduler::{Kind, Scheduler};
 use crate::harness::stats::Better::{self, Higher, Lower};
@@ -186,8 +187,8 @@ impl Cell {
         CELLS.iter().find(|cell| cell.id == id)
     }
 
-    /// Whether it says anything about `scheduler`: SCHED_FIFO differs from EEVDF only where something is put into it, and
-    /// only what is attached has a process of its own.
+    /// Whether it says anything about `scheduler`: SCHED_FIFO differs from EEVDF only where
+    /// something is put into it, and only what is attached has a process of its own.
     #[must_use]
     pub fn applies_to(&self, scheduler: &Scheduler) -> bool {
         match (scheduler.kind, self.work) {

@@ -1,9 +1,9 @@
 //! What a scheduler's own process costs, read from /proc while a load runs.
 //!
-//! Context switches of the whole system stand for scheduled tasks: every scheduler has them, and they are counted by the
-//! kernel, not by the scheduler. What the BPF programs of a scheduler cost is time of the tasks that they run for, not of its
-//! process; it is read from the programs' own statistics, or else schedulers that do all their work there would seem to cost
-//! nothing.
+//! Context switches of the whole system stand for scheduled tasks: every scheduler has them, and
+//! they are counted by the kernel, not by the scheduler. What the BPF programs of a scheduler cost
+//! is time of the tasks that they run for, not of its process; it is read from the programs' own
+//! statistics, or else schedulers that do all their work there would seem to cost nothing.
 
 use crate::clock::{now, seconds};
 use anyhow::{Context, Result};
@@ -114,7 +114,8 @@ fn first_number(text: &str) -> Option<u64> {
     text.split_whitespace().next()?.parse().ok()
 }
 
-/// Minor and major faults: the eighth and the tenth field after the name, which may hold spaces (proc_pid_stat(5)).
+/// Minor and major faults: the eighth and the tenth field after the name, which may hold spaces
+/// (proc_pid_stat(5)).
 fn faults(stat: &str) -> Option<u64> {
     let fields: Vec<_> = stat.rsplit_once(')')?.1.split_whitespace().collect();
     let field = |index: usize| fields.get(index)?.parse::<u64>().ok();

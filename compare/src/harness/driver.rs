@@ -87,7 +87,8 @@ impl Driver {
     /// Runs all that is missing; true if nothing is missing any more but what failed.
     ///
     /// # Errors
-    /// The directory of the samples cannot be written. What goes wrong with one scheduler stops no other.
+    /// The directory of the samples cannot be written. What goes wrong with one scheduler stops no
+    /// other.
     pub fn run(
         &self,
         schedulers: &[&'static Scheduler],
@@ -379,7 +380,8 @@ impl Driver {
             }
             if self.is_over() && !told_to_end {
                 told_to_end = true;
-                // SAFETY: plain numbers; a child that has not been waited for keeps its number. vm/run cleans up.
+                // SAFETY: plain numbers; a child that has not been waited for keeps its number.
+                // vm/run cleans up.
                 unsafe { libc::kill(child.id().cast_signed(), libc::SIGTERM) };
             }
             sleep(Duration::from_millis(100));

@@ -1,8 +1,9 @@
 //! The regression gate: ratios of Metronome to EEVDF, against those that were committed.
 //!
-//! A figure itself depends on the kernel and the emulator; its ratio to EEVDF's median in the same run much less. A ratio has become
-//! worse when its median is beyond the committed one by more than the spread, which here is the whole range over the rounds, the
-//! larger of the two runs': a gate that cries wolf is switched off.
+//! A figure itself depends on the kernel and the emulator; its ratio to EEVDF's median in the same
+//! run much less. A ratio has become worse when its median is beyond the committed one by more than
+//! the spread, which here is the whole range over the rounds, the larger of the two runs': a gate
+//! that cries wolf is switched off.
 
 use crate::harness::result::{Column, Outcome, Row};
 use crate::harness::stats::{Better, Summary};
@@ -111,7 +112,8 @@ fn name(row: &Row) -> String {
     format!("{} {}", row.cell.id, row.metric.key)
 }
 
-/// Of each round of ours to the median of the baseline's: EEVDF's odd rounds say nothing about Metronome.
+/// Of each round of ours to the median of the baseline's: EEVDF's odd rounds say nothing about
+/// Metronome.
 fn to_median(row: &Row, ours: &Column, baseline: &Column) -> Vec<f64> {
     let Some(baseline) = baseline.at(row) else {
         return Vec::new();

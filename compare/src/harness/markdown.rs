@@ -285,7 +285,8 @@ mod tests {
     #[test]
     fn rows_where_another_is_better_are_told() {
         let losses = losses(&outcome());
-        // In the made-up outcome every later scheduler has a higher figure: EEVDF is better where lower is.
+        // In the made-up outcome every later scheduler has a higher figure: EEVDF is better where
+        // lower is.
         assert!(
             losses.contains("| pipe | time for an exchange, µs | 12.2 | EEVDF 10.2 |"),
             "{losses}"

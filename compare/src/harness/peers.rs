@@ -1,4 +1,5 @@
-//! The peers: built once from their published crates, at the versions that [`SCHEDULERS`](super::scheduler::SCHEDULERS) names.
+//! The peers: built once from their published crates, at the versions that
+//! [`SCHEDULERS`](super::scheduler::SCHEDULERS) names.
 
 use crate::harness::scheduler::{Kind, Scheduler};
 use anyhow::{Context, Result, bail};
@@ -47,8 +48,8 @@ impl Peers {
         self.0.join("logs").join(format!("{name}.log"))
     }
 
-    /// Builds those of `schedulers` that are peers and missing, one after the other, and tells how it goes. A peer that fails
-    /// stops no other.
+    /// Builds those of `schedulers` that are peers and missing, one after the other, and tells how
+    /// it goes. A peer that fails stops no other.
     ///
     /// # Errors
     /// The directory cannot be written, or cargo is missing.

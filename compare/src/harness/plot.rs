@@ -1,8 +1,8 @@
 //! Plots as SVG text.
 //!
-//! Nine lines in nine colours cannot be told apart by everybody. So each scheduler has a row of its own wherever a plot
-//! allows it, and where lines cross each has a colour (Okabe and Ito's, made for colour-blind readers), a mark, and its name
-//! at its end.
+//! Nine lines in nine colours cannot be told apart by everybody. So each scheduler has a row of its
+//! own wherever a plot allows it, and where lines cross each has a colour (Okabe and Ito's, made
+//! for colour-blind readers), a mark, and its name at its end.
 
 use crate::harness::cell::{Cell, share_key};
 use crate::harness::result::{Column, Outcome};
@@ -328,7 +328,8 @@ const PERCENTILES: [(&str, &str, Mark); 5] = [
     ("max", "max", Mark::Bar),
 ];
 
-/// One row for each scheduler: a distribution's percentiles, medians over the rounds. None without figures.
+/// One row for each scheduler: a distribution's percentiles, medians over the rounds. None without
+/// figures.
 #[must_use]
 pub fn distribution(outcome: &Outcome, cell: &str, name: &str, what: &str) -> Option<String> {
     let rows: Vec<(&Column, Vec<f64>)> = outcome
@@ -378,7 +379,8 @@ pub fn distribution(outcome: &Outcome, cell: &str, name: &str, what: &str) -> Op
     Some(svg.finish(&format!("{what} by scheduler")))
 }
 
-/// A figure over saturation: a line for each scheduler, its name at its end. None with fewer than two levels.
+/// A figure over saturation: a line for each scheduler, its name at its end. None with fewer than
+/// two levels.
 #[must_use]
 pub fn saturation(
     outcome: &Outcome,
@@ -489,7 +491,8 @@ fn draw_lines(
     }
 }
 
-/// Ascending places, moved so that each is at least `apart` below the one before it, and all within the bounds if they can be.
+/// Ascending places, moved so that each is at least `apart` below the one before it, and all within
+/// the bounds if they can be.
 fn spread_out(wanted: &[f64], apart: f64, (top, bottom): (f64, f64)) -> Vec<f64> {
     let mut places = wanted.to_vec();
     let mut least = top;

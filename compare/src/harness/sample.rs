@@ -85,7 +85,8 @@ impl Store {
         Self(samples.join(name))
     }
 
-    /// Makes a scheduler's place, and drops what another version of it has left there; true if there was something.
+    /// Makes a scheduler's place, and drops what another version of it has left there; true if
+    /// there was something.
     ///
     /// # Errors
     /// The directory cannot be written.

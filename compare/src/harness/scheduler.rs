@@ -16,7 +16,8 @@ pub struct Scheduler {
 pub enum Kind {
     /// The kernel's own, nothing attached.
     Default,
-    /// The kernel's own, with the load's latency-sensitive threads in SCHED_FIFO: the limit that privileges can reach.
+    /// The kernel's own, with the load's latency-sensitive threads in SCHED_FIFO: the limit that
+    /// privileges can reach.
     Fifo,
     /// This project's.
     Metronome,

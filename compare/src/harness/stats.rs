@@ -1,8 +1,9 @@
 //! Median, spread, and when a difference is one.
 //!
-//! Means and standard deviations suit neither latencies, whose tail is long, nor five samples. The median with the
-//! interquartile range needs no assumption and is not upset by one odd run. Fewer than five samples have no quartiles worth
-//! the name: then the spread is the whole range, and one sample has none at all.
+//! Means and standard deviations suit neither latencies, whose tail is long, nor five samples. The
+//! median with the interquartile range needs no assumption and is not upset by one odd run. Fewer
+//! than five samples have no quartiles worth the name: then the spread is the whole range, and one
+//! sample has none at all.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,7 +12,8 @@ use serde::{Deserialize, Serialize};
 pub struct Summary {
     /// The middle sample, or between the two middle ones.
     pub median: f64,
-    /// Between the quartiles; with fewer than five samples, between the least and the most. None with only one.
+    /// Between the quartiles; with fewer than five samples, between the least and the most. None
+    /// with only one.
     pub spread: Option<f64>,
     /// How many there were.
     pub samples: usize,

@@ -119,6 +119,9 @@
 //! - `sim`: a simulated kernel to test policies on. Needs std.
 #![cfg_attr(not(any(feature = "kernel", feature = "sim")), no_std)]
 
+#[cfg(all(loom, test))]
+extern crate std;
+
 pub mod abi;
 pub mod idle;
 pub mod latency;

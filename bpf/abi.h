@@ -82,11 +82,34 @@ enum record_kind {
 #define DECISION_PREEMPT (1ULL << 21)
 
 /*
+ * A standing order, a word: the birth of the id that is meant, three times in units, a CPU, flags.
+ * src/orders.rs has the table. U writes it, K reads it.
+ */
+#define ORDER_UNIT_NS 16000
+#define ORDER_FIELD 0xfffULL
+#define ORDER_LATENCY_SHIFT 12
+#define ORDER_SLICE_SHIFT 24
+#define ORDER_BUDGET_SHIFT 36
+#define ORDER_CPU_SHIFT 48
+#define ORDER_VALID (1ULL << 58)
+#define ORDER_PREEMPT (1ULL << 59)
+#define ORDER_HAND_OFF (1ULL << 60)
+#define ORDER_PREFERS (1ULL << 61)
+#define ORDER_INHERIT (1ULL << 62)
+#define ORDER_IN_TURN (1ULL << 63)
+
+/*
  * Of tasks that take turns: how far ahead of virtual time one may be, in lags, and how much faster
  * than it real time may pass. A lag is a quarter of the default slice.
  */
 #define LEAD_LAGS 32
 #define SLOWEST 16
+
+/* The part of the default slice that a task gets while nobody shortens slices as tasks wait. */
+#define UNDECIDED_SLICE 8
+
+/* Decisions that one dispatch() carries out at most: it runs with the run queue locked. */
+#define DRAIN_BATCH 32
 
 /* In an entry of control.kicks: what runs there gives way. */
 #define KICK_PREEMPT (1U << 31)
@@ -159,34 +182,37 @@ struct shared_mailbox {
 
 /* Counters, one set per CPU, written by that CPU alone and added up by user space. */
 enum counter {
-	COUNT_QUEUED, /* records handed to user space */
-	/* Tasks that found the ring full: in deadline order without user space. */
-	COUNT_RING_FULL,
-	COUNT_DIRECT,	   /* wake-ups sent to an idle CPU at once */
-	COUNT_KERNEL_SIDE, /* tasks that are the kernel side's own business */
-	COUNT_NO_ID,	   /* tasks beyond MAX_TASKS */
-	COUNT_DISPATCHED,  /* decisions carried out */
-	COUNT_STALE,	   /* decisions for an enqueue that is over */
-	COUNT_GONE,	   /* decisions for a task that is gone */
-	/*
-	 * Decisions that came after the kernel side had run the task or lost it to another class.
-	 */
-	COUNT_RESCUED,
-	COUNT_BOUNCED,	   /* decisions carried out on another CPU, as affinity demanded */
-	COUNT_TAKEOVER,	   /* tasks taken out of user space's hands because it was late */
-	COUNT_TURNS,	   /* calls of dispatch() on this CPU */
-	COUNT_ORDERED,	   /* wake-ups for which a standing order was carried out */
-	COUNT_HANDED_OFF,  /* of these, tasks that were handed their waker's CPU */
-	COUNT_PREEMPTED,   /* of these, tasks that displaced another */
-	COUNT_USED_UP,	   /* questions about tasks whose standing order was used up */
-	COUNT_BAD_ORDER,   /* orders of which something was ignored */
-	COUNT_EVENTS,	   /* records of other kinds than RECORD_QUEUED */
-	COUNT_EVENTS_LOST, /* events that found the ring half full */
-	/* Times that user space was found late and the kernel side went on alone. */
-	COUNT_LATE,
-	COUNT_ALONE,   /* tasks about which it was therefore not asked */
-	COUNT_IN_TURN, /* tasks that took turns by their standing order */
-	NR_COUNTERS = 24,
+#define COUNTER(name, meaning) COUNT_##name,
+#include "counters.h"
+#undef COUNTER
+	COUNTERS,
+	NR_COUNTERS = (COUNTERS + 7) / 8 * 8, /* so many fill cache lines */
+};
+
+/*
+ * What tasks are allowed before the kernel side acts by itself. U sets it before loading. src/limits.rs has the
+ * defaults, and the reasons.
+ */
+struct limits {
+	/* A running task with an order gives way only to a deadline that is earlier by this. */
+	__u64 preempt_margin_ns;
+	/* A task without an order that has got a CPU keeps it for so long. */
+	__u64 undisturbed_ns;
+	__u64 hand_off_ns; /* a chain of hand-offs may keep a CPU for so long */
+	/* After so long with nothing but orders on a CPU a task without one has its turn. */
+	__u64 urgent_ns;
+	__u64 protected_ns; /* and is not displaced for so long */
+	/* A task that has waited for so long runs, whatever the deadlines say. */
+	__u64 longest_wait_ns;
+	/* So far ahead of decided_now is a deadline for which that is watched. */
+	__u64 far_ahead_ns;
+	/* A CPU that another class has for longer loses what waits for it alone. */
+	__u64 taken_ns;
+	__u64 longest_slice_ns; /* no slice that user space names is longer */
+	/* What a task that is bound to the scheduler thread's CPU runs there at a time. */
+	__u64 guest_slice_ns;
+	__u64 agent_slice_ns;	 /* what the thread then has to itself */
+	__u64 order_of_kthreads; /* what kernel threads are born with; 0: no order */
 };
 
 /* running_task.kind */

@@ -16,19 +16,12 @@
 
 #include "records.h"
 
-#define ORDER_UNIT_NS 16000
-#define ORDER_UNITS 0xfffULL
-#define ORDER_BIRTH(order) ((order) & ORDER_UNITS)
-#define ORDER_LATENCY_NS(order) (((order) >> 12 & ORDER_UNITS) * ORDER_UNIT_NS)
-#define ORDER_SLICE_NS(order) (((order) >> 24 & ORDER_UNITS) * ORDER_UNIT_NS)
-#define ORDER_BUDGET_NS(order) (((order) >> 36 & ORDER_UNITS) * ORDER_UNIT_NS)
-#define ORDER_CPU(order) ((u32)((order) >> 48 & 0x3ff))
-#define ORDER_VALID (1ULL << 58)
-#define ORDER_PREEMPT (1ULL << 59)
-#define ORDER_HAND_OFF (1ULL << 60)
-#define ORDER_PREFERS (1ULL << 61)
-#define ORDER_INHERIT (1ULL << 62)
-#define ORDER_IN_TURN (1ULL << 63)
+#define ORDER_BIRTH(order) ((order) & ORDER_FIELD)
+#define ORDER_NS(order, shift) (((order) >> (shift) & ORDER_FIELD) * ORDER_UNIT_NS)
+#define ORDER_LATENCY_NS(order) ORDER_NS(order, ORDER_LATENCY_SHIFT)
+#define ORDER_SLICE_NS(order) ORDER_NS(order, ORDER_SLICE_SHIFT)
+#define ORDER_BUDGET_NS(order) ORDER_NS(order, ORDER_BUDGET_SHIFT)
+#define ORDER_CPU(order) ((u32)((order) >> ORDER_CPU_SHIFT & (MAX_CPUS - 1)))
 
 /* CPUs looked at for one that can be preempted. */
 #define PREEMPT_SEARCH 64
@@ -168,7 +161,7 @@ static s32 preferred_cpu(struct task_struct *p, s32 prev_cpu, u64 order)
 		return prev_cpu;
 	if (cpu < nr_cpus && may_run_on(p, cpu))
 		return cpu;
-	count(COUNT_BAD_ORDER);
+	count(COUNT_BAD_ORDERS);
 	return prev_cpu;
 }
 

@@ -18,31 +18,8 @@ const volatile bool builtin_idle = true;
 const volatile bool is_flat;
 const volatile u32 exit_dump_len = 32768;
 
-/*
- * Options, too: what tasks are allowed before the kernel side acts by itself. src/limits.rs has the
- * defaults, and the reasons.
- */
-const volatile struct limits {
-	/* A running task with an order gives way only to a deadline that is earlier by this. */
-	u64 preempt_margin_ns;
-	/* A task without an order that has got a CPU keeps it for so long. */
-	u64 undisturbed_ns;
-	u64 hand_off_ns; /* a chain of hand-offs may keep a CPU for so long */
-	/* After so long with nothing but orders on a CPU a task without one has its turn. */
-	u64 urgent_ns;
-	u64 protected_ns; /* and is not displaced for so long */
-	/* A task that has waited for so long runs, whatever the deadlines say. */
-	u64 longest_wait_ns;
-	/* So far ahead of decided_now is a deadline for which that is watched. */
-	u64 far_ahead_ns;
-	/* A CPU that another class has for longer loses what waits for it alone. */
-	u64 taken_ns;
-	u64 longest_slice_ns; /* no slice that user space names is longer */
-	/* What a task that is bound to the scheduler thread's CPU runs there at a time. */
-	u64 guest_slice_ns;
-	u64 agent_slice_ns;    /* what the thread then has to itself */
-	u64 order_of_kthreads; /* what kernel threads are born with; 0: no order */
-} limits;
+/* Options, too. */
+const volatile struct limits limits;
 
 /* The default slice. User space may change it at any moment. */
 volatile u64 slice_ns = 20000000;
@@ -64,12 +41,6 @@ s32 agent_tgid;
 #define URGENT_DSQ (MAX_CPUS + 2)
 #define KERNEL_SIDE_DSQ (MAX_CPUS + 3) /* user space is not asked */
 #define FALLBACK_DSQ (MAX_CPUS + 4)    /* user space cannot be asked */
-
-/* The part of the default slice that a task gets while nobody shortens slices as tasks wait. */
-#define UNDECIDED_SLICE 8
-
-/* Decisions that one dispatch() carries out at most: it runs with the run queue locked. */
-#define DRAIN_BATCH 32
 
 /*
  * One dispatch() in so many looks for tasks that have waited too long, even if there is other work.

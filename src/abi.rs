@@ -62,60 +62,59 @@ pub const RUNS_DECIDED: u32 = 1;
 /// `running_task.kind`: a task with a standing order.
 pub const RUNS_ORDERED: u32 = 2;
 
-/// What the kernel side counts, in the order of `enum counter`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(usize)]
-pub enum Counter {
-    /// Records handed to user space.
-    Queued,
-    /// Tasks that found the ring full and went on in deadline order without user space.
-    RingFull,
-    /// Wake-ups sent to an idle CPU at once.
-    Direct,
-    /// Tasks that are the kernel side's own business.
-    KernelSide,
-    /// Tasks beyond [`MAX_TASKS`].
-    NoId,
-    /// Decisions carried out.
-    Dispatched,
-    /// Decisions for an enqueue that is over.
-    Stale,
-    /// Decisions for a task that is gone.
-    Gone,
-    /// Decisions that came after the kernel side had run the task, or lost it to another scheduling
-    /// class.
-    Rescued,
-    /// Decisions carried out on another CPU, as affinity demanded. They count as dispatched too.
-    Bounced,
-    /// Tasks taken out of user space's hands because it was late. The decision still comes and
-    /// counts as rescued.
-    Takeover,
-    /// Times that a CPU looked for work.
-    Turns,
-    /// Wake-ups for which a standing order was carried out.
-    Ordered,
-    /// Of these, tasks that were handed their waker's CPU.
-    HandedOff,
-    /// Of these, tasks that displaced another.
-    Preempted,
-    /// Questions about tasks whose standing order was used up.
-    UsedUp,
-    /// Orders of which something was ignored.
-    BadOrder,
-    /// Records that were no questions.
-    Events,
-    /// Events that found the ring half full.
-    EventsLost,
-    /// Times that user space was found late and the kernel side went on alone.
-    Late,
-    /// Tasks about which it was therefore not asked.
-    Alone,
-    /// Tasks that took turns by their standing order.
-    InTurn,
+/// The part of the default slice that a task gets while no slice is shortened as tasks wait.
+pub const UNDECIDED_SLICE: u64 = 8;
+/// Decisions that one look for work carries out at most.
+pub const DRAIN_BATCH: usize = 32;
+
+/// ns of a unit of the times in the word of a standing order ([`orders`](crate::orders)).
+pub const ORDER_UNIT_NS: u64 = 16_000;
+/// The bits of a time, and of the birth, which are the lowest.
+pub const ORDER_FIELD: u64 = (1 << 12) - 1;
+/// Where the latency begins.
+pub const ORDER_LATENCY_SHIFT: u32 = 12;
+/// Where the slice begins.
+pub const ORDER_SLICE_SHIFT: u32 = 24;
+/// Where the budget begins.
+pub const ORDER_BUDGET_SHIFT: u32 = 36;
+/// Where the CPU begins.
+pub const ORDER_CPU_SHIFT: u32 = 48;
+/// It is an order.
+pub const ORDER_VALID: u64 = 1 << 58;
+/// It displaces.
+pub const ORDER_PREEMPT: u64 = 1 << 59;
+/// It may be handed its waker's CPU.
+pub const ORDER_HAND_OFF: u64 = 1 << 60;
+/// Its CPU counts.
+pub const ORDER_PREFERS: u64 = 1 << 61;
+/// Children start with it.
+pub const ORDER_INHERIT: u64 = 1 << 62;
+/// Past the budget the task takes turns.
+pub const ORDER_IN_TURN: u64 = 1 << 63;
+
+macro_rules! define_counter {
+    ($($variant:ident $field:ident $meaning:literal,)*) => {
+        /// What the kernel side counts, in the order of `bpf/counters.h`.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(usize)]
+        pub enum Counter {
+            $(#[doc = concat!("Counts ", $meaning, ".")] $variant,)*
+        }
+
+        impl Counter {
+            /// All, in the order of their numbers.
+            pub const ALL: [Self; [$(Self::$variant),*].len()] = [$(Self::$variant),*];
+        }
+    };
 }
+kernel_counters!(define_counter);
 
 /// Counters per CPU, some unused.
-pub const NR_COUNTERS: usize = if cfg!(loom) { 1 } else { 24 };
+pub const NR_COUNTERS: usize = if cfg!(loom) {
+    1
+} else {
+    Counter::ALL.len().next_multiple_of(8)
+};
 
 /// A slot of a mailbox. Which side stores what is told in `mailbox.rs`.
 #[repr(C, align(64))]

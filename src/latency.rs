@@ -70,7 +70,7 @@
 use core::fmt;
 
 use crate::abi::{CpuLatency, LATENCY_BUCKETS, NR_HOPS, SAMPLE_FACTOR, SAMPLE_SHIFT};
-use crate::mailbox::{Decision, Mailbox};
+use crate::mailbox::{Decision, Mailbox, Stamps};
 use crate::sync::Ordering;
 use crate::task::{Kind, QueuedTask};
 
@@ -340,14 +340,6 @@ impl fmt::Display for Micros {
         }
         write!(out, "{}.{}", tenths / 10, tenths % 10)
     }
-}
-
-/// When a record was taken, and when the decision about it was made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Stamps {
-    /// 0: not known.
-    pub(crate) seen_at: u64,
-    pub(crate) decided_at: u64,
 }
 
 /// Tasks that are being measured. A power of two.

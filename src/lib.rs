@@ -119,6 +119,8 @@
 //! - `sim`: a simulated kernel to test policies on. Needs std.
 #![cfg_attr(not(any(feature = "kernel", feature = "sim")), no_std)]
 
+include!(concat!(env!("OUT_DIR"), "/counters.rs"));
+
 #[cfg(all(loom, test))]
 extern crate std;
 
@@ -133,6 +135,7 @@ pub mod orders;
 pub mod policy;
 pub mod queue;
 pub mod ring;
+mod running;
 pub mod shared;
 #[cfg(feature = "sim")]
 pub mod sim;

@@ -46,7 +46,6 @@
 use core::ptr::NonNull;
 
 use crate::abi::{MailboxHead, Slot};
-use crate::latency::Stamps;
 use crate::sync::{Guard, Ordering, order};
 
 /// What the kernel side shall do with one enqueue of one task.
@@ -62,6 +61,14 @@ pub struct Decision {
     pub vtime: u64,
     /// `DECISION_ANY_CPU`, `DECISION_PREEMPT` or 0.
     pub flags: u64,
+}
+
+/// When a record was taken, and when the decision about it was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stamps {
+    /// 0: not known.
+    pub(crate) seen_at: u64,
+    pub(crate) decided_at: u64,
 }
 
 /// The mailbox is full; here is the decision back.

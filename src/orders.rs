@@ -63,24 +63,16 @@
 
 use core::ptr::NonNull;
 
-use crate::abi::{MAX_CPUS, MAX_TASKS};
+use crate::abi::{
+    MAX_CPUS, MAX_TASKS, ORDER_BUDGET_SHIFT, ORDER_CPU_SHIFT, ORDER_FIELD, ORDER_HAND_OFF,
+    ORDER_IN_TURN, ORDER_INHERIT, ORDER_LATENCY_SHIFT, ORDER_PREEMPT, ORDER_PREFERS,
+    ORDER_SLICE_SHIFT, ORDER_UNIT_NS, ORDER_VALID,
+};
 use crate::sync::{AtomicU64, Ordering};
 use crate::task::QueuedTask;
 
 /// ns of a unit of the fields that are times.
-pub const UNIT_NS: u64 = 16_000;
-const MAX_UNITS: u64 = (1 << 12) - 1;
-
-const LATENCY: u32 = 12;
-const SLICE: u32 = 24;
-const BUDGET: u32 = 36;
-const CPU: u32 = 48;
-const VALID: u64 = 1 << 58;
-const PREEMPT: u64 = 1 << 59;
-const HAND_OFF: u64 = 1 << 60;
-const PREFERS: u64 = 1 << 61;
-const INHERIT: u64 = 1 << 62;
-const IN_TURN: u64 = 1 << 63;
+pub const UNIT_NS: u64 = ORDER_UNIT_NS;
 
 const _: () = assert!(MAX_CPUS <= 1 << 10);
 
@@ -145,36 +137,37 @@ impl Order {
 
     /// The word for the task of this birth.
     pub fn encode(&self, birth: u32) -> u64 {
-        let units = |ns: u64| ns.div_ceil(UNIT_NS).min(MAX_UNITS);
+        let units = |ns: u64| ns.div_ceil(UNIT_NS).min(ORDER_FIELD);
         let flag = |set: bool, flag: u64| if set { flag } else { 0 };
         let cpu = self.cpu.filter(|cpu| (*cpu as usize) < MAX_CPUS);
-        VALID
-            | u64::from(birth) & MAX_UNITS
-            | units(self.latency_ns) << LATENCY
-            | units(self.slice_ns) << SLICE
-            | units(self.budget_ns) << BUDGET
-            | u64::from(cpu.unwrap_or_default()) << CPU
-            | flag(cpu.is_some(), PREFERS)
-            | flag(self.preempts, PREEMPT)
-            | flag(self.hand_off, HAND_OFF)
-            | flag(self.inherit, INHERIT)
-            | flag(self.in_turn, IN_TURN)
+        ORDER_VALID
+            | u64::from(birth) & ORDER_FIELD
+            | units(self.latency_ns) << ORDER_LATENCY_SHIFT
+            | units(self.slice_ns) << ORDER_SLICE_SHIFT
+            | units(self.budget_ns) << ORDER_BUDGET_SHIFT
+            | u64::from(cpu.unwrap_or_default()) << ORDER_CPU_SHIFT
+            | flag(cpu.is_some(), ORDER_PREFERS)
+            | flag(self.preempts, ORDER_PREEMPT)
+            | flag(self.hand_off, ORDER_HAND_OFF)
+            | flag(self.inherit, ORDER_INHERIT)
+            | flag(self.in_turn, ORDER_IN_TURN)
     }
 
     /// What a word says, and for the task of which birth; `None` if it is no order.
     pub fn decode(word: u64) -> Option<(Self, u32)> {
-        let ns = |shift: u32| (word >> shift & MAX_UNITS) * UNIT_NS;
+        let ns = |shift: u32| (word >> shift & ORDER_FIELD) * UNIT_NS;
         let order = Self {
-            latency_ns: ns(LATENCY),
-            slice_ns: ns(SLICE),
-            budget_ns: ns(BUDGET),
-            preempts: word & PREEMPT != 0,
-            hand_off: word & HAND_OFF != 0,
-            cpu: (word & PREFERS != 0).then_some((word >> CPU & 0x3ff) as u32),
-            inherit: word & INHERIT != 0,
-            in_turn: word & IN_TURN != 0,
+            latency_ns: ns(ORDER_LATENCY_SHIFT),
+            slice_ns: ns(ORDER_SLICE_SHIFT),
+            budget_ns: ns(ORDER_BUDGET_SHIFT),
+            preempts: word & ORDER_PREEMPT != 0,
+            hand_off: word & ORDER_HAND_OFF != 0,
+            cpu: (word & ORDER_PREFERS != 0)
+                .then_some((word >> ORDER_CPU_SHIFT & (MAX_CPUS as u64 - 1)) as u32),
+            inherit: word & ORDER_INHERIT != 0,
+            in_turn: word & ORDER_IN_TURN != 0,
         };
-        (word & VALID != 0).then_some((order, (word & MAX_UNITS) as u32))
+        (word & ORDER_VALID != 0).then_some((order, (word & ORDER_FIELD) as u32))
     }
 }
 
@@ -224,7 +217,7 @@ impl Orders {
             if let Some(slot) = self.slot(id)
                 // ORDERING: both relaxed, as in set(): a task that order_of() looks up meanwhile
                 // goes by its old order.
-                && slot.load(Ordering::Relaxed) & VALID != 0
+                && slot.load(Ordering::Relaxed) & ORDER_VALID != 0
             {
                 slot.store(0, Ordering::Relaxed);
             }
@@ -279,9 +272,9 @@ mod tests {
         #[test]
         fn any_word_with_the_valid_bit_is_an_order_that_encodes_to_itself(word: u64) {
             // The CPU counts only with its flag.
-            let mut meant = word | VALID;
-            if meant & PREFERS == 0 {
-                meant &= !(0x3ff << CPU);
+            let mut meant = word | ORDER_VALID;
+            if meant & ORDER_PREFERS == 0 {
+                meant &= !(0x3ff << ORDER_CPU_SHIFT);
             }
             let (order, birth) = Order::decode(meant).unwrap();
             prop_assert_eq!(order.encode(birth), meant);

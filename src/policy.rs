@@ -18,11 +18,11 @@
 //! Calls are static, so a method that is not overridden costs nothing. [`Policy::order`] is asked
 //! for each record, and [`Policy::place`] and [`Policy::slice_ns`] for each decision.
 
-use crate::abi::{RUNS_DECIDED, RUNS_ORDERED, RunningTask};
 use crate::orders::Order;
 use crate::shared::Shared;
-use crate::sync::Ordering;
 use crate::task::QueuedTask;
+
+pub use crate::running::{Running, RunningKind};
 
 pub mod deadline;
 pub mod fifo;
@@ -61,54 +61,6 @@ pub struct Due {
     /// How many CPUs its affinity allows; the number of possible CPUs if it allows all that take
     /// tasks.
     pub nr_cpus_allowed: u16,
-}
-
-/// What runs on a CPU. Read while it changes: a guess.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Running {
-    /// Thread id; 0 before the first.
-    pub pid: i32,
-    /// Its dense id.
-    pub id: u32,
-    /// When it got the CPU, ns on the clock of `scx_bpf_now()`.
-    pub since: u64,
-    /// Of the last decision about it, plus the CPU time it had since, scaled by weight; with a
-    /// standing order, ns on the clock of `scx_bpf_now()`.
-    pub deadline: u64,
-    /// What it had of its slice then, ns.
-    pub slice: u64,
-    /// What kind of task it is.
-    pub kind: RunningKind,
-}
-
-impl Running {
-    pub(crate) fn read(running: &RunningTask) -> Self {
-        // ORDERING: relaxed, with the plain stores of publish_running() in bpf/metronome.bpf.c: the
-        // words may belong to two tasks in any case.
-        Self {
-            pid: running.pid.load(Ordering::Relaxed) as i32,
-            id: running.id.load(Ordering::Relaxed),
-            since: running.since.load(Ordering::Relaxed),
-            deadline: running.deadline.load(Ordering::Relaxed),
-            slice: running.slice.load(Ordering::Relaxed),
-            kind: match running.kind.load(Ordering::Relaxed) {
-                RUNS_DECIDED => RunningKind::Decided,
-                RUNS_ORDERED => RunningKind::Ordered,
-                _ => RunningKind::Other,
-            },
-        }
-    }
-}
-
-/// Who gives way to whom.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RunningKind {
-    /// Nothing, or nothing that gives way, or something that is about to.
-    Other,
-    /// A task that the policy decides about.
-    Decided,
-    /// A task with a standing order.
-    Ordered,
 }
 
 /// The CPUs, as a policy sees them.

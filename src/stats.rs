@@ -1,148 +1,91 @@
 //! What both sides count, added up.
 
 use core::fmt;
+use core::fmt::Write;
 
-/// All counters at one moment. They are read one after the other, so sums hold exactly only after
-/// the end.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Snapshot {
-    /// Kernel side: tasks handed to user space.
-    pub queued: u64,
-    /// Kernel side: tasks that found the ring full and went on in deadline order without user
-    /// space.
-    pub ring_full: u64,
-    /// Kernel side: wake-ups sent to an idle CPU at once.
-    pub direct: u64,
-    /// Kernel side: tasks that are its own business.
-    pub kernel_side: u64,
-    /// Kernel side: tasks beyond the number of task ids.
-    pub no_id: u64,
-    /// Kernel side: decisions carried out.
-    pub dispatched: u64,
-    /// Kernel side: decisions for an enqueue that is over.
-    pub stale: u64,
-    /// Kernel side: decisions for a task that is gone.
-    pub gone: u64,
-    /// Kernel side: decisions that came after it had run the task, or lost it to another
-    /// scheduling class.
-    pub rescued: u64,
-    /// Kernel side: of the dispatched, those on another CPU than asked for, as affinity demanded.
-    pub bounced: u64,
-    /// Kernel side: tasks taken out of user space's hands because it was late.
-    pub takeover: u64,
-    /// Kernel side: wake-ups for which a standing order was carried out.
-    pub ordered: u64,
-    /// Kernel side: of these, tasks that were handed their waker's CPU.
-    pub handed_off: u64,
-    /// Kernel side: of these, tasks that displaced another.
-    pub preempted: u64,
-    /// Kernel side: tasks that took turns by their standing order.
-    pub in_turn: u64,
-    /// Kernel side: questions about tasks whose standing order was used up.
-    pub used_up: u64,
-    /// Kernel side: orders of which something was ignored.
-    pub bad_orders: u64,
-    /// Kernel side: records that were no questions.
-    pub events: u64,
-    /// Kernel side: events that found the ring half full.
-    pub events_lost: u64,
-    /// Kernel side: times that user space was found late and it went on alone.
-    pub late: u64,
-    /// Kernel side: tasks about which it therefore did not ask.
-    pub alone: u64,
-    /// User space: questions taken from the ring.
-    pub taken: u64,
-    /// User space: decisions put into mailboxes.
-    pub sent: u64,
-    /// User space: records replaced by a newer one of the same task before they were decided.
-    pub superseded: u64,
-    /// User space: tasks in the policy's queue.
-    pub waiting: u64,
-    /// User space: system calls of the scheduler thread.
-    pub syscalls: u64,
-    /// Allocations of threads that are sealed ([`memory::seal`](crate::memory::seal)), as the
-    /// scheduler thread is while it runs a policy. Who calls `dequeue_task()` in a loop of its
-    /// own seals itself.
-    pub allocations: u64,
-    /// Page faults of the scheduler thread since the scheduler was attached, or since it began to
-    /// run a policy.
-    pub faults: u64,
+use crate::abi::Counter;
+
+macro_rules! define_snapshot {
+    ($($variant:ident $field:ident $meaning:literal,)*) => {
+        /// All counters at one moment. They are read one after the other, so sums hold exactly only
+        /// after the end.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct Snapshot {
+            $(#[doc = concat!("Kernel side: ", $meaning, ".")] pub $field: u64,)*
+            /// User space: questions taken from the ring.
+            pub taken: u64,
+            /// User space: decisions put into mailboxes.
+            pub sent: u64,
+            /// User space: records replaced by a newer one of the same task before they were
+            /// decided.
+            pub superseded: u64,
+            /// User space: tasks in the policy's queue. A level.
+            pub waiting: u64,
+            /// User space: system calls of the scheduler thread.
+            pub syscalls: u64,
+            /// Allocations of threads that are sealed ([`memory::seal`](crate::memory::seal)), as
+            /// the scheduler thread is while it runs a policy. A thread that calls
+            /// `dequeue_task()` in a loop of its own seals itself. A level.
+            pub allocations: u64,
+            /// Page faults of the scheduler thread since the scheduler was attached, or since it
+            /// began to run a policy. A level.
+            pub faults: u64,
+        }
+
+        impl Snapshot {
+            /// What the kernel side counts; all else is 0.
+            pub fn of_kernel_side(count: impl Fn(Counter) -> u64) -> Self {
+                Self {
+                    $($field: count(Counter::$variant),)*
+                    ..Self::default()
+                }
+            }
+
+            /// What happened between `earlier` and now. Levels stay as they are.
+            pub fn since(&self, earlier: &Self) -> Self {
+                Self {
+                    $($field: self.$field - earlier.$field,)*
+                    taken: self.taken - earlier.taken,
+                    sent: self.sent - earlier.sent,
+                    superseded: self.superseded - earlier.superseded,
+                    syscalls: self.syscalls - earlier.syscalls,
+                    ..*self
+                }
+            }
+        }
+
+        /// Each counter with its name, in which `-` takes the place of `_`.
+        impl fmt::Display for Snapshot {
+            fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+                $(write!(out, "{} {} ", Hyphens(stringify!($field)), self.$field)?;)*
+                let Self { taken, sent, superseded, waiting, .. } = self;
+                write!(
+                    out,
+                    "taken {taken} sent {sent} superseded {superseded} waiting {waiting} \
+                     syscalls {} faults {} allocations {}",
+                    self.syscalls, self.faults, self.allocations
+                )
+            }
+        }
+    };
+}
+kernel_counters!(define_snapshot);
+
+struct Hyphens(&'static str);
+
+impl fmt::Display for Hyphens {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let hyphened = |char| if char == '_' { '-' } else { char };
+        self.0
+            .chars()
+            .try_for_each(|char| out.write_char(hyphened(char)))
+    }
 }
 
 impl Snapshot {
     /// Decisions that the kernel side has dealt with, in whatever way.
     pub fn answered(&self) -> u64 {
         self.dispatched + self.stale + self.gone + self.rescued
-    }
-
-    /// What happened between `earlier` and now; levels (as opposed to counts) stay as they are.
-    pub fn since(&self, earlier: &Self) -> Self {
-        Self {
-            queued: self.queued - earlier.queued,
-            ring_full: self.ring_full - earlier.ring_full,
-            direct: self.direct - earlier.direct,
-            kernel_side: self.kernel_side - earlier.kernel_side,
-            no_id: self.no_id - earlier.no_id,
-            dispatched: self.dispatched - earlier.dispatched,
-            stale: self.stale - earlier.stale,
-            gone: self.gone - earlier.gone,
-            rescued: self.rescued - earlier.rescued,
-            bounced: self.bounced - earlier.bounced,
-            takeover: self.takeover - earlier.takeover,
-            ordered: self.ordered - earlier.ordered,
-            handed_off: self.handed_off - earlier.handed_off,
-            preempted: self.preempted - earlier.preempted,
-            in_turn: self.in_turn - earlier.in_turn,
-            used_up: self.used_up - earlier.used_up,
-            bad_orders: self.bad_orders - earlier.bad_orders,
-            events: self.events - earlier.events,
-            events_lost: self.events_lost - earlier.events_lost,
-            late: self.late - earlier.late,
-            alone: self.alone - earlier.alone,
-            taken: self.taken - earlier.taken,
-            sent: self.sent - earlier.sent,
-            superseded: self.superseded - earlier.superseded,
-            waiting: self.waiting,
-            syscalls: self.syscalls - earlier.syscalls,
-            allocations: self.allocations,
-            faults: self.faults,
-        }
-    }
-}
-
-impl fmt::Display for Snapshot {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            out,
-            "direct {} ordered {} handed-off {} preempted {} in-turn {} used-up {} bad-orders {} queued {} dispatched {} waiting {} stale {} gone {} \
-             rescued {} bounced {} ring-full {} late {} alone {} takeover {} no-id {} kernel {} events {} events-lost {} syscalls {} faults {} \
-             allocations {}",
-            self.direct,
-            self.ordered,
-            self.handed_off,
-            self.preempted,
-            self.in_turn,
-            self.used_up,
-            self.bad_orders,
-            self.queued,
-            self.dispatched,
-            self.waiting,
-            self.stale,
-            self.gone,
-            self.rescued,
-            self.bounced,
-            self.ring_full,
-            self.late,
-            self.alone,
-            self.takeover,
-            self.no_id,
-            self.kernel_side,
-            self.events,
-            self.events_lost,
-            self.syscalls,
-            self.faults,
-            self.allocations
-        )
     }
 }
 

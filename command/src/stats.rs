@@ -6,9 +6,9 @@ use std::fs;
 use std::io;
 
 use anyhow::Result;
-use scx_metronome_core::Watch;
 use scx_metronome_core::policy::RunningKind;
 use scx_metronome_core::stats::Snapshot;
+use scx_metronome_core::{Watch, kernel_counters};
 use scx_stats::{Meta, StatsServerData};
 use scx_stats_derive::Stats;
 use serde::{Deserialize, Serialize};
@@ -17,7 +17,7 @@ use super::parameters::Parameters;
 
 /// The counters of a [`Snapshot`], by name, beside what the other fields are.
 macro_rules! metrics {
-    ($($name:ident: $description:literal,)*) => {
+    ($($variant:ident $name:ident $description:literal,)*) => {
         /// All there is to know at one moment.
         #[derive(Clone, Debug, Serialize, Deserialize, Stats)]
         #[stat(top, desc = "Metronome", _om_prefix = "metronome_")]
@@ -61,36 +61,15 @@ macro_rules! metrics {
     };
 }
 
-metrics! {
-    direct: "wake-ups sent to an idle CPU at once",
-    ordered: "wake-ups for which a standing order was carried out",
-    handed_off: "of these, tasks that were handed their waker's CPU",
-    preempted: "of these, tasks that displaced another",
-    in_turn: "tasks that took turns by their standing order",
-    used_up: "questions about tasks whose standing order was used up",
-    bad_orders: "orders of which something was ignored",
-    queued: "questions to user space",
-    taken: "questions that user space took",
-    sent: "decisions of user space",
-    superseded: "questions that a newer one of the same task replaced",
-    dispatched: "decisions carried out",
-    waiting: "tasks in user space's queue (level)",
-    stale: "decisions for an enqueue that is over",
-    gone: "decisions for a task that is gone",
-    rescued: "decisions that came after the kernel side had run the task",
-    bounced: "decisions carried out on another CPU, as affinity demanded",
-    ring_full: "tasks that found the ring full and went on without user space",
-    takeover: "tasks taken out of user space's hands because it was late",
-    kernel_side: "tasks that are the kernel side's own business",
-    no_id: "tasks beyond the number of task ids",
-    events: "records that were no questions",
-    events_lost: "events that found the ring half full",
-    late: "times that user space was found late, and the kernel side went on alone",
-    alone: "tasks about which it therefore did not ask",
-    syscalls: "system calls of the scheduler thread",
-    faults: "page faults of the scheduler thread since it began to run the policy (level)",
-    allocations: "allocations of the scheduler thread while it ran a policy (level)",
-}
+kernel_counters!(metrics
+    Taken taken "questions that user space took",
+    Sent sent "decisions of user space",
+    Superseded superseded "questions that a newer one of the same task replaced",
+    Waiting waiting "tasks in user space's queue (level)",
+    Syscalls syscalls "system calls of the scheduler thread",
+    Faults faults "page faults of the scheduler thread since it began to run the policy (level)",
+    Allocations allocations "allocations of the scheduler thread while it ran a policy (level)",
+);
 
 /// A CPU at one moment.
 #[derive(Clone, Debug, Serialize, Deserialize, Stats)]

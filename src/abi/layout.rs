@@ -281,22 +281,13 @@ fn the_maps_have_the_sizes_that_are_mapped_and_numbered_here() {
 
 #[test]
 fn counters_have_the_same_names_and_numbers() {
-    use Counter::{
-        Alone, BadOrder, Bounced, Direct, Dispatched, Events, EventsLost, Gone, HandedOff, InTurn,
-        KernelSide, Late, NoId, Ordered, Preempted, Queued, Rescued, RingFull, Stale, Takeover,
-        Turns, UsedUp,
-    };
-    let counters = [
-        Queued, RingFull, Direct, KernelSide, NoId, Dispatched, Stale, Gone, Rescued, Bounced,
-        Takeover, Turns, Ordered, HandedOff, Preempted, UsedUp, BadOrder, Events, EventsLost, Late,
-        Alone, InTurn,
-    ];
-    let mut here = counters
+    let mut here = Counter::ALL
         .map(|counter| {
             let name = format!("COUNT_{}", constant_case(&format!("{counter:?}")));
             (name, counter as i64)
         })
         .to_vec();
+    here.push(("COUNTERS".into(), Counter::ALL.len() as i64));
     here.push(("NR_COUNTERS".into(), NR_COUNTERS as i64));
     with_object(|_, btf| {
         let there: Enum<'_> = btf.type_by_name("counter").unwrap();
@@ -380,9 +371,17 @@ fn each_macro_of_the_header_has_the_same_value_here() {
     let macros = text
         .lines()
         .filter_map(|line| line.strip_prefix("#define "));
-    let there: Vec<_> = macros.filter_map(|text| text.split_once(' ')).collect();
+    // Not those with arguments.
+    let there: Vec<_> = macros
+        .filter_map(|text| text.split_once(' '))
+        .filter(|(name, _)| !name.contains('('))
+        .collect();
     // An id that is none, whatever MAX_TASKS is.
     assert!(MAX_TASKS <= u32::MAX as usize);
+    let bit = |bit: u64| {
+        assert!(bit.is_power_of_two());
+        format!("(1ULL << {})", bit.ilog2())
+    };
     let here = [
         ("MAX_CPUS", format!("{MAX_CPUS}")),
         ("MAX_TASKS", format!("{MAX_TASKS}")),
@@ -396,24 +395,31 @@ fn each_macro_of_the_header_has_the_same_value_here() {
         ("BIRTH_SHIFT", format!("{BIRTH_SHIFT}")),
         ("BIRTHS", format!("(1 << {})", BIRTHS.ilog2())),
         ("WAKE_FLAGS_SHIFT", format!("{WAKE_FLAGS_SHIFT}")),
-        ("FOUND_IDLE", format!("(1ULL << {})", FOUND_IDLE.ilog2())),
-        ("IS_BATCH", format!("(1ULL << {})", IS_BATCH.ilog2())),
-        (
-            "DECISION_ANY_CPU",
-            format!("(1ULL << {})", DECISION_ANY_CPU.ilog2()),
-        ),
-        (
-            "DECISION_PREEMPT",
-            format!("(1ULL << {})", DECISION_PREEMPT.ilog2()),
-        ),
+        ("FOUND_IDLE", bit(FOUND_IDLE)),
+        ("IS_BATCH", bit(IS_BATCH)),
+        ("DECISION_ANY_CPU", bit(DECISION_ANY_CPU)),
+        ("DECISION_PREEMPT", bit(DECISION_PREEMPT)),
+        ("ORDER_UNIT_NS", format!("{ORDER_UNIT_NS}")),
+        ("ORDER_FIELD", format!("{ORDER_FIELD:#x}ULL")),
+        ("ORDER_LATENCY_SHIFT", format!("{ORDER_LATENCY_SHIFT}")),
+        ("ORDER_SLICE_SHIFT", format!("{ORDER_SLICE_SHIFT}")),
+        ("ORDER_BUDGET_SHIFT", format!("{ORDER_BUDGET_SHIFT}")),
+        ("ORDER_CPU_SHIFT", format!("{ORDER_CPU_SHIFT}")),
+        ("ORDER_VALID", bit(ORDER_VALID)),
+        ("ORDER_PREEMPT", bit(ORDER_PREEMPT)),
+        ("ORDER_HAND_OFF", bit(ORDER_HAND_OFF)),
+        ("ORDER_PREFERS", bit(ORDER_PREFERS)),
+        ("ORDER_INHERIT", bit(ORDER_INHERIT)),
+        ("ORDER_IN_TURN", bit(ORDER_IN_TURN)),
         ("LEAD_LAGS", format!("{LEAD_LAGS}")),
         ("SLOWEST", format!("{SLOWEST}")),
+        ("UNDECIDED_SLICE", format!("{UNDECIDED_SLICE}")),
+        ("DRAIN_BATCH", format!("{DRAIN_BATCH}")),
         ("KICK_PREEMPT", format!("(1U << {})", KICK_PREEMPT.ilog2())),
         ("SAMPLE_FACTOR", format!("{SAMPLE_FACTOR:#x}U")),
         ("SAMPLE_SHIFT", format!("{SAMPLE_SHIFT}")),
         ("LATENCY_BUCKETS", format!("{LATENCY_BUCKETS}")),
     ];
-    assert!(DECISION_ANY_CPU.is_power_of_two() && DECISION_PREEMPT.is_power_of_two());
     assert!(KICK_PREEMPT.is_power_of_two() && BIRTHS.is_power_of_two());
     let here: Vec<_> = here
         .iter()

@@ -12,7 +12,7 @@ use super::memory::{self, Mapping};
 use super::thread;
 use crate::abi::{Counter, CpuLatency, CpuState};
 use crate::latency::Latency;
-use crate::policy::Running;
+use crate::running::Running;
 use crate::stats::Snapshot;
 
 /// Reads the counters and latencies of a [`BpfScheduler`](super::BpfScheduler) from any thread.
@@ -44,30 +44,8 @@ impl Watch {
 
     /// All counters.
     pub fn snapshot(&self) -> Snapshot {
-        let count = |counter| self.count(counter);
         let user = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Snapshot {
-            queued: count(Counter::Queued),
-            ring_full: count(Counter::RingFull),
-            direct: count(Counter::Direct),
-            kernel_side: count(Counter::KernelSide),
-            no_id: count(Counter::NoId),
-            dispatched: count(Counter::Dispatched),
-            stale: count(Counter::Stale),
-            gone: count(Counter::Gone),
-            rescued: count(Counter::Rescued),
-            bounced: count(Counter::Bounced),
-            takeover: count(Counter::Takeover),
-            ordered: count(Counter::Ordered),
-            handed_off: count(Counter::HandedOff),
-            preempted: count(Counter::Preempted),
-            in_turn: count(Counter::InTurn),
-            used_up: count(Counter::UsedUp),
-            bad_orders: count(Counter::BadOrder),
-            events: count(Counter::Events),
-            events_lost: count(Counter::EventsLost),
-            late: count(Counter::Late),
-            alone: count(Counter::Alone),
             taken: user(&self.counts.taken),
             sent: user(&self.counts.sent),
             superseded: user(&self.counts.superseded),
@@ -77,6 +55,7 @@ impl Watch {
             faults: memory::faults(self.tid).map_or(0, |faults| {
                 faults.saturating_sub(user(&self.counts.faults_at_start))
             }),
+            ..Snapshot::of_kernel_side(|counter| self.count(counter))
         }
     }
 

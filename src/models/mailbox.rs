@@ -9,8 +9,7 @@ use loom::thread;
 
 use super::{RACE, barrier, breaks_without, explore};
 use crate::abi::{MAILBOX_SLOTS, MailboxHead, Slot};
-use crate::latency::Stamps;
-use crate::mailbox::{Decision, Mailbox};
+use crate::mailbox::{Decision, Mailbox, Stamps};
 use crate::sync::{AtomicU64, Guard, Ordering, OwnedU32, OwnedU64, order};
 
 /// `struct mailbox`, and as small `struct shared_mailbox`.

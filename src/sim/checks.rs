@@ -100,21 +100,7 @@ impl Kernel {
     pub(super) fn snapshot(&self) -> Snapshot {
         // SAFETY: as in count().
         let state = unsafe { self.cpus.start().cast::<CpuState>().as_ref() };
-        let count = |counter| state.counters[counter as usize].load(Ordering::Relaxed);
-        Snapshot {
-            queued: count(Counter::Queued),
-            ring_full: count(Counter::RingFull),
-            direct: count(Counter::Direct),
-            dispatched: count(Counter::Dispatched),
-            stale: count(Counter::Stale),
-            gone: count(Counter::Gone),
-            rescued: count(Counter::Rescued),
-            bounced: count(Counter::Bounced),
-            takeover: count(Counter::Takeover),
-            late: count(Counter::Late),
-            alone: count(Counter::Alone),
-            ..Snapshot::default()
-        }
+        Snapshot::of_kernel_side(|counter| state.counters[counter as usize].load(Ordering::Relaxed))
     }
 
     pub(super) fn violate(&mut self, what: String) {

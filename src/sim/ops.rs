@@ -8,16 +8,14 @@ use core::sync::atomic::Ordering;
 use super::kernel::{DsqId, DsqKey, Kernel, Place, first_vtime};
 use super::memory::{RECORD, first_mail_vtime, has_mail, take, words_of};
 use crate::abi::{
-    Counter, CpuState, DECISION_ANY_CPU, DECISION_PREEMPT, MAILBOX_SLOTS, SHARED_MAILBOX_SLOTS,
+    Counter, CpuState, DECISION_ANY_CPU, DECISION_PREEMPT, DRAIN_BATCH, MAILBOX_SLOTS,
+    SHARED_MAILBOX_SLOTS, UNDECIDED_SLICE,
 };
 use crate::mailbox::Decision;
 use crate::task::QueuedTask;
 
-/// The default slice, ns, and the part of it that a task gets without a decision.
+/// The default slice, ns.
 pub(super) const SLICE_NS: u64 = 20_000_000;
-const UNDECIDED_SLICE: u64 = 8;
-/// As many decisions as one look for work carries out at most.
-const DRAIN_BATCH: usize = 32;
 
 /// The ops, as in `bpf/metronome.bpf.c`.
 impl Kernel {

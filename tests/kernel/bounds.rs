@@ -41,7 +41,7 @@ fn every_task_of_a_machine_with_16_hogs_for_each_cpu_runs_within_a_second() {
 }
 
 /// For how long the calling thread has been runnable and had no CPU, µs.
-fn waited(schedstat: &mut fs::File) -> u64 {
+pub(super) fn waited(schedstat: &mut fs::File) -> u64 {
     let mut text = String::new();
     schedstat.rewind().unwrap();
     schedstat.read_to_string(&mut text).unwrap();
@@ -49,29 +49,34 @@ fn waited(schedstat: &mut fs::File) -> u64 {
     ns.parse::<u64>().unwrap() / 1000
 }
 
-/// For how long a thread waits for a CPU that wakes every 2 ms and then runs for 100 µs, as sound
-/// does: p50, p99 and max in µs. The interrupt that wakes it is late itself, by as long as the
-/// emulator is busy with other CPUs.
-fn beat(samples: usize) -> [u64; 3] {
-    let period = Duration::from_millis(2);
-    let mut late = Vec::with_capacity(samples);
+/// For how long a thread waits for a CPU that wakes once a period and then runs for 100 µs, as
+/// sound does, µs. The interrupt that wakes it is late itself, by as long as the emulator is busy
+/// with other CPUs.
+pub(super) fn beat(period: Duration, samples: usize) -> Vec<u64> {
+    let mut waits = Vec::with_capacity(samples);
     let mut schedstat = fs::File::open("/proc/thread-self/schedstat").unwrap();
     let mut due = Instant::now();
-    while late.len() < samples {
+    while waits.len() < samples {
         due += period;
         let before = waited(&mut schedstat);
         thread::sleep(due.saturating_duration_since(Instant::now()));
-        late.push(waited(&mut schedstat) - before);
+        waits.push(waited(&mut schedstat) - before);
         let start = Instant::now();
         while start.elapsed() < Duration::from_micros(100) {}
         // One that is behind does not catch up.
         due = due.max(Instant::now() - period);
     }
-    late.sort_unstable();
+    waits
+}
+
+/// p50, p99 and max in µs of a period of 2 ms.
+fn beat_of_sound(samples: usize) -> [u64; 3] {
+    let mut waits = beat(Duration::from_millis(2), samples);
+    waits.sort_unstable();
     [
-        late[samples / 2],
-        late[samples * 99 / 100],
-        late[samples - 1],
+        waits[samples / 2],
+        waits[samples * 99 / 100],
+        waits[samples - 1],
     ]
 }
 
@@ -109,8 +114,8 @@ fn beat_beside(load: usize) -> [u64; 3] {
                     scope.spawn(|| rove(&over));
                 }
                 let beats = scope.spawn(|| {
-                    beat(100);
-                    beat(500)
+                    beat_of_sound(100);
+                    beat_of_sound(500)
                 });
                 beats.join().unwrap()
             })

@@ -112,14 +112,12 @@ impl Pauses {
     }
 
     pub(super) fn assert_heartbeat_short(self, name: &str) {
-        let most = (BUDGET + MARGIN).as_millis() as f64;
-        let pause = ms(self.heartbeat);
-        figure(
-            &format!("{name}: pause of a heartbeat"),
-            pause,
-            "ms",
-            Bound::AtMost(most),
-        );
+        self.assert_heartbeat_within(BUDGET + MARGIN, name);
+    }
+
+    pub(super) fn assert_heartbeat_within(self, most: Duration, name: &str) {
+        let what = format!("{name}: pause of a heartbeat");
+        figure(&what, ms(self.heartbeat), "ms", Bound::AtMost(ms(most)));
     }
 }
 

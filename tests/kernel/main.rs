@@ -40,5 +40,6 @@ mod moves;
 mod place;
 mod soak;
 mod wait;
+mod wakeups;
 
 use harness::*;

@@ -120,7 +120,8 @@ fn cpu_hotplug_restarts_the_scheduler_under_load_and_takes_no_task_along() {
     let (last, other) = (cpus() - 1, cpus() - 2);
     let expected = [last, last, last, other, last].map(|cpu| cpu.to_string());
     assert_eq!(own(&ended.stderr), expected, "{}", ended.stderr);
-    pause.assert_heartbeat_short("CPU hotplug");
+    // All tasks change the class twice for each restart, and a CPU that goes stops all others.
+    pause.assert_heartbeat_within(Duration::from_millis(200), "CPU hotplug");
 }
 
 /// In the same process. Some CPUs are free: how a full machine takes it is what the test above

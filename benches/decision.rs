@@ -104,7 +104,7 @@ struct Machine {
 }
 
 impl Machine {
-    /// With so many tasks, of which those wait that do not run. `is_sampled`: the hops of one in
+    /// With so many tasks, of which those wait that do not run. `is_sampled`: the stages of one in
     /// 256 are measured, as in a scheduler.
     fn with(tasks: usize, is_sampled: bool) -> Option<Self> {
         let side = BpfSide::load("decision")?;

@@ -41,7 +41,7 @@ const BARS: &[Bar] = &[
     Bar { what: "a decision, against one record", ours: &["decision/metronome/64"], against: "ring/libbpf_consume_raw_n_1", bound: AtMost(3.0) },
     Bar { what: "a decision, 65,536 waiting", ours: &["decision/metronome/65536"], against: "decision/metronome/64", bound: AtMost(2.0) },
     Bar { what: "a decision, up to 1,024 CPUs", ours: &["scale/cpus/64", "scale/cpus/256", "scale/cpus/1024"], against: "scale/cpus/16", bound: AtMost(1.2) },
-    Bar { what: "a decision, with hops measured", ours: &["decision/metronome/64"], against: "decision/metronome_unsampled/64", bound: AtMost(1.02) },
+    Bar { what: "a decision, with stages measured", ours: &["decision/metronome/64"], against: "decision/metronome_unsampled/64", bound: AtMost(1.02) },
     Bar { what: "an idle CPU, claimed", ours: &["select_cpu/metronome_nearest/1024"], against: "select_cpu/bpf_prog_run", bound: AtLeast(10.0) },
     Bar { what: "a record, from CPU to CPU", ours: &["hop/ring_latency"], against: "hop/cache_line", bound: AtMost(3.0) },
 ];

@@ -304,21 +304,21 @@ struct pick_args {
 };
 
 /*
- * Of a wake-up with the number n it is measured how long each hop takes if n * SAMPLE_FACTOR >>
+ * Of a wake-up with the number n it is measured how long each stage takes if n * SAMPLE_FACTOR >>
  * SAMPLE_SHIFT is 0, in 32 bits.
  */
 #define SAMPLE_FACTOR 0x9e3779b1U
 #define SAMPLE_SHIFT 24
 
-/* The hops of a task's way. */
-enum hop {
-	HOP_SEEN,    /* from the enqueue until user space took the record */
-	HOP_DECIDED, /* from there until the decision was in a mailbox */
-	HOP_DRAINED, /* until a CPU took it out */
-	HOP_RUNNING, /* until the task ran */
-	HOP_WHOLE,   /* all four together */
-	HOP_ORDERED, /* from the wake-up of a task with a standing order until it ran */
-	NR_HOPS,
+/* The stages of a task's way. */
+enum stage {
+	STAGE_SEEN,    /* from the enqueue until user space took the record */
+	STAGE_DECIDED, /* from there until the decision was in a mailbox */
+	STAGE_DRAINED, /* until a CPU took it out */
+	STAGE_RUNNING, /* until the task ran */
+	STAGE_WHOLE,   /* all four together */
+	STAGE_ORDERED, /* from the wake-up of a task with a standing order until it ran */
+	NR_STAGES,
 };
 
 /*
@@ -334,7 +334,7 @@ struct histogram {
 
 /* Map `latencies`, an element per possible CPU, written by that CPU alone. Written by K. */
 struct cpu_latency {
-	struct histogram hops[NR_HOPS];
+	struct histogram stages[NR_STAGES];
 };
 
 /* Why the scheduler ended. K writes all of it, `kind` last. */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * How long each hop of a task's way takes, for one wake-up in 256. All that is known of one of them
- * is put into the histograms of the CPU that runs the task, when it does, so that all hops are of
+ * How long each stage of a task's way takes, for one wake-up in 256. All that is known of one of them
+ * is put into the histograms of the CPU that runs the task, when it does, so that all stages are of
  * the same tasks. A task that is run without its decision, or in another class, is not in them.
  */
 #ifndef METRONOME_LATENCY_H
@@ -76,18 +76,18 @@ static u32 bucket_of(u64 ns)
 }
 
 /*
- * A task took @ns for a hop; stamps of user space may make it negative. Not static, so that it is
+ * A task took @ns for a stage; stamps of user space may make it negative. Not static, so that it is
  * verified by itself and not again wherever it is called.
  */
-__noinline int add_latency(enum hop hop, s64 ns)
+__noinline int add_latency(enum stage stage, s64 ns)
 {
 	u32 cpu = bpf_get_smp_processor_id();
 	struct cpu_latency *latency = bpf_map_lookup_elem(&latencies, &cpu);
 	u32 bucket = bucket_of(ns < 0 ? 0 : ns) & (LATENCY_BUCKETS - 1);
 
 	/* Interrupts are off in running(), so nobody else writes this CPU's histograms. */
-	if (latency && hop < NR_HOPS)
-		latency->hops[hop].buckets[bucket]++;
+	if (latency && stage < NR_STAGES)
+		latency->stages[stage].buckets[bucket]++;
 	return 0;
 }
 
@@ -98,13 +98,13 @@ static void end_sample(struct task_ctx *tctx)
 	u64 now = bpf_ktime_get_ns();
 
 	if (!sample->generation) {
-		add_latency(HOP_ORDERED, now - sample->since);
+		add_latency(STAGE_ORDERED, now - sample->since);
 	} else if (sample->drained_at) {
-		add_latency(HOP_SEEN, sample->seen_at - sample->since);
-		add_latency(HOP_DECIDED, sample->decided_at - sample->seen_at);
-		add_latency(HOP_DRAINED, sample->drained_at - sample->decided_at);
-		add_latency(HOP_RUNNING, now - sample->drained_at);
-		add_latency(HOP_WHOLE, now - sample->since);
+		add_latency(STAGE_SEEN, sample->seen_at - sample->since);
+		add_latency(STAGE_DECIDED, sample->decided_at - sample->seen_at);
+		add_latency(STAGE_DRAINED, sample->drained_at - sample->decided_at);
+		add_latency(STAGE_RUNNING, now - sample->drained_at);
+		add_latency(STAGE_WHOLE, now - sample->since);
 	}
 	sample->since = 0;
 }

@@ -19,7 +19,7 @@
  * Here are the ops, in the order of a task's life. What they do with it: state.h (what is kept),
  * records.h (user space is told), orders.h (standing orders), groups.h (control groups), turns.h
  * (tasks that take turns by order), decisions.h (what user space has decided), latecomers.h (tasks
- * that have waited too long), takeover.h (while user space is late), latency.h (how long each hop
+ * that have waited too long), takeover.h (while user space is late), latency.h (how long each stage
  * takes).
  */
 #include "state.h"

@@ -120,7 +120,7 @@ struct {
 	__type(value, u64);
 } orders SEC(".maps");
 
-/* How long each hop takes. */
+/* How long each stage takes. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);
@@ -181,7 +181,7 @@ static __always_inline u32 next_generation(u32 generation)
 }
 
 /*
- * A wake-up whose hops are measured; ns, CLOCK_MONOTONIC, because user space can read that clock,
+ * A wake-up whose stages are measured; ns, CLOCK_MONOTONIC, because user space can read that clock,
  * too.
  */
 struct sample {

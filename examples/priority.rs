@@ -10,7 +10,7 @@
 //!
 //! It is sooner there at worst, and later in the middle: each time it is a question that goes
 //! through the scheduler thread's CPU, and in guest time one CPU is emulated after the other, so
-//! that each hop between two that are busy takes some 0.5 ms (`src/latency.rs`). Whoever
+//! that each hand-over between two CPUs that are busy takes some 0.5 ms (`src/latency.rs`). Whoever
 //! must not wait for a question has a standing order (`src/orders.rs`). The test prints it:
 //!
 //! ```text

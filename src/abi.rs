@@ -52,8 +52,8 @@ pub const KICK_PREEMPT: u32 = 1 << 31;
 pub const SAMPLE_FACTOR: u32 = 0x9e37_79b1;
 /// As [`SAMPLE_FACTOR`].
 pub const SAMPLE_SHIFT: u32 = 24;
-/// Hops that are measured.
-pub const NR_HOPS: usize = 6;
+/// Stages that are measured.
+pub const NR_STAGES: usize = 6;
 /// Buckets of a histogram.
 pub const LATENCY_BUCKETS: usize = 256;
 
@@ -205,10 +205,10 @@ pub struct SharedHistogram {
     pub(crate) buckets: [AtomicU64; LATENCY_BUCKETS],
 }
 
-/// How long each hop took of the tasks that this CPU ran, in the order of `enum hop`.
+/// How long each stage took of the tasks that this CPU ran, in the order of `enum stage`.
 #[repr(C)]
 pub struct CpuLatency {
-    pub(crate) hops: [SharedHistogram; NR_HOPS],
+    pub(crate) stages: [SharedHistogram; NR_STAGES],
 }
 
 /// Argument of the program `pick_idle_cpu`.

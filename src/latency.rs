@@ -1,8 +1,8 @@
-//! How long each hop of a task's way takes.
+//! How long each stage of a task's way takes.
 //!
 //! # Problem
 //! Five parties handle a task between its enqueue and its run, on up to three CPUs. Whoever looks
-//! for a delay must know at which hop it arises, while the scheduler runs, at full load, and
+//! for a delay must know at which stage it arises, while the scheduler runs, at full load, and
 //! without changing what is measured. A record for each task would be a second ring as busy as the
 //! first; a lock around a histogram would let a reader stop the loop.
 //!
@@ -10,18 +10,18 @@
 //! One wake-up in 256 is measured ([`is_sampled`]), by both sides the same. The kernel side notes
 //! when the task was enqueued. We note when we took its record and when we put the decision into a
 //! mailbox, and the decision carries both back. The CPU that takes it out notes that, and the one
-//! that runs the task, when it does, adds all hops to histograms of its own (`bpf/latency.h`). So
-//! all hops are of the same tasks, each histogram has one writer, and who reads needs nobody's
+//! that runs the task, when it does, adds all stages to histograms of its own (`bpf/latency.h`). So
+//! all stages are of the same tasks, each histogram has one writer, and who reads needs nobody's
 //! leave.
 //!
-//! | [`Hop`]   | from                                          | to                                         |
+//! | [`Stage`] | from                                          | to                                         |
 //! |-----------|-----------------------------------------------|--------------------------------------------|
 //! | `Seen`    | `enqueue()` writes the record                 | the scheduler thread takes it              |
 //! | `Decided` | there                                         | the decision is in a mailbox               |
 //! | `Drained` | there                                         | a CPU takes it out, in `dispatch()`        |
 //! | `Running` | there                                         | the task runs                              |
 //! | `Whole`   | `enqueue()` writes the record                 | the task runs                              |
-//! | `Ordered` | a task with a standing order wakes            | it runs: no hop in user space              |
+//! | `Ordered` | a task with a standing order wakes            | it runs: no stage in user space              |
 //!
 //! A histogram is log-linear: eight buckets for each power of two of ns, up to 17 s, in 2 KiB. A
 //! quantile is at most 12.5 % too large.
@@ -31,7 +31,7 @@
 //! their CPU away all the time, and a pair that passes messages by standing orders. Who has an
 //! order runs in a fraction of the time that a question takes:
 //!
-//! | hop                   | measured | p50   | p99   | p99.9 | max   |
+//! | stage                 | measured | p50   | p99   | p99.9 | max   |
 //! |-----------------------|----------|-------|-------|-------|-------|
 //! | `enqueued -> seen`    | 65       | 492   | 3,146 | 3,146 | 3,146 |
 //! | `seen -> decided`     | 65       | 393   | 6,816 | 6,816 | 6,816 |
@@ -41,7 +41,7 @@
 //! | `ordered -> running`  | 26       | 147   | 2,884 | 2,884 | 2,884 |
 //!
 //! One run; of so few the longest stands for the last three columns. In guest time the CPUs are
-//! emulated one after the other, so a hop between two that are busy takes some 0.5 ms where a
+//! emulated one after the other, so a hand-over between two that are busy takes some 0.5 ms where a
 //! machine needs a cache-line transfer. What a task waits for its turn is in "seen -> decided",
 //! while it is in our queue, and in "drained -> running". The command is
 //!
@@ -69,7 +69,7 @@
 
 use core::fmt;
 
-use crate::abi::{CpuLatency, LATENCY_BUCKETS, NR_HOPS, SAMPLE_FACTOR, SAMPLE_SHIFT};
+use crate::abi::{CpuLatency, LATENCY_BUCKETS, NR_STAGES, SAMPLE_FACTOR, SAMPLE_SHIFT};
 use crate::mailbox::{Decision, Mailbox, Stamps};
 use crate::sync::Ordering;
 use crate::task::{Kind, QueuedTask};
@@ -77,7 +77,7 @@ use crate::task::{Kind, QueuedTask};
 /// Reads `CLOCK_MONOTONIC`, in ns.
 pub type Clock = fn() -> u64;
 
-/// Whether the hops of this enqueue are measured. Multiples of the golden ratio are spread evenly,
+/// Whether the stages of this enqueue are measured. Multiples of the golden ratio are spread evenly,
 /// so each task has its share, and not periodically, so enqueues that alternate between two kinds
 /// have theirs (Knuth, TAOCP 3, 6.4).
 #[inline(always)]
@@ -87,7 +87,7 @@ pub const fn is_sampled(id: u32, generation: u32) -> bool {
 
 /// What is measured; see the module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hop {
+pub enum Stage {
     /// From the enqueue until user space took the record.
     Seen,
     /// From there until the decision was in a mailbox.
@@ -102,9 +102,9 @@ pub enum Hop {
     Ordered,
 }
 
-impl Hop {
+impl Stage {
     /// All, in order.
-    pub const ALL: [Self; NR_HOPS] = [
+    pub const ALL: [Self; NR_STAGES] = [
         Self::Seen,
         Self::Decided,
         Self::Drained,
@@ -177,7 +177,7 @@ impl Histogram {
         0
     }
 
-    /// Their mean, ns, at most 12.5 % too large; 0 if there are none. Means of hops add up to that
+    /// Their mean, ns, at most 12.5 % too large; 0 if there are none. Means of stages add up to that
     /// of the whole.
     pub fn mean(&self) -> u64 {
         let sum = |sum: u128, (bucket, count): (usize, &u64)| {
@@ -246,43 +246,43 @@ pub struct Summary {
     pub max: u64,
 }
 
-/// How long the hops took, on all CPUs together. Displayed, it is a table in µs.
+/// How long the stages took, on all CPUs together. Displayed, it is a table in µs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Latency {
-    hops: [Histogram; NR_HOPS],
+    stages: [Histogram; NR_STAGES],
 }
 
 impl Latency {
-    /// Of one hop.
-    pub fn of(&self, hop: Hop) -> &Histogram {
-        // As many as there are hops.
+    /// Of one stage.
+    pub fn of(&self, stage: Stage) -> &Histogram {
+        // As many as there are stages.
         const NONE: &Histogram = &Histogram::new();
-        self.hops.get(hop as usize).unwrap_or(NONE)
+        self.stages.get(stage as usize).unwrap_or(NONE)
     }
 
     /// What has been measured since `earlier`.
     pub fn since(&self, earlier: &Self) -> Self {
         let mut since = *self;
-        for (hop, earlier) in since.hops.iter_mut().zip(&earlier.hops) {
-            hop.each(earlier.counts.into_iter(), u64::saturating_sub);
+        for (stage, earlier) in since.stages.iter_mut().zip(&earlier.stages) {
+            stage.each(earlier.counts.into_iter(), u64::saturating_sub);
         }
         since
     }
 
     /// Adds what a CPU has measured. It may go on meanwhile.
     pub fn add(&mut self, cpu: &CpuLatency) {
-        for (hop, shared) in self.hops.iter_mut().zip(&cpu.hops) {
+        for (stage, shared) in self.stages.iter_mut().zip(&cpu.stages) {
             // ORDERING: relaxed: each count stands for itself. The partner is add_latency() in
             // bpf/latency.h.
             let counts = shared
                 .buckets
                 .iter()
                 .map(|count| count.load(Ordering::Relaxed));
-            hop.each(counts, u64::wrapping_add);
+            stage.each(counts, u64::wrapping_add);
         }
     }
 
-    /// Median and 99th percentile of each hop that has any, for a line of statistics: "seen 1.2/3.4
+    /// Median and 99th percentile of each stage that has any, for a line of statistics: "seen 1.2/3.4
     /// us decided ...".
     pub fn line(&self) -> impl fmt::Display {
         Line(*self)
@@ -294,9 +294,9 @@ struct Line(Latency);
 impl fmt::Display for Line {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str("p50/p99 us:")?;
-        for hop in Hop::ALL {
-            let Summary { p50, p99, .. } = self.0.of(hop).summary();
-            write!(out, " {hop:?} {}/{}", Micros(p50), Micros(p99))?;
+        for stage in Stage::ALL {
+            let Summary { p50, p99, .. } = self.0.of(stage).summary();
+            write!(out, " {stage:?} {}/{}", Micros(p50), Micros(p99))?;
         }
         Ok(())
     }
@@ -309,12 +309,12 @@ impl fmt::Display for Latency {
             "{:<20} {:>8} {:>9} {:>9} {:>9} {:>9} {:>9}",
             "us", "measured", "mean", "p50", "p99", "p99.9", "max"
         )?;
-        for hop in Hop::ALL {
-            let figures = self.of(hop).summary();
+        for stage in Stage::ALL {
+            let figures = self.of(stage).summary();
             write!(
                 out,
                 "\n{:<20} {:>8} {:>9} {:>9} {:>9} {:>9} {:>9}",
-                hop.name(),
+                stage.name(),
                 figures.count,
                 Micros(figures.mean),
                 Micros(figures.p50),
@@ -494,11 +494,11 @@ mod tests {
     }
 
     #[test]
-    fn the_table_has_a_line_for_each_hop() {
+    fn the_table_has_a_line_for_each_stage() {
         let mut latency = Latency::default();
-        latency.hops[Hop::Drained as usize].record(1_234);
+        latency.stages[Stage::Drained as usize].record(1_234);
         let table = format!("{latency}");
-        assert_eq!(table.lines().count(), 1 + NR_HOPS);
+        assert_eq!(table.lines().count(), 1 + NR_STAGES);
         let line = table.lines().find(|line| line.starts_with("decided ->"));
         let words: Vec<&str> = line.unwrap_or_default().split_whitespace().collect();
         assert_eq!(
@@ -546,10 +546,10 @@ mod tests {
             after in prop::collection::vec(any::<u64>(), 0..100),
         ) {
             let (mut latency, mut expected) = (Latency::default(), Latency::default());
-            before.iter().for_each(|ns| latency.hops[0].record(*ns));
+            before.iter().for_each(|ns| latency.stages[0].record(*ns));
             let earlier = latency;
-            after.iter().for_each(|ns| latency.hops[0].record(*ns));
-            after.iter().for_each(|ns| expected.hops[0].record(*ns));
+            after.iter().for_each(|ns| latency.stages[0].record(*ns));
+            after.iter().for_each(|ns| expected.stages[0].record(*ns));
             prop_assert_eq!(latency.since(&earlier), expected);
         }
     }

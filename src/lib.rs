@@ -69,7 +69,7 @@
 //! | [`shared`] | all the shared memory as one thing, and who must be woken |
 //! | [`idle`] | which idle CPU takes a task |
 //! | [`wait`](mod@wait) | what the thread does when nothing is to do |
-//! | [`stats`], [`latency`] | what both sides count, and whether it balances; how long each hop takes |
+//! | [`stats`], [`latency`] | what both sides count, and whether it balances; how long each stage takes |
 //! | [`memory`], [`topology`], [`preflight`] | locked and counted memory; the CPUs of the machine; what must hold before the start (feature `kernel`) |
 //! | `sim` | a simulated kernel over the same memory (feature `sim`) |
 //!

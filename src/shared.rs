@@ -224,7 +224,7 @@ impl Shared {
         }
     }
 
-    /// Has the hops of some tasks measured by this clock, which must be that of the kernel side;
+    /// Has the stages of some tasks measured by this clock, which must be that of the kernel side;
     /// see [`latency`](crate::latency).
     pub fn set_clock(&mut self, clock: Clock) {
         self.sampler.set_clock(clock);

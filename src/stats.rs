@@ -153,7 +153,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn books_with_a_task_missing_at_any_hop_do_not_balance() {
+    fn books_with_a_task_missing_at_any_stage_do_not_balance() {
         let counts = Snapshot {
             queued: 10,
             taken: 9,

@@ -75,7 +75,7 @@ impl Helper {
     }
 
     fn tick(&self, stopped: &Receiver<()>) {
-        let (mut earlier, mut earlier_hops) = (self.metrics(), self.watch.latency());
+        let (mut earlier, mut earlier_stages) = (self.metrics(), self.watch.latency());
         let mut printed = Instant::now();
         let mut looked = Instant::now();
         let left = |since: Instant, interval: Duration| interval.saturating_sub(since.elapsed());
@@ -93,15 +93,15 @@ impl Helper {
                 && left(printed, interval).is_zero()
             {
                 printed = Instant::now();
-                let (now, hops) = (self.metrics(), self.watch.latency());
+                let (now, stages) = (self.metrics(), self.watch.latency());
                 let counts = now.since(&earlier).line(self.json);
                 // Who closes our output does not want to read it: no reason to stop scheduling.
                 if self.json {
                     output::line(counts);
                 } else {
-                    output::line(format!("{counts} {}", hops.since(&earlier_hops).line()));
+                    output::line(format!("{counts} {}", stages.since(&earlier_stages).line()));
                 }
-                (earlier, earlier_hops) = (now, hops);
+                (earlier, earlier_stages) = (now, stages);
             }
         }
     }

@@ -199,7 +199,10 @@ fn what_is_read_at_leisure_is_the_same_on_both() {
             layout_in(btf, "histogram"),
             layout!(SharedHistogram { buckets })
         );
-        assert_eq!(layout_in(btf, "cpu_latency"), layout!(CpuLatency { hops }));
+        assert_eq!(
+            layout_in(btf, "cpu_latency"),
+            layout!(CpuLatency { stages })
+        );
         assert_eq!(
             layout_in(btf, "pick_args"),
             layout!(PickArgs {
@@ -336,17 +339,17 @@ fn kinds_of_running_tasks_have_the_same_numbers() {
 }
 
 #[test]
-fn hops_have_the_same_names_and_numbers() {
-    use crate::latency::Hop;
-    let mut here = Hop::ALL
-        .map(|hop| {
-            let name = format!("HOP_{}", constant_case(&format!("{hop:?}")));
-            (name, hop as i64)
+fn stages_have_the_same_names_and_numbers() {
+    use crate::latency::Stage;
+    let mut here = Stage::ALL
+        .map(|stage| {
+            let name = format!("STAGE_{}", constant_case(&format!("{stage:?}")));
+            (name, stage as i64)
         })
         .to_vec();
-    here.push(("NR_HOPS".into(), NR_HOPS as i64));
+    here.push(("NR_STAGES".into(), NR_STAGES as i64));
     with_object(|_, btf| {
-        let there: Enum<'_> = btf.type_by_name("hop").unwrap();
+        let there: Enum<'_> = btf.type_by_name("stage").unwrap();
         let there = there.iter().map(|member| {
             let name = member.name.unwrap().to_str().unwrap();
             (name.to_owned(), member.value)

@@ -59,7 +59,7 @@ impl Watch {
         }
     }
 
-    /// How long each hop has taken so far. Reading it holds up no CPU.
+    /// How long each stage has taken so far. Reading it holds up no CPU.
     pub fn latency(&self) -> Latency {
         let mut latency = Latency::default();
         let first: NonNull<CpuLatency> = self.latencies.start().cast();

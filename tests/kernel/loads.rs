@@ -9,7 +9,7 @@ fn fifo_schedules_a_heavy_load_and_its_books_balance() {
 }
 
 #[test]
-fn all_hops_of_a_busy_machine_are_measured_and_add_up() {
+fn all_stages_of_a_busy_machine_are_measured_and_add_up() {
     // Short slices, for many questions: one of 256 is measured.
     let args = ["--stats", "1", "--slice-us", "500", "--slice-us-min", "500"];
     let scheduler = Scheduler::start("scx_metronome", &[&args[..], &ASKED].concat());
@@ -19,13 +19,13 @@ fn all_hops_of_a_busy_machine_are_measured_and_add_up() {
     let ended = scheduler.stop(libc::SIGINT);
     ended.assert_clean();
     println!("{}", ended.stderr);
-    let hops = hops(&ended.stderr);
-    assert_eq!(hops.len(), 6, "{}", ended.stderr);
-    for (hop, figures) in &hops {
-        assert!(figures[0] > 20.0, "{hop}: {figures:?}");
-        assert!(figures[2..].is_sorted(), "{hop}: {figures:?}");
+    let stages = stages(&ended.stderr);
+    assert_eq!(stages.len(), 6, "{}", ended.stderr);
+    for (stage, figures) in &stages {
+        assert!(figures[0] > 20.0, "{stage}: {figures:?}");
+        assert!(figures[2..].is_sorted(), "{stage}: {figures:?}");
     }
-    let of = |hop: &str, figure: usize| hops[hop][figure];
+    let of = |stage: &str, figure: usize| stages[stage][figure];
     let way = [
         "enqueued -> seen",
         "seen -> decided",
@@ -34,20 +34,23 @@ fn all_hops_of_a_busy_machine_are_measured_and_add_up() {
     ];
     let whole = "enqueued -> running";
     let ordered = "ordered -> running";
-    assert!(of(ordered, 2) < of(whole, 2), "no way at all: {hops:?}");
+    assert!(of(ordered, 2) < of(whole, 2), "no way at all: {stages:?}");
     // All are of the same tasks.
-    assert!(way.iter().all(|hop| of(hop, 0) == of(whole, 0)), "{hops:?}");
-    let sum: f64 = way.iter().map(|hop| of(hop, 1)).sum();
+    assert!(
+        way.iter().all(|stage| of(stage, 0) == of(whole, 0)),
+        "{stages:?}"
+    );
+    let sum: f64 = way.iter().map(|stage| of(stage, 1)).sum();
     // A figure is up to an eighth too large.
     let ratio = sum / of(whole, 1);
     assert!(
         (0.87..1.14).contains(&ratio),
-        "means add up to {sum}: {hops:?}"
+        "means add up to {sum}: {stages:?}"
     );
-    // No hop is longer than the whole, give or take a bucket.
+    // No stage is longer than the whole, give or take a bucket.
     assert!(
-        way.iter().all(|hop| of(hop, 5) <= 1.13 * of(whole, 5)),
-        "{hops:?}"
+        way.iter().all(|stage| of(stage, 5) <= 1.13 * of(whole, 5)),
+        "{stages:?}"
     );
     // The line of each second has them, too.
     assert!(

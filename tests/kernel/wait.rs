@@ -51,7 +51,7 @@ fn cost(wait: &'static str) -> Cost {
     with_threads(4, sleeper, || thread::sleep(3 * WINDOW));
     let ended = scheduler.stop(libc::SIGINT);
     ended.assert_clean();
-    let seen = &hops(&ended.stderr)["enqueued -> seen"];
+    let seen = &stages(&ended.stderr)["enqueued -> seen"];
     assert!(seen[0] > 50.0, "{}", ended.stderr);
     Cost {
         wait,

@@ -38,7 +38,7 @@ enum record_kind {
 	RECORD_QUEUED = 1, /* it waits for a decision */
 	RECORD_ORDERED,	   /* it woke, and its standing order was carried out */
 	RECORD_BLOCKED,	   /* it went to sleep */
-	RECORD_GONE,	   /* it exited or left the class, and its id is free */
+	RECORD_EXITED,	   /* it exited or left the class, and its id is free */
 	RECORD_WEIGHT,	   /* its weight changed */
 	RECORD_AFFINITY,   /* the CPUs that it may use changed */
 	/* What became of a decision about it: */
@@ -49,18 +49,18 @@ enum record_kind {
 	RECORD_RESCUED,
 	RECORD_DIRECT, /* it woke, and an idle CPU took it at once */
 	/*
-	 * A decision was dropped: its task is gone; id and generation are the decision's, the rest
+	 * A decision was dropped: its task has exited; id and generation are the decision's, the rest
 	 * says nothing.
 	 */
 	RECORD_TOO_LATE,
 };
 
 /*
- * A generation is the birth of the id's owner, never 0, in the upper 12 bits, and a number of its
- * enqueue below.
+ * A generation is the epoch of the id, of which each owner begins a new one, never 0, in the upper
+ * 12 bits, and a number of the owner's enqueue below.
  */
-#define BIRTH_SHIFT 20
-#define BIRTHS (1 << 12)
+#define EPOCH_SHIFT 20
+#define EPOCHS (1 << 12)
 
 /* In queued_task.flags: SCX_WAKE_* of the wake-up, in bits that SCX_ENQ_* leaves free. */
 #define WAKE_FLAGS_SHIFT 48
@@ -82,7 +82,7 @@ enum record_kind {
 #define DECISION_PREEMPT (1ULL << 21)
 
 /*
- * A standing order, a word: the birth of the id that is meant, three times in units, a CPU, flags.
+ * A standing order, a word: the epoch of the id, three times in units, a CPU, flags.
  * src/orders.rs has the table. U writes it, K reads it.
  */
 #define ORDER_UNIT_NS 16000

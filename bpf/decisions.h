@@ -80,13 +80,13 @@ static enum record_kind carry_out_for(struct task_struct *p, struct task_ctx *tc
 	return fate;
 }
 
-/* The task of a decision is gone. There is nothing to tell but whose it was. */
+/* The task of a decision has exited. There is nothing to tell but whose it was. */
 static void tell_too_late(const struct decision *decision)
 {
 	struct control *ctl = controls();
 	struct queued_task *rec;
 
-	count(COUNT_GONE);
+	count(COUNT_TOO_LATE);
 	if (!ctl || !(ctl->events & (1U << RECORD_TOO_LATE)))
 		return;
 	rec = reserve_record(decision->id, FREE_FOR_QUESTIONS);
@@ -136,7 +136,7 @@ __noinline int carry_out(const struct decision *decision __arg_nonnull, s32 cpu)
 
 	if (!slot) {
 		/* No task of any time had this id. */
-		count(COUNT_GONE);
+		count(COUNT_TOO_LATE);
 		return 0;
 	}
 	if (slot->pid)

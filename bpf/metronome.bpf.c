@@ -46,22 +46,22 @@ static bool has_prefix(const char *comm, const char *prefix, u32 len)
 	return true;
 }
 
-/* A new life of an id: what was decided or ordered about earlier ones is not meant. */
-static void be_born(struct task_ctx *tctx)
+/* A new owner begins a new epoch of its id: what was decided about earlier owners is void. */
+static void begin_epoch(struct task_ctx *tctx)
 {
-	u32 id = tctx->id, birth;
+	u32 id = tctx->id, epoch;
 	struct id_slot *slot = bpf_map_lookup_elem(&id_slots, &id);
 	u64 *order = bpf_map_lookup_elem(&orders, &id);
 
 	if (!slot || !order)
 		return;
-	birth = (slot->generation >> BIRTH_SHIFT) + 1;
-	/* After 4,095 lives births come round again. */
-	if (birth >= BIRTHS)
-		birth = 1;
-	if (birth == ORDER_BIRTH(*(volatile u64 *)order))
-		birth = birth == BIRTHS - 1 ? 1 : birth + 1;
-	slot->generation = birth << BIRTH_SHIFT;
+	epoch = (slot->generation >> EPOCH_SHIFT) + 1;
+	/* After 4,095 owners epochs come round again. */
+	if (epoch >= EPOCHS)
+		epoch = 1;
+	if (epoch == ORDER_EPOCH(*(volatile u64 *)order))
+		epoch = epoch == EPOCHS - 1 ? 1 : epoch + 1;
+	slot->generation = epoch << EPOCH_SHIFT;
 }
 
 SEC("struct_ops.s/init_task")
@@ -78,7 +78,7 @@ s32 BPF_PROG(metronome_init_task, struct task_struct *p, struct scx_init_task_ar
 		return -ENOMEM;
 
 	tctx->id = bpf_map_pop_elem(&free_ids, &id) ? NO_TASK : id;
-	be_born(tctx);
+	begin_epoch(tctx);
 	if (bpf_core_field_exists(args->cgroup))
 		tctx->group = place_of(args->cgroup);
 	if (args->fork)
@@ -107,7 +107,7 @@ void BPF_PROG(metronome_exit_task, struct task_struct *p, struct scx_exit_task_a
 	slot = bpf_map_lookup_elem(&id_slots, &id);
 	if (!slot)
 		return;
-	tell(p, RECORD_GONE, 0);
+	tell(p, RECORD_EXITED, 0);
 	slot->pid = 0;
 	slot->generation = next_generation(slot->generation);
 	bpf_map_push_elem(&free_ids, &id, 0);

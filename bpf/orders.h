@@ -16,7 +16,7 @@
 
 #include "records.h"
 
-#define ORDER_BIRTH(order) ((order) & ORDER_FIELD)
+#define ORDER_EPOCH(order) ((order) & ORDER_FIELD)
 #define ORDER_NS(order, shift) (((order) >> (shift) & ORDER_FIELD) * ORDER_UNIT_NS)
 #define ORDER_LATENCY_NS(order) ORDER_NS(order, ORDER_LATENCY_SHIFT)
 #define ORDER_SLICE_NS(order) ORDER_NS(order, ORDER_SLICE_SHIFT)
@@ -61,7 +61,7 @@ static __always_inline bool is_urgent(u64 order)
 }
 
 /*
- * What user space has said about this life of the id counts; before it has, what the task was born
+ * What user space has said in this epoch of the id counts; before it has, what the task was born
  * with. A kernel thread goes by what it was born with until user space has a budget for it.
  */
 static u64 order_of(struct task_ctx *tctx)
@@ -74,7 +74,7 @@ static u64 order_of(struct task_ctx *tctx)
 	if (!slot || !written)
 		return 0;
 	order = *(volatile u64 *)written;
-	if (ORDER_BIRTH(order) != slot->generation >> BIRTH_SHIFT)
+	if (ORDER_EPOCH(order) != slot->generation >> EPOCH_SHIFT)
 		order = birth_order(tctx);
 	else if (tctx->born_under == EVERY_POLICY && (!(order & ORDER_VALID) || !is_urgent(order)))
 		order = birth_order(tctx) | (order & ORDER_VALID ? order & ORDER_IN_TURN : 0);

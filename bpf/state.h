@@ -170,12 +170,12 @@ struct {
 } id_slots SEC(".maps");
 
 /*
- * Of the next enqueue in the same life. The numbers come round after 2^20: the birth above them
+ * Of the next enqueue in the same epoch. The numbers come round after 2^20: the epoch above them
  * stays.
  */
 static __always_inline u32 next_generation(u32 generation)
 {
-	u32 numbers = (1U << BIRTH_SHIFT) - 1;
+	u32 numbers = (1U << EPOCH_SHIFT) - 1;
 
 	return (generation & ~numbers) | ((generation + 1) & numbers);
 }

@@ -15,7 +15,7 @@ const LAG: u64 = 10_000_000;
 #[derive(Clone, Copy, Default)]
 struct Account {
     /// Tells it from others that had its id before.
-    birth: u32,
+    epoch: u32,
     /// CPU time that has been charged already, ns.
     charged: u64,
     vruntime: u64,
@@ -31,9 +31,9 @@ struct Vruntime {
 impl Policy for Vruntime {
     fn deadline(&mut self, task: &QueuedTask) -> u64 {
         let account = &mut self.accounts[task.id as usize];
-        if account.birth != task.birth() {
+        if account.epoch != task.epoch() {
             *account = Account {
-                birth: task.birth(),
+                epoch: task.epoch(),
                 charged: task.sum_exec_runtime,
                 vruntime: self.now,
             };

@@ -26,10 +26,10 @@ pub const SHARED_MAILBOX_SLOTS: usize = if cfg!(loom) { 2 } else { 16_384 };
 pub const MAX_RINGS: usize = if cfg!(loom) { 1 } else { 16 };
 /// Bytes of a ring: room for 8,192 records.
 pub const RING_BYTES: u32 = 1 << 20;
-/// Where in a generation the birth begins.
-pub const BIRTH_SHIFT: u32 = 20;
-/// Births are below this, and not 0.
-pub const BIRTHS: u32 = 1 << 12;
+/// Where in a generation the epoch begins.
+pub const EPOCH_SHIFT: u32 = 20;
+/// Epochs are below this, and not 0.
+pub const EPOCHS: u32 = 1 << 12;
 /// Where in `queued_task.flags` the `SCX_WAKE_*` begin.
 pub const WAKE_FLAGS_SHIFT: u32 = 48;
 /// In [`QueuedTask::flags`](crate::task::QueuedTask::flags): an idle CPU took the task as it woke.
@@ -69,7 +69,7 @@ pub const DRAIN_BATCH: usize = 32;
 
 /// ns of a unit of the times in the word of a standing order ([`orders`](crate::orders)).
 pub const ORDER_UNIT_NS: u64 = 16_000;
-/// The bits of a time, and of the birth, which are the lowest.
+/// The bits of a time, and of the epoch, which are the lowest.
 pub const ORDER_FIELD: u64 = (1 << 12) - 1;
 /// Where the latency begins.
 pub const ORDER_LATENCY_SHIFT: u32 = 12;

@@ -19,7 +19,7 @@
 //!
 //! | bits  | field    | meaning                                                                              |
 //! |-------|----------|--------------------------------------------------------------------------------------|
-//! | 0-11  | birth    | of the life of the id that is meant; of another life, the order is void              |
+//! | 0-11  | epoch    | of the id that is meant; in another epoch the order is void                         |
 //! | 12-23 | latency  | the deadline is so long after the wake-up, in units of 16 µs                         |
 //! | 24-35 | slice    | in units of 16 µs; 0 is the default slice                                            |
 //! | 36-47 | budget   | CPU time since it last slept for which the order holds, in units of 16 µs            |
@@ -135,13 +135,13 @@ impl Order {
         in_turn: true,
     };
 
-    /// The word for the task of this birth.
-    pub fn encode(&self, birth: u32) -> u64 {
+    /// The word for the task of this epoch.
+    pub fn encode(&self, epoch: u32) -> u64 {
         let units = |ns: u64| ns.div_ceil(UNIT_NS).min(ORDER_FIELD);
         let flag = |set: bool, flag: u64| if set { flag } else { 0 };
         let cpu = self.cpu.filter(|cpu| (*cpu as usize) < MAX_CPUS);
         ORDER_VALID
-            | u64::from(birth) & ORDER_FIELD
+            | u64::from(epoch) & ORDER_FIELD
             | units(self.latency_ns) << ORDER_LATENCY_SHIFT
             | units(self.slice_ns) << ORDER_SLICE_SHIFT
             | units(self.budget_ns) << ORDER_BUDGET_SHIFT
@@ -153,7 +153,7 @@ impl Order {
             | flag(self.in_turn, ORDER_IN_TURN)
     }
 
-    /// What a word says, and for the task of which birth; `None` if it is no order.
+    /// What a word says, and for the task of which epoch; `None` if it is no order.
     pub fn decode(word: u64) -> Option<(Self, u32)> {
         let ns = |shift: u32| (word >> shift & ORDER_FIELD) * UNIT_NS;
         let order = Self {
@@ -196,9 +196,9 @@ impl Orders {
     /// # Cost
     /// A load and, if the order is another one than before, a store.
     pub fn set(&mut self, task: &QueuedTask, order: Option<Order>) {
-        // Without the valid bit the birth says that the task has none, whatever it was born with.
-        let none = u64::from(task.birth());
-        let word = order.map_or(none, |order| order.encode(task.birth()));
+        // Without the valid bit the epoch says that the task has none, whatever it was born with.
+        let none = u64::from(task.epoch());
+        let word = order.map_or(none, |order| order.encode(task.epoch()));
         if let Some(slot) = self.slot(task.id)
             // Most orders are what they were, and the kernel side's copy of the line stays good.
             // ORDERING: relaxed: we read what we alone write; order_of() in bpf/orders.h only
@@ -276,8 +276,8 @@ mod tests {
             if meant & ORDER_PREFERS == 0 {
                 meant &= !(0x3ff << ORDER_CPU_SHIFT);
             }
-            let (order, birth) = Order::decode(meant).unwrap();
-            prop_assert_eq!(order.encode(birth), meant);
+            let (order, epoch) = Order::decode(meant).unwrap();
+            prop_assert_eq!(order.encode(epoch), meant);
         }
     }
 }

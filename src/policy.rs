@@ -144,7 +144,7 @@ pub trait Policy {
     /// `cpu_online()` and `cpu_offline()` then, and asks for a restart; ours has neither,
     /// because mailboxes, dispatch queues, topology and the scheduler thread's own CPU are
     /// chosen for the CPUs that are there, and a restart chooses anew. What is kept by id and
-    /// [`birth`](QueuedTask::birth) stays valid over it.
+    /// [`epoch`](QueuedTask::epoch) stays valid over it.
     fn begin(&mut self, _machine: &Machine<'_>) {}
 
     /// There are records: what follows is about them.
@@ -196,7 +196,7 @@ pub trait Policy {
     /// Something has happened to a task, of a [`kind`](QueuedTask::kind) that
     /// [`events`](Self::events) asks for. The records of one task come in order; one may be
     /// missing, if the ring was full. So what is kept by id is another task's as soon as
-    /// [`birth`](QueuedTask::birth) is another.
+    /// [`epoch`](QueuedTask::epoch) is another.
     fn event(&mut self, _task: &QueuedTask) {}
 
     /// The kinds of records to be told of besides the questions, as a set of

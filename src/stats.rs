@@ -85,7 +85,7 @@ impl fmt::Display for Hyphens {
 impl Snapshot {
     /// Decisions that the kernel side has dealt with, in whatever way.
     pub fn answered(&self) -> u64 {
-        self.dispatched + self.stale + self.gone + self.rescued
+        self.dispatched + self.stale + self.too_late + self.rescued
     }
 }
 
@@ -130,7 +130,7 @@ impl fmt::Display for Books {
         } = self;
         write!(
             out,
-            "books {}: queued {} = dispatched {} + stale {} + gone {} + rescued {} + superseded {} + left {} \
+            "books {}: queued {} = dispatched {} + stale {} + too-late {} + rescued {} + superseded {} + left {} \
              (ring {left_in_ring}, policy {left_in_policy}, mailboxes {left_in_mailboxes})",
             if self.balance() {
                 "balance"
@@ -140,7 +140,7 @@ impl fmt::Display for Books {
             counts.queued,
             counts.dispatched,
             counts.stale,
-            counts.gone,
+            counts.too_late,
             counts.rescued,
             counts.superseded,
             left_in_ring + left_in_policy + left_in_mailboxes,

@@ -18,7 +18,7 @@
 //! them.
 
 use crate::abi::{
-    BIRTH_SHIFT, DECISION_ANY_CPU, DECISION_PREEMPT, FOUND_IDLE, IS_BATCH, MAX_TASKS, SHARE,
+    DECISION_ANY_CPU, DECISION_PREEMPT, EPOCH_SHIFT, FOUND_IDLE, IS_BATCH, MAX_TASKS, SHARE,
     WAKE_FLAGS_SHIFT,
 };
 
@@ -43,7 +43,7 @@ pub enum Kind {
     /// It went to sleep.
     Blocked,
     /// It exited or left the class, and its id is free.
-    Gone,
+    Exited,
     /// Its weight changed.
     Weight,
     /// The CPUs that it may use changed.
@@ -61,9 +61,9 @@ pub enum Kind {
     Rescued,
     /// It woke, and an idle CPU took it at once. Told as rarely as [`Ordered`](Self::Ordered).
     Direct,
-    /// A decision was dropped: its task is gone. Only id, generation and
-    /// [`birth`](QueuedTask::birth) say something, and they are those of the decision: the id
-    /// may be another task's, whose records are of another birth.
+    /// A decision was dropped: its task has exited. Only id, generation and
+    /// [`epoch`](QueuedTask::epoch) say something, and they are those of the decision: the id
+    /// may be another task's, whose records are of another epoch.
     TooLate,
 }
 
@@ -73,7 +73,7 @@ impl Kind {
             1 => Self::Queued,
             2 => Self::Ordered,
             3 => Self::Blocked,
-            4 => Self::Gone,
+            4 => Self::Exited,
             5 => Self::Weight,
             6 => Self::Affinity,
             7 => Self::Dispatched,
@@ -210,9 +210,9 @@ impl QueuedTask {
         Kind::of(self.kind).unwrap_or(Kind::Queued)
     }
 
-    /// Tells this life of the id from others: 1 to 4,095.
-    pub fn birth(&self) -> u32 {
-        self.generation >> BIRTH_SHIFT
+    /// The epoch of the id, which each of its owners begins anew: 1 to 4,095.
+    pub fn epoch(&self) -> u32 {
+        self.generation >> EPOCH_SHIFT
     }
 
     /// What its weight is worth beside those of other control groups, as of the last ms or so, in

@@ -100,12 +100,12 @@ impl<const TASKS: usize> Turn<TASKS> {
                     policy.event(task);
                 }
             }
-            // The id may have an owner of another birth, with an order.
+            // The id may have an owner of another epoch, with an order.
             if task.kind() == Kind::TooLate {
                 return;
             }
-            // An order given to a task that is gone would be void, but stay in the table.
-            let order = policy.order(task).filter(|_| task.kind() != Kind::Gone);
+            // An order given to a task that has exited would be void, but stay in the table.
+            let order = policy.order(task).filter(|_| task.kind() != Kind::Exited);
             orders.set(task, order);
         });
         turned.handed_out = self.hand_out(shared, policy);

@@ -110,7 +110,7 @@ fn all_that_can_happen_happens_in_a_long_run_and_the_same_twice() {
             counts.direct,
             counts.dispatched,
             counts.stale,
-            counts.gone,
+            counts.too_late,
             counts.rescued,
             counts.bounced,
             counts.superseded,

@@ -81,7 +81,7 @@ fn says_what_the_bytes_say(task: &QueuedTask, bytes: &[u8; BYTES]) {
     );
     assert_eq!(task.is_wakeup(), bytes[24] & 1 == 1);
     assert_eq!(task.kind() as u64, field::<2>(bytes, 20));
-    assert_eq!(u64::from(task.birth()), field::<4>(bytes, 4) >> 20);
+    assert_eq!(u64::from(task.epoch()), field::<4>(bytes, 4) >> 20);
     assert_eq!(task.wake_flags(), u64::from(bytes[30]));
 
     let decision = DispatchedTask::new(task);

@@ -305,11 +305,11 @@ fn counters_have_the_same_names_and_numbers() {
 #[test]
 fn kinds_of_records_have_the_same_names_and_numbers() {
     use crate::task::Kind::{
-        Affinity, Blocked, Bounced, Direct, Dispatched, Gone, Ordered, Queued, Rescued, Stale,
+        Affinity, Blocked, Bounced, Direct, Dispatched, Exited, Ordered, Queued, Rescued, Stale,
         TooLate, Weight,
     };
     let kinds = [
-        Queued, Ordered, Blocked, Gone, Weight, Affinity, Dispatched, Bounced, Stale, Rescued,
+        Queued, Ordered, Blocked, Exited, Weight, Affinity, Dispatched, Bounced, Stale, Rescued,
         Direct, TooLate,
     ];
     let here = kinds.map(|kind| {
@@ -395,8 +395,8 @@ fn each_macro_of_the_header_has_the_same_value_here() {
         ("MAX_RINGS", format!("{MAX_RINGS}")),
         ("RING_BYTES", format!("(1 << {})", RING_BYTES.ilog2())),
         ("SHARE", format!("{SHARE}")),
-        ("BIRTH_SHIFT", format!("{BIRTH_SHIFT}")),
-        ("BIRTHS", format!("(1 << {})", BIRTHS.ilog2())),
+        ("EPOCH_SHIFT", format!("{EPOCH_SHIFT}")),
+        ("EPOCHS", format!("(1 << {})", EPOCHS.ilog2())),
         ("WAKE_FLAGS_SHIFT", format!("{WAKE_FLAGS_SHIFT}")),
         ("FOUND_IDLE", bit(FOUND_IDLE)),
         ("IS_BATCH", bit(IS_BATCH)),
@@ -423,7 +423,7 @@ fn each_macro_of_the_header_has_the_same_value_here() {
         ("SAMPLE_SHIFT", format!("{SAMPLE_SHIFT}")),
         ("LATENCY_BUCKETS", format!("{LATENCY_BUCKETS}")),
     ];
-    assert!(KICK_PREEMPT.is_power_of_two() && BIRTHS.is_power_of_two());
+    assert!(KICK_PREEMPT.is_power_of_two() && EPOCHS.is_power_of_two());
     let here: Vec<_> = here
         .iter()
         .map(|(name, value)| (*name, value.as_str()))

@@ -8,27 +8,27 @@ use libbpf_rs::{PrintLevel, libbpf_sys};
 
 use crate::bpf::{MetronomeSkel, OpenMetronomeSkel};
 
-/// The map of the births of task ids, which all loads of this process have in common. A policy may
-/// outlive a load, as it does when a CPU comes or goes. If births began anew, it would take what it
-/// keeps by id and birth for what it knows of another task.
-static BIRTHS: OnceLock<OwnedFd> = OnceLock::new();
+/// The map of the epochs of task ids, which all loads of this process have in common. A policy may
+/// outlive a load, as it does when a CPU comes or goes. If epochs began anew, it would take what it
+/// keeps by id and epoch for what it knows of another task.
+static EPOCHS: OnceLock<OwnedFd> = OnceLock::new();
 
 pub(super) fn go_on_with_births(open: &mut OpenMetronomeSkel<'_>) -> Result<()> {
-    let Some(births) = BIRTHS.get() else {
+    let Some(epochs) = EPOCHS.get() else {
         return Ok(());
     };
-    with_libbpf("cannot go on with the births of task ids", || {
-        open.maps.id_slots.reuse_fd(births.as_fd())
+    with_libbpf("cannot go on with the epochs of task ids", || {
+        open.maps.id_slots.reuse_fd(epochs.as_fd())
     })
 }
 
 pub(super) fn keep_births(skel: &MetronomeSkel<'_>) -> Result<()> {
-    let births = skel.maps.id_slots.as_fd();
-    let births = births
+    let epochs = skel.maps.id_slots.as_fd();
+    let epochs = epochs
         .try_clone_to_owned()
-        .context("cannot keep the births of task ids")?;
+        .context("cannot keep the epochs of task ids")?;
     // From the second load on it is the map that is there already.
-    let _ = BIRTHS.set(births);
+    let _ = EPOCHS.set(epochs);
     Ok(())
 }
 

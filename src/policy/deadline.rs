@@ -44,7 +44,7 @@
 use core::fmt;
 use core::str::FromStr;
 
-use crate::abi::{BIRTHS, LEAD_LAGS, MAX_TASKS, SHARE, SLOWEST};
+use crate::abi::{EPOCHS, LEAD_LAGS, MAX_TASKS, SHARE, SLOWEST};
 use crate::orders::Order;
 use crate::policy::{Machine, Policy};
 use crate::task::{Kind, QueuedTask};
@@ -69,7 +69,7 @@ struct Account {
     /// The mean burst of the last task with an order that woke it, ns.
     caller: u32,
     pid: i32,
-    birth: u16,
+    epoch: u16,
     /// Sleeps seen, up to [`SEASONED`].
     seen: u8,
     /// How many of its wake-ups come from tasks with orders, of [`ALWAYS`]: a mean over the last
@@ -79,7 +79,7 @@ struct Account {
     is_ordered: bool,
 }
 
-const _: () = assert!(size_of::<Account>() == 64 && BIRTHS <= 1 << 16);
+const _: () = assert!(size_of::<Account>() == 64 && EPOCHS <= 1 << 16);
 const _: () = assert!(DEEPEST <= u32::MAX as u64);
 
 impl Account {
@@ -94,7 +94,7 @@ impl Account {
         spent: 0,
         caller: 0,
         pid: 0,
-        birth: 0,
+        epoch: 0,
         seen: 0,
         called: 0,
         is_ordered: false,
@@ -262,7 +262,7 @@ impl Account {
     /// The first time that a task is seen.
     fn open(task: &QueuedTask, now: u64) -> Self {
         Self {
-            birth: task.birth() as u16,
+            epoch: task.epoch() as u16,
             pid: task.pid,
             vruntime: now,
             charged: task.sum_exec_runtime,
@@ -405,7 +405,7 @@ impl<const TASKS: usize> Deadline<TASKS> {
         let (slice_ns, lag) = (self.slice_ns, self.lag());
         let (now, boost) = (self.now, self.boost.max(1));
         let account = self.accounts.get_mut(task.id as usize)?;
-        if u32::from(account.birth) != task.birth() {
+        if u32::from(account.epoch) != task.epoch() {
             *account = Account::open(task, self.now);
         }
         account.charge(task, slice_ns, now, boost);
@@ -500,7 +500,7 @@ impl<const TASKS: usize> Policy for Deadline<TASKS> {
 
     fn events(&self) -> u32 {
         // An idle machine is where to learn who is urgent before it is busy.
-        Kind::Ordered.bit() | Kind::Direct.bit() | Kind::Gone.bit()
+        Kind::Ordered.bit() | Kind::Direct.bit() | Kind::Exited.bit()
     }
 }
 
@@ -522,7 +522,7 @@ mod tests {
             weight,
             sum_exec_runtime,
             exec_runtime,
-            ..QueuedTask::example(id, 1 << crate::abi::BIRTH_SHIFT, 0, 4)
+            ..QueuedTask::example(id, 1 << crate::abi::EPOCH_SHIFT, 0, 4)
         }
     }
 
@@ -613,7 +613,7 @@ mod tests {
         policy.deadline(&task(1, 100, 0, 0));
         policy.deadline(&task(1, 100, 500_000_000, 0));
         let heir = QueuedTask {
-            generation: 2 << crate::abi::BIRTH_SHIFT,
+            generation: 2 << crate::abi::EPOCH_SHIFT,
             ..task(1, 100, 7_000_000_000, 0)
         };
         assert_eq!(policy.deadline(&heir), 0);

@@ -3,7 +3,7 @@
 /// One thing that happens. Numbers of tasks and CPUs that do not exist stand for some that do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A task wakes; one that is gone is born again, as another task of the same id.
+    /// A task wakes; one that has exited starts again, as another task of the same id.
     Wake(u32),
     /// The task that runs on a CPU goes to sleep.
     Sleep(u32),

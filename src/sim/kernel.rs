@@ -19,7 +19,7 @@ const VTIME_BIAS: u64 = 1 << 63;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
-    Gone,
+    Exited,
     Asleep,
     /// On a DSQ, with its key there.
     On(DsqId, DsqKey),
@@ -59,10 +59,10 @@ pub(super) struct Task {
 
 impl Task {
     /// One that has never lived.
-    pub(super) const GONE: Self = Self {
+    pub(super) const NEVER: Self = Self {
         pid: 0,
         generation: 0,
-        place: Place::Gone,
+        place: Place::Exited,
         affinity: u16::MAX,
         decided: 0,
         weight: 100,
@@ -127,7 +127,7 @@ impl Kernel {
             arrivals: 0,
             vtime_now: 0,
             next_pid: 1,
-            tasks: (0..config.nr_tasks).map(|_| Task::GONE).collect(),
+            tasks: (0..config.nr_tasks).map(|_| Task::NEVER).collect(),
             pending: BTreeSet::new(),
             shared: BTreeSet::new(),
             fallback: BTreeSet::new(),

@@ -8,7 +8,7 @@ use super::Event;
 use super::kernel::{Kernel, Place};
 use super::memory::{DISCARD, RECORD};
 use super::ops::SLICE_NS;
-use crate::abi::{BIRTH_SHIFT, BIRTHS, Control, Counter, MachineState};
+use crate::abi::{Control, Counter, EPOCH_SHIFT, EPOCHS, MachineState};
 
 /// SCX_ENQ_WAKEUP.
 const WAKEUP: u64 = 1;
@@ -48,9 +48,9 @@ impl Kernel {
         let task = &mut self.tasks[id as usize];
         match task.place {
             Place::Asleep => {}
-            Place::Gone => {
-                let birth = (task.generation >> BIRTH_SHIFT) % (BIRTHS - 1) + 1;
-                task.generation = birth << BIRTH_SHIFT;
+            Place::Exited => {
+                let epoch = (task.generation >> EPOCH_SHIFT) % (EPOCHS - 1) + 1;
+                task.generation = epoch << EPOCH_SHIFT;
                 task.pid = self.next_pid;
                 task.vtime = self.vtime_now;
                 task.has_deadline = false;
@@ -106,7 +106,7 @@ impl Kernel {
         }
         self.take_off(id);
         let task = &mut self.tasks[id as usize];
-        task.place = Place::Gone;
+        task.place = Place::Exited;
         task.pid = 0;
         task.generation += 1;
     }
@@ -114,7 +114,7 @@ impl Kernel {
     /// As the kernel does it: off its DSQ and enqueued again.
     pub(super) fn set_affinity(&mut self, id: u32, mask: u16) {
         let place = self.tasks[id as usize].place;
-        if place == Place::Gone {
+        if place == Place::Exited {
             return;
         }
         self.tasks[id as usize].affinity = mask;

@@ -167,7 +167,7 @@ impl Kernel {
         let id = decision.id;
         let faults = self.faults;
         let Some(task) = self.tasks.get_mut(id as usize).filter(|task| task.pid != 0) else {
-            return self.count(Counter::Gone);
+            return self.count(Counter::TooLate);
         };
         if task.generation != decision.generation {
             return self.count(Counter::Stale);

@@ -126,7 +126,7 @@ static __always_inline void describe(struct queued_task *record, u32 id, struct 
 
 	task->sum_exec_runtime += ran;
 	record->id = id;
-	record->generation = 1 << BIRTH_SHIFT | (++task->generation & ((1 << BIRTH_SHIFT) - 1));
+	record->generation = 1 << EPOCH_SHIFT | (++task->generation & ((1 << EPOCH_SHIFT) - 1));
 	record->pid = id + 1;
 	record->tgid = id + 1;
 	record->cpu = id % BENCH_CPUS;

@@ -597,16 +597,16 @@ struct Ageing {
 impl Policy for Ageing {
     fn deadline(&mut self, task: &QueuedTask) -> u64 {
         if task.comm_str() == "stress-ng-yield" {
-            let (birth, questions) = self.lives.entry(task.pid).or_insert_with(|| {
+            let (epoch, questions) = self.lives.entry(task.pid).or_insert_with(|| {
                 let slot = [task.pid as u32, task.generation | 0xffff0];
                 let bytes: Vec<u8> = slot.iter().flat_map(|word| word.to_ne_bytes()).collect();
                 self.slots
                     .update(&task.id.to_ne_bytes(), &bytes, MapFlags::ANY)
                     .unwrap();
-                (task.birth(), 0)
+                (task.epoch(), 0)
             });
             *questions += 1;
-            self.changed += u32::from(task.birth() != *birth);
+            self.changed += u32::from(task.epoch() != *epoch);
         }
         self.fifo.deadline(task)
     }
@@ -846,7 +846,12 @@ fn any_decisions_are_carried_out_or_dropped_and_end_nothing() {
     report.unwrap();
     assert!(is_there);
     others.assert_running();
-    let fates = [counts.dispatched, counts.stale, counts.gone, counts.bounced];
+    let fates = [
+        counts.dispatched,
+        counts.stale,
+        counts.too_late,
+        counts.bounced,
+    ];
     assert!(fates.iter().all(|count| *count > 10), "{counts}");
 }
 

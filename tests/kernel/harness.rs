@@ -195,7 +195,7 @@ pub(super) fn accounted(books: &HashMap<String, u64>) -> u64 {
     let fates = [
         "dispatched",
         "stale",
-        "gone",
+        "too-late",
         "rescued",
         "superseded",
         "left",

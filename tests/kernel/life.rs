@@ -211,7 +211,7 @@ const ORDER: Order = Order {
 fn schedule_births(policy: &mut Recorder) -> Vec<Kind> {
     // The weight is told of right after the fork, and whoever answers that with an order has
     // spoken.
-    policy.events = Kind::Ordered.bit() | Kind::Blocked.bit() | Kind::Gone.bit();
+    policy.events = Kind::Ordered.bit() | Kind::Blocked.bit() | Kind::Exited.bit();
     let parent = Actor::start(c"births", breed);
     schedule(policy, Duration::from_secs(3));
     let words = policy.first_words("births", parent.0);
@@ -329,14 +329,14 @@ fn a_policy_hears_of_a_life_in_order() {
         assert_eq!(kinds.iter().filter(|k| **k == kind).count(), 1, "{kind:?}");
         kinds.iter().position(|k| *k == kind).unwrap()
     };
-    let (affinity, gone) = (one(Kind::Affinity), one(Kind::Gone));
+    let (affinity, exited) = (one(Kind::Affinity), one(Kind::Exited));
     // The first is that of its birth.
     let weight = kinds
         .iter()
         .rposition(|kind| *kind == Kind::Weight)
         .unwrap();
-    assert!(weight < affinity && affinity < gone);
-    assert_eq!(gone, life.len() - 1, "nothing is heard of who is gone");
+    assert!(weight < affinity && affinity < exited);
+    assert_eq!(exited, life.len() - 1, "nothing is heard after an exit");
     assert!(life.is_sorted_by_key(|task| task.generation));
 
     // Each change shows in the record that tells of it, and stays.
@@ -455,12 +455,12 @@ fn the_fates_that_a_policy_hears_of_are_those_that_are_counted() {
         (Kind::Bounced, counts.bounced),
         (Kind::Stale, counts.stale),
         (Kind::Rescued, counts.rescued),
-        (Kind::TooLate, counts.gone),
+        (Kind::TooLate, counts.too_late),
     ] {
         assert_eq!(heard(kind), counted, "{kind:?}");
     }
     assert!(counts.bounced > 10 && counts.dispatched > 1000, "{counts}");
-    assert!(counts.gone > 0 && counts.rescued > 0, "{counts}");
+    assert!(counts.too_late > 0 && counts.rescued > 0, "{counts}");
 }
 
 /// A process whose child of another name works and naps, and was born while the scheduler was
@@ -873,7 +873,7 @@ fn what_a_policy_keeps_of_a_task_is_nobodys_after_the_scheduler_was_loaded_anew(
     let lives = [(), ()].map(|()| {
         policy.records.clear();
         schedule(&mut policy, Duration::from_secs(1));
-        let life = |task: &QueuedTask| (task.id, task.birth());
+        let life = |task: &QueuedTask| (task.id, task.epoch());
         policy.records.iter().map(life).collect::<HashSet<_>>()
     });
     let ids = lives
@@ -883,7 +883,7 @@ fn what_a_policy_keeps_of_a_task_is_nobodys_after_the_scheduler_was_loaded_anew(
     println!("{again} ids are used in both");
     assert!(again >= 5, "{again}");
     let both: Vec<_> = lives[0].intersection(&lives[1]).collect();
-    assert!(both.is_empty(), "one birth in two loads: {both:?}");
+    assert!(both.is_empty(), "one epoch in two loads: {both:?}");
 }
 
 /// CPU time of hogs by nice value, in ticks.
@@ -967,7 +967,7 @@ fn decisions_that_come_again_later_change_nothing() {
     let mut old = std::collections::VecDeque::new();
     let end = Instant::now() + Duration::from_secs(20);
     let is_enough = |counts: &Snapshot| {
-        counts.dispatched > 100 && counts.stale.min(counts.gone).min(counts.rescued) > 20
+        counts.dispatched > 100 && counts.stale.min(counts.too_late).min(counts.rescued) > 20
     };
     while !is_enough(&scheduler.snapshot()) && Instant::now() < end {
         let mut decisions = Vec::new();
@@ -978,7 +978,7 @@ fn decisions_that_come_again_later_change_nothing() {
         };
         scheduler.drain(256, decide).unwrap();
         // At once, when the task has just been moved; and when it has long been asked about anew,
-        // or is gone.
+        // or has exited.
         let again: Vec<_> = decisions.iter().flat_map(|one| [*one, *one]).collect();
         assert_eq!(scheduler.dispatch_batch(&again), again.len());
         old.extend(decisions);

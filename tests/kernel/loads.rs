@@ -165,8 +165,8 @@ fn no_cpu_is_idle_while_tasks_wait() {
 fn any_bytes_in_the_standing_orders_are_harmless() {
     // That they are orders, and for which life of the id.
     const VALID: u64 = 1 << 58;
-    const BIRTH: u64 = 0xfff;
-    let any_order = |random: u64| random & !BIRTH | VALID | (random >> 32 & 3);
+    const EPOCH: u64 = 0xfff;
+    let any_order = |random: u64| random & !EPOCH | VALID | (random >> 32 & 3);
     let scheduler = Scheduler::start("scx_metronome", &["--stats", "1"]);
     let n = 2 * cpus();
     let load = &format!("stress-ng --cpu {n} --fork 2 --pipe 2 --affinity 1 -t 2s");

@@ -132,8 +132,8 @@ static __always_inline u64 order_slice_ns(u64 order)
 }
 
 /*
- * May @p have the CPU of its waker, which is about to sleep? Both go by orders, nobody else has
- * been promised the CPU, and it has not been handed on for too long. *@chain_ns is for how long.
+ * May @p have the CPU of its waker, which is about to sleep? Both go by orders, no other task
+ * waits there, and it has not been handed on for too long. *@chain_ns is for how long.
  */
 static bool may_be_handed_off(struct task_struct *p, u64 order, u64 wake_flags, u64 *chain_ns)
 {

@@ -21,9 +21,10 @@
 use std::mem::MaybeUninit;
 
 use anyhow::Result;
-use scx_metronome_core::BpfScheduler;
+use scx_metronome_core::Builder;
 use scx_metronome_core::policy::{Due, Machine, Place, Policy, RunningKind};
 use scx_metronome_core::task::QueuedTask;
+use scx_metronome_core::wait::Wait;
 
 /// Nice 0.
 const NORMAL: u32 = 100;
@@ -67,7 +68,9 @@ impl Policy for Priority {
 
 fn main() -> Result<()> {
     let mut object = MaybeUninit::uninit();
-    let mut scheduler = BpfScheduler::init(&mut object, 0, false, false)?;
+    // A task of the upper class waits for the answer: the thread spins, so that none has to wake
+    // it.
+    let mut scheduler = Builder::new().wait(Wait::Spin).attach(&mut object)?;
     let info = scheduler.run(&mut Priority { arrivals: 0 })?;
     eprintln!("{}\n{info}", scheduler.books());
     Ok(())

@@ -21,12 +21,12 @@
 //! each bit lies upon its sibling's.
 //!
 //! # Claims
-//! This module only finds. A claim is the promise of a kick, at one reading of the CPU's
-//! `idle_seq`, see [`shared`](crate::shared). Only the scheduler thread promises, so a claim is a
-//! plain store, and it keeps none but its own decisions from meeting. The kernel side does not hear
-//! of it. Its tasks are kept apart by the kernel, which takes a CPU out of its own masks of idle
-//! ones with one atomic operation (`scx_idle_test_and_clear_cpu()`); but it may send a task that
-//! wakes to a CPU that we have claimed in the same moment, and then one of the two waits.
+//! This module only finds. A claim is a pending kick, at one reading of the CPU's
+//! `idle_seq`, see [`shared`](crate::shared). Only the scheduler thread notes kicks, so a claim is
+//! a plain store, and it keeps none but its own decisions from meeting. The kernel side does not
+//! hear of it. Its tasks are kept apart by the kernel, which takes a CPU out of its own masks of
+//! idle ones with one atomic operation (`scx_idle_test_and_clear_cpu()`); but it may send a task
+//! that wakes to a CPU that we have claimed in the same moment, and then one of the two waits.
 //!
 //! # Limits
 //! A CPU that went idle a moment ago may be missed, one that got work a moment ago may be found.

@@ -77,9 +77,9 @@ use crate::task::{Kind, QueuedTask};
 /// Reads `CLOCK_MONOTONIC`, in ns.
 pub type Clock = fn() -> u64;
 
-/// Whether the stages of this enqueue are measured. Multiples of the golden ratio are spread evenly,
-/// so each task has its share, and not periodically, so enqueues that alternate between two kinds
-/// have theirs (Knuth, TAOCP 3, 6.4).
+/// Whether the stages of this enqueue are measured. Multiples of the golden ratio are spread
+/// evenly, so each task has its share, and not periodically, so enqueues that alternate between two
+/// kinds have theirs (Knuth, TAOCP 3, 6.4).
 #[inline(always)]
 pub const fn is_sampled(id: u32, generation: u32) -> bool {
     id.wrapping_add(generation).wrapping_mul(SAMPLE_FACTOR) >> SAMPLE_SHIFT == 0
@@ -177,8 +177,8 @@ impl Histogram {
         0
     }
 
-    /// Their mean, ns, at most 12.5 % too large; 0 if there are none. Means of stages add up to that
-    /// of the whole.
+    /// Their mean, ns, at most 12.5 % too large; 0 if there are none. Means of stages add up to
+    /// that of the whole.
     pub fn mean(&self) -> u64 {
         let sum = |sum: u128, (bucket, count): (usize, &u64)| {
             sum + u128::from(longest_in(bucket)) * u128::from(*count)
@@ -282,8 +282,8 @@ impl Latency {
         }
     }
 
-    /// Median and 99th percentile of each stage that has any, for a line of statistics: "seen 1.2/3.4
-    /// us decided ...".
+    /// Median and 99th percentile of each stage that has any, for a line of statistics: "seen
+    /// 1.2/3.4 us decided ...".
     pub fn line(&self) -> impl fmt::Display {
         Line(*self)
     }

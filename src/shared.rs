@@ -7,22 +7,22 @@
 //! turn together.
 //!
 //! Each CPU publishes `idle_seq`, which is odd while it is idle and grows with every look for work
-//! that finds none. We remember the reading at which a CPU was promised a kick, and promise no
-//! second one at the same reading. That loses no wake-up (Dekker's argument): we publish the
+//! that finds none. We remember the reading for which a kick is pending, and note no second one at
+//! the same reading. That loses no wake-up (Dekker's argument): we publish the
 //! decision, pass a full barrier, and read `idle_seq`; the CPU adds to `idle_seq`, a full barrier,
 //! and looks into its mailboxes once more (`publish_idle()` in `bpf/metronome.bpf.c`). Either
 //! we see the new value and kick, or the CPU sees the decision.
 //!
-//! | `idle_seq`            | `promised`     | the CPU                                       | a decision for it, at [`Shared::flush`]      |
+//! | `idle_seq`            | `kick_pending` | the CPU                                       | a decision for it, at [`Shared::flush`]      |
 //! |-----------------------|----------------|-----------------------------------------------|----------------------------------------------|
 //! | even                  | any            | runs something, and will look when it is done | no kick                                      |
-//! | odd                   | another number | idle; has looked, and found nothing           | a kick is promised: `promised` = `idle_seq`  |
+//! | odd                   | another number | idle; has looked, and found nothing           | a kick: `kick_pending` = `idle_seq`          |
 //! | odd                   | the same       | idle; its kick is on the way                  | no kick: the one on the way finds it         |
 //!
 //! | `idle_seq` | when, in `publish_idle()`                  | to   | and                                                       |
 //! |------------|--------------------------------------------|------|-----------------------------------------------------------|
 //! | even       | it has run out of work                     | odd  | looks into its mailboxes once more, and kicks itself      |
-//! | odd        | it was kicked, looked, and found nothing   | odd, + 2 | the same: the promise is used up                      |
+//! | odd        | it was kicked, looked, and found nothing   | odd, + 2 | the same: no kick is pending any more                 |
 //! | odd        | it has got work                            | even | nothing                                                   |
 //! | even       | it goes from one task to the next          | even | not even a store                                          |
 //!
@@ -32,11 +32,11 @@
 //!
 //! A bit per CPU says the same in less space, so that the search for an idle CPU costs 16 words and
 //! not 1,024 cache lines. It is set before `idle_seq` is made odd, so the argument holds for it as
-//! well. The bit of a CPU that was promised a kick stays until that CPU has woken up: so we strike
-//! it out of a set of our own ([`idle`](crate::idle)), and look at each such CPU once in a turn.
-//! [`Shared::flush`] begins, ahead of its barrier, with all CPUs in that set.
+//! well. The bit of a CPU for which a kick is pending stays until that CPU has woken up: so we
+//! strike it out of a set of our own ([`idle`](crate::idle)), and look at each such CPU once in a
+//! turn. [`Shared::flush`] begins, ahead of its barrier, with all CPUs in that set.
 //!
-//! The promise is the claim, too: nobody else makes one, so a plain store is enough.
+//! A pending kick is a claim, too: only this thread notes kicks, so a plain store is enough.
 //!
 //! # What is looked after
 //! Positions in the mailboxes that neither side wrote would stop them for ever: a look at one of
@@ -122,15 +122,16 @@ impl fmt::Display for MailboxOf {
 #[derive(Debug)]
 struct Cpu {
     mailbox: Mailbox,
-    /// The reading of `idle_seq` at which it was promised a kick.
-    promised: u64,
+    /// The reading of `idle_seq` for which a kick is pending.
+    kick_pending: u64,
 }
 
 impl Cpu {
-    /// Whether it is idle and has neither mail nor a promise, at this reading of its `idle_seq`.
+    /// Whether it is idle and has neither mail nor a pending kick, at this reading of its
+    /// `idle_seq`.
     fn is_free(&self, seq: u64) -> bool {
         // One that leaves its mail unread, as a CPU does that is being taken offline, gets no more.
-        seq & 1 == 1 && self.promised != seq && self.mailbox.is_empty()
+        seq & 1 == 1 && self.kick_pending != seq && self.mailbox.is_empty()
     }
 }
 
@@ -148,12 +149,13 @@ pub struct Shared {
     mailed: Vec<u16, MAX_CPUS>,
     /// Decisions for any CPU since the last flush.
     shared_mailed: u32,
-    /// Kicks promised since the last flush.
+    /// Kicks noted since the last flush.
     kicks: Vec<u32, MAX_CPUS>,
     map: CpuMap,
     /// The CPUs that take tasks.
     workers: CpuSet,
-    /// Of these, the ones that have not been found promised or with mail in this turn.
+    /// Of these, the ones that were found with neither mail nor a pending kick in this turn, or
+    /// not looked at.
     open: CpuSet,
     heartbeat: u64,
     sampler: Sampler,
@@ -192,7 +194,7 @@ impl Shared {
             if cpus
                 .push(Cpu {
                     mailbox,
-                    promised: 0,
+                    kick_pending: 0,
                 })
                 .is_err()
             {
@@ -377,7 +379,7 @@ impl Shared {
             let _ = self.kicks.push(cpu as u32 | KICK_PREEMPT);
             return true;
         }
-        if self.promise(cpu as u32) || self.mailed.push(cpu as u16).is_ok() {
+        if self.note_kick(cpu as u32) || self.mailed.push(cpu as u16).is_ok() {
             return true;
         }
         // More mail in a turn than there are CPUs, so some are listed twice: a kick too many does
@@ -425,12 +427,12 @@ impl Shared {
         self.shared_mailbox.len()
     }
 
-    /// An idle CPU with no mail that has not been promised a kick since it became idle: `prefer` if
+    /// An idle CPU with neither mail nor a pending kick: `prefer` if
     /// it is one, else the one that [`CpuMap::pick`] finds. `prefer` below 0 is none.
     ///
     /// # Cost
     /// A load for every 64 CPUs, and nothing else if none is idle. Else two more and a search;
-    /// again for each CPU that is idle but promised, once in a turn.
+    /// again for each idle CPU with a pending kick, once in a turn.
     pub fn idle_cpu(&mut self, prefer: i32) -> Option<u32> {
         let mut idle = self.idle_set()?;
         loop {
@@ -445,7 +447,7 @@ impl Shared {
         }
     }
 
-    /// The same, and promises it a kick: no other call finds it in this turn. It is kicked by the
+    /// The same, and notes a kick for it: no other call finds it in this turn. It is kicked by the
     /// next [`flush`](Self::flush), with mail or without; if it finds nothing to do it is free
     /// again.
     ///
@@ -453,7 +455,7 @@ impl Shared {
     /// As [`idle_cpu`](Self::idle_cpu), and two stores.
     pub fn claim_idle_cpu(&mut self, prefer: i32) -> Option<u32> {
         let cpu = self.idle_cpu(prefer)?;
-        self.promise(cpu).then_some(cpu)
+        self.note_kick(cpu).then_some(cpu)
     }
 
     /// The open CPUs that are idle, if there are any.
@@ -470,7 +472,7 @@ impl Shared {
         (any != 0).then_some(idle)
     }
 
-    /// Whether the CPU is idle, promised or not.
+    /// Whether the CPU is idle, with a pending kick or without.
     pub fn is_idle(&self, cpu: u32) -> bool {
         self.idle_word(cpu / 64) >> (cpu % 64) & 1 == 1
     }
@@ -509,7 +511,7 @@ impl Shared {
         self.machine().virtual_now.load(Ordering::Relaxed)
     }
 
-    /// Whether any CPU is idle, promised or not.
+    /// Whether any CPU is idle, with a pending kick or without.
     ///
     /// # Cost
     /// A load for every 64 CPUs.
@@ -532,13 +534,13 @@ impl Shared {
             return 0;
         }
         // ORDERING: full, with the addition in publish_idle(); see the module.
-        fence(order(Guard::KickPromise, Ordering::SeqCst));
+        fence(order(Guard::PendingKick, Ordering::SeqCst));
         while let Some(cpu) = self.mailed.pop() {
-            self.promise(u32::from(cpu));
+            self.note_kick(u32::from(cpu));
         }
         for _ in 0..core::mem::take(&mut self.shared_mailed).min(self.memory.nr_cpus) {
             let Some(cpu) = self.idle_cpu(-1) else { break };
-            self.promise(cpu);
+            self.note_kick(cpu);
         }
         self.open = self.workers;
         self.write_kicks()
@@ -633,20 +635,20 @@ impl Shared {
         nr
     }
 
-    /// Promises `cpu` a kick if it is idle and has not been promised one since.
+    /// Notes a kick for `cpu` if it is idle and none is pending.
     ///
     /// # Cost
-    /// A load of a line that the CPU writes; two stores into memory of our own if it is promised
-    /// one.
-    pub(crate) fn promise(&mut self, cpu: u32) -> bool {
+    /// A load of a line that the CPU writes; two stores into memory of our own if a kick
+    /// is noted.
+    pub(crate) fn note_kick(&mut self, cpu: u32) -> bool {
         let seq = self.idle_seq(cpu);
         let Some(entry) = self.cpus.get_mut(cpu as usize) else {
             return false;
         };
-        if seq & 1 == 0 || entry.promised == seq || self.kicks.push(cpu).is_err() {
+        if seq & 1 == 0 || entry.kick_pending == seq || self.kicks.push(cpu).is_err() {
             return false;
         }
-        entry.promised = seq;
+        entry.kick_pending = seq;
         self.open.remove(cpu);
         true
     }
@@ -816,7 +818,7 @@ mod tests {
         let nr = shared.flush();
         assert_eq!(kernel.kicks(nr), [1]);
         shared.dispatch(&to(1)).unwrap();
-        assert_eq!(shared.flush(), 0, "promised already");
+        assert_eq!(shared.flush(), 0, "one is pending");
         // It looked, found nothing that it could run, and is idle still.
         kernel.set_idle(1, true);
         shared.dispatch(&to(1)).unwrap();

@@ -25,7 +25,7 @@ pub(crate) enum Guard {
     /// The record has been read before the consumer position is past it.
     RingConsumer,
     /// Mail is published before `idle_seq` is read.
-    KickPromise,
+    PendingKick,
     /// `parked` is published before the producer position is read.
     Park,
     /// An ordering of the kernel side, by the name that it has in the models.

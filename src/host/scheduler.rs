@@ -310,7 +310,7 @@ impl<'a> BpfScheduler<'a> {
         let found = run_program(self.pick_fd, Some(&mut args)).unwrap_or(-libc::EIO);
         if let Ok(cpu) = u32::try_from(found) {
             // So that the next search of ours does not find it again.
-            self.shared.promise(cpu);
+            self.shared.note_kick(cpu);
         }
         found
     }

@@ -39,7 +39,7 @@ fn an_idle_cpu_is_kicked_for_the_mail_of_all() {
 
 #[test]
 fn a_kick_needs_its_barriers() {
-    for guard in [Guard::KickPromise, Guard::Kernel("publish_idle")] {
+    for guard in [Guard::PendingKick, Guard::Kernel("publish_idle")] {
         breaks_without(guard, &[LOST_WAKEUP], || a_cpu_goes_idle(0));
         breaks_without(guard, &[LOST_WAKEUP], || a_cpu_goes_idle(RL_CPU_ANY));
     }

@@ -1,4 +1,5 @@
-//! The memory that both sides share: rings, as in the kernel's `kernel/bpf/ringbuf.c`, and mailboxes.
+//! The memory that both sides share: rings, as in the kernel's `kernel/bpf/ringbuf.c`, and
+//! mailboxes.
 
 use std::boxed::Box;
 

@@ -386,7 +386,8 @@ pub(super) fn cpu_ticks(pid: i32) -> u64 {
     fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
 }
 
-/// The table of the stages, by name: how many were measured, and mean, p50, p99, p99.9 and max in µs.
+/// The table of the stages, by name: how many were measured, and mean, p50, p99, p99.9 and max in
+/// µs.
 pub(super) fn stages(stderr: &str) -> HashMap<String, Vec<f64>> {
     let line = |line: &str| {
         let words: Vec<&str> = line.split_whitespace().collect();

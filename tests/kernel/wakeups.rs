@@ -70,8 +70,8 @@ fn a_task_that_wakes_while_a_cpu_goes_idle_is_not_left_to_wait() {
     }
 }
 
-/// Several urgent threads wake at the same time, and a CPU that was told to give way to one may find
-/// that another has taken it. It can be told again the next time.
+/// Several urgent threads wake at the same time, and a CPU that was told to give way to one may
+/// find that another has taken it. It can be told again the next time.
 #[test]
 fn cpus_that_were_told_to_give_way_in_vain_give_way_again() {
     let scheduler = Scheduler::start("scx_metronome", &[]);
@@ -99,8 +99,8 @@ fn cpus_that_were_told_to_give_way_in_vain_give_way_again() {
     );
 }
 
-/// The tasks that are due first may run on CPUs 0 and 1 alone, and are more than a CPU looks at. The
-/// others still come in turn on the other CPUs.
+/// The tasks that are due first may run on CPUs 0 and 1 alone, and are more than a CPU looks at.
+/// The others still come in turn on the other CPUs.
 #[test]
 fn tasks_bound_elsewhere_do_not_hide_who_is_due_here() {
     let scheduler = Scheduler::start("scx_metronome", &["--orders", "none"]);

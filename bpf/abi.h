@@ -255,10 +255,10 @@ struct machine_state {
 	 */
 	__u64 idle[MAX_CPUS / 64];
 	/*
-	 * Odd while the kernel side decides alone because user space is late; grows with each
+	 * Odd in fallback, while the kernel side decides without user space; grows with each
 	 * change.
 	 */
-	__u64 takeover;
+	__u64 fallback;
 	/*
 	 * By how much CLOCK_MONOTONIC is ahead of the clock of scx_bpf_now(), ns, as of the last
 	 * tick.
@@ -288,7 +288,7 @@ struct control {
 	__u32 events; /* 1 << RECORD_*: what user space wants to hear of */
 	/* Of the wake-ups of one task about which it is not asked it hears at most so often. */
 	__u32 tell_us;
-	__u64 caught_up; /* the takeover during which the rings were found empty last */
+	__u64 caught_up; /* the fallback during which the rings were found empty last */
 	/*
 	 * How many policies there have been: what a task was born with under an earlier one is
 	 * void.
@@ -361,7 +361,7 @@ _Static_assert(sizeof(struct running_task) == CACHE_LINE, "a line of its own");
 _Static_assert(__builtin_offsetof(struct cpu_state, counters) == 2 * CACHE_LINE,
 	       "counters do not disturb the rest");
 _Static_assert(sizeof(struct cpu_state) == 320, "as in abi.rs");
-_Static_assert(__builtin_offsetof(struct machine_state, takeover) == 128, "a line of its own");
+_Static_assert(__builtin_offsetof(struct machine_state, fallback) == 128, "a line of its own");
 _Static_assert(__builtin_offsetof(struct machine_state, virtual_now) == 192, "a line of its own");
 _Static_assert(sizeof(struct machine_state) == 256, "as in abi.rs");
 _Static_assert(sizeof(struct control) == 4144, "as in abi.rs");

@@ -19,7 +19,7 @@
  * Here are the ops, in the order of a task's life. What they do with it: state.h (what is kept),
  * records.h (user space is told), orders.h (standing orders), groups.h (control groups), turns.h
  * (tasks that take turns by order), decisions.h (what user space has decided), latecomers.h (tasks
- * that have waited too long), takeover.h (while user space is late), latency.h (how long each stage
+ * that have waited too long), fallback.h (while user space is late), latency.h (how long each stage
  * takes).
  */
 #include "state.h"
@@ -28,7 +28,7 @@
 #include "groups.h"
 #include "turns.h"
 #include "decisions.h"
-#include "takeover.h"
+#include "fallback.h"
 
 char _license[] SEC("license") = "GPL";
 
@@ -87,9 +87,9 @@ s32 BPF_PROG(metronome_init_task, struct task_struct *p, struct scx_init_task_ar
 		tctx->born_with = limits.order_of_kthreads;
 		tctx->born_under = EVERY_POLICY;
 		__builtin_memcpy(comm, p->comm, sizeof(comm));
-		tctx->house_keeping = has_prefix(comm, kswapd, 6) ||
-				      has_prefix(comm, khugepaged, 10) ||
-				      has_prefix(comm, kcompactd, 9);
+		tctx->housekeeping = has_prefix(comm, kswapd, 6) ||
+				     has_prefix(comm, khugepaged, 10) ||
+				     has_prefix(comm, kcompactd, 9);
 	}
 	return 0;
 }
@@ -303,7 +303,7 @@ static bool enqueue_kernel_side(struct task_struct *p, struct task_ctx *tctx, u6
 	} else if (p->nr_cpus_allowed < nr_cpus && only_on_agent_cpu(p)) {
 		enqueue_guest(p, tctx, order, enq_flags);
 		return true;
-	} else if (p->tgid == agent_tgid || (tctx && tctx->house_keeping)) {
+	} else if (p->tgid == agent_tgid || (tctx && tctx->housekeeping)) {
 		enqueue_first(p, enq_flags);
 		return true;
 	} else if (p->flags & PF_EXITING) {
@@ -375,8 +375,8 @@ void BPF_PROG(metronome_enqueue, struct task_struct *p, u64 enq_flags)
 	if (enqueue_ordered(p, tctx, order, enq_flags) ||
 	    enqueue_in_turn(p, tctx, order, slot->generation, enq_flags))
 		return;
-	if (is_alone())
-		enqueue_fallback(p, tctx, enq_flags, COUNT_ALONE);
+	if (in_fallback())
+		enqueue_fallback(p, tctx, enq_flags, COUNT_FALLBACK);
 	else if (!enqueue_pending(p, tctx, order, slot->generation, enq_flags))
 		enqueue_fallback(p, tctx, enq_flags, COUNT_RING_FULL);
 }
@@ -531,11 +531,11 @@ static bool move_unasked_to_local(bool fallback_first)
 static bool move_next_to_local(s32 cpu, u64 turn)
 {
 	u64 rest = turn / 2;
-	bool alone = is_alone(), seldom = turn % PATIENCE_TURNS == 0 || seldom_waits();
+	bool fallback = in_fallback(), seldom = turn % PATIENCE_TURNS == 0 || seldom_waits();
 
 	return (seldom && turn & 1 && move_unasked_to_local(rest & 1)) ||
-	       (alone && rest & 3 && take_over(false)) || move_decided_to_local(cpu, turn) ||
-	       (alone && take_over(false)) || (seldom && move_unasked_to_local(rest & 1));
+	       (fallback && rest & 3 && run_pending(false)) || move_decided_to_local(cpu, turn) ||
+	       (fallback && run_pending(false)) || (seldom && move_unasked_to_local(rest & 1));
 }
 
 /*
@@ -575,7 +575,7 @@ static bool move_overdue_to_local(s32 cpu, u64 turn)
 {
 	bool looks = turn % PATIENCE_TURNS == 0;
 
-	return ((looks || (turn & 1 && pending_overdue)) && take_over(false)) ||
+	return ((looks || (turn & 1 && pending_overdue)) && run_pending(false)) ||
 	       ((looks || (turn & 1 && latecomers_overdue)) && move_latecomer_to_local(cpu));
 }
 
@@ -619,7 +619,7 @@ static bool is_overtaken(struct task_struct *p, struct task_ctx *tctx, s32 cpu)
 	if (first_vtime(KERNEL_SIDE_DSQ, cpu, &first) ||
 	    (ran >= undecided_slice_ns() &&
 	     (first_vtime(FALLBACK_DSQ, cpu, &first) ||
-	      (is_alone() && first_vtime(PENDING_DSQ, cpu, &first))))) {
+	      (in_fallback() && first_vtime(PENDING_DSQ, cpu, &first))))) {
 		note_seldom();
 		return true;
 	}
@@ -696,7 +696,7 @@ void BPF_PROG(metronome_dispatch, s32 cpu, struct task_struct *prev)
 		return;
 	}
 	give_away_dsq_of(cpu);
-	if (((is_alone() || seldom_waits()) && take_over(true)) || move_unread_to_local())
+	if (((in_fallback() || seldom_waits()) && run_pending(true)) || move_unread_to_local())
 		return;
 
 	/*

@@ -32,7 +32,7 @@
  */
 static u64 urgent_ns(void)
 {
-	return is_alone() ? limits.urgent_ns / 4 : limits.urgent_ns;
+	return in_fallback() ? limits.urgent_ns / 4 : limits.urgent_ns;
 }
 
 /*

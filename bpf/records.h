@@ -6,7 +6,7 @@
 #define METRONOME_RECORDS_H
 
 #include "latency.h"
-#include "takeover.h"
+#include "fallback.h"
 
 static void fill_record(struct queued_task *rec, struct task_struct *p, struct task_ctx *tctx,
 			u32 generation, u64 enq_flags)

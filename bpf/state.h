@@ -235,7 +235,7 @@ struct task_ctx {
 	 * Memory management thread of the kernel: must not wait for user space, which may wait for
 	 * it.
 	 */
-	bool house_keeping;
+	bool housekeeping;
 	u64 enqueued_at;
 	u64 start_ts;
 	u64 stop_ts;

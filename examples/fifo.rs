@@ -63,7 +63,7 @@ impl<'a> Scheduler<'a> {
             }
         }
         let info = self.bpf.shutdown_and_report();
-        eprintln!("{}", self.bpf.books());
+        eprintln!("{}", self.bpf.accounting());
         info
     }
 }

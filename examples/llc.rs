@@ -69,7 +69,7 @@ fn main() -> Result<()> {
     let caches = HashSet::<u32>::from_iter(policy.llcs).len();
     eprintln!(
         "kept {kept} left {left} caches {caches}\n{}\n{info}",
-        scheduler.books()
+        scheduler.accounting()
     );
     Ok(())
 }

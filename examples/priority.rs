@@ -72,6 +72,6 @@ fn main() -> Result<()> {
     // it.
     let mut scheduler = Builder::new().wait(Wait::Spin).attach(&mut object)?;
     let info = scheduler.run(&mut Priority { arrivals: 0 })?;
-    eprintln!("{}\n{info}", scheduler.books());
+    eprintln!("{}\n{info}", scheduler.accounting());
     Ok(())
 }

@@ -26,6 +26,6 @@ fn main() -> Result<()> {
     }
     println!("100 swaps");
     let info = scheduler.run(&mut policies[0])?;
-    eprintln!("{}\n{info}", scheduler.books());
+    eprintln!("{}\n{info}", scheduler.accounting());
     Ok(())
 }

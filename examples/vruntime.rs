@@ -63,6 +63,6 @@ fn main() -> Result<()> {
     let mut object = MaybeUninit::uninit();
     let mut scheduler = BpfScheduler::init(&mut object, 0, false, false)?;
     let info = scheduler.run(&mut policy)?;
-    eprintln!("{}\n{info}", scheduler.books());
+    eprintln!("{}\n{info}", scheduler.accounting());
     Ok(())
 }

@@ -166,8 +166,8 @@ pub struct RunningTask {
 pub struct MachineState {
     /// A bit for each CPU that is idle, which goes along with its `idle_seq`.
     pub(crate) idle: [AtomicU64; MAX_CPUS.div_ceil(64)],
-    /// Odd while the kernel side decides alone because user space is late; grows with each change.
-    pub(crate) takeover: AtomicU64,
+    /// Odd in fallback, while the kernel side decides without user space; grows with each change.
+    pub(crate) fallback: AtomicU64,
     /// By how much `CLOCK_MONOTONIC` is ahead of the clock of `scx_bpf_now()`, ns.
     pub(crate) clock_ahead: AtomicU64,
     pub(crate) pad: [u64; 6],
@@ -193,7 +193,7 @@ pub struct Control {
     pub(crate) events: AtomicU32,
     /// Of the wake-ups of one task about which it is not asked it hears at most so often, µs.
     pub(crate) tell_us: AtomicU32,
-    /// The takeover during which the rings were found empty last.
+    /// The fallback during which the rings were found empty last.
     pub(crate) caught_up: AtomicU64,
     /// How many policies there have been: what a task was born with under an earlier one is void.
     pub(crate) policies: AtomicU64,
@@ -250,7 +250,7 @@ const _: () = {
     assert!(offset_of!(CpuState, running) == 64);
     assert!(size_of::<CpuState>() == 320);
     assert!(offset_of!(CpuState, counters) == 128);
-    assert!(offset_of!(MachineState, takeover) == 128);
+    assert!(offset_of!(MachineState, fallback) == 128);
     assert!(offset_of!(MachineState, virtual_now) == 192);
     assert!(size_of::<MachineState>() == 256);
     assert!(size_of::<Control>() == 4144);

@@ -102,7 +102,7 @@
 //!
 //! Only the first two must be there. A `&mut dyn Policy` and a `Box<dyn Policy>` are policies, too.
 //! [`BpfScheduler::run`] is the loop: it asks them, wakes who must be woken, and ends when the
-//! kernel or a signal says so. [`Builder`] has the options, [`BpfScheduler::books`] the accounts.
+//! kernel or a signal says so. [`Builder`] has the options, [`BpfScheduler::accounting`] the accounts.
 //! `sim::Sim` runs a policy without a kernel, `vm/run -- vruntime` on one that is not your
 //! machine's.
 //!

@@ -162,9 +162,9 @@ pub struct Shared {
     /// The mailbox that is looked at next: of a CPU, or behind them the shared one.
     checked: usize,
     bad_mailbox: Option<MailboxOf>,
-    /// The takeover for which `marks` were noted.
+    /// The fallback for which `marks` were noted.
     marked: u64,
-    /// How far each ring must be read to know all that was asked before the takeover.
+    /// How far each ring must be read to know all that was asked before the fallback.
     marks: Vec<u64, MAX_RINGS>,
 }
 
@@ -564,30 +564,30 @@ impl Shared {
         self.rings.iter().all(|ring| ring.backlog_bytes() == 0)
     }
 
-    fn takeover(&self) -> u64 {
-        // ORDERING: relaxed, with the compare-and-swap of begin_takeover() in bpf/takeover.h: it
+    fn fallback(&self) -> u64 {
+        // ORDERING: relaxed, with the compare-and-swap of begin_fallback() in bpf/fallback.h: it
         // says what to write into `caught_up`, and nothing else depends on it. One that
         // begins meanwhile has another number.
-        self.machine().takeover.load(Ordering::Relaxed)
+        self.machine().fallback.load(Ordering::Relaxed)
     }
 
-    /// Who has read what was in the rings when it first saw that the kernel side is alone is asked
+    /// Once the thread has read what was in the rings when it first saw the fallback, it is asked
     /// again. All empty at once they may never be: events go on.
     fn catch_up(&mut self) {
-        let takeover = self.takeover();
-        if takeover & 1 == 0 {
+        let fallback = self.fallback();
+        if fallback & 1 == 0 {
             return;
         }
-        if self.marked != takeover {
-            self.marked = takeover;
+        if self.marked != fallback {
+            self.marked = fallback;
             self.marks = self.rings.iter().map(Ring::end).collect();
         }
         let mut rings = self.rings.iter().zip(&self.marks);
         if rings.all(|(ring, mark)| ring.has_passed(*mark)) {
-            // ORDERING: relaxed, with the load of end_takeover() in bpf/takeover.h. Who is asked
-            // before that takeover began and whose record is published only after we
+            // ORDERING: relaxed, with the load of end_fallback() in bpf/fallback.h. Who is asked
+            // before that fallback began and whose record is published only after we
             // have looked is seen in a later turn, as any other.
-            self.control().caught_up.store(takeover, Ordering::Relaxed);
+            self.control().caught_up.store(fallback, Ordering::Relaxed);
         }
     }
 
@@ -615,7 +615,7 @@ impl Shared {
 
     fn beat(&mut self) {
         self.heartbeat += 1;
-        // ORDERING: relaxed, with the load of user_space_is_late() in bpf/takeover.h, which only
+        // ORDERING: relaxed, with the load of user_space_is_late() in bpf/fallback.h, which only
         // asks whether it changes.
         self.control()
             .heartbeat
@@ -918,7 +918,7 @@ mod tests {
         assert_eq!(shared.backlog(), MAILBOX_SLOTS as u64 + 3);
     }
 
-    /// The kernel side is alone, and its rings are never empty, for it tells of events.
+    /// The kernel side is in fallback, and its rings are never empty, for it tells of events.
     #[test]
     fn who_has_read_what_was_there_when_a_takeover_was_seen_has_caught_up() {
         let (kernel, mut shared) = KernelSide::new();
@@ -928,11 +928,11 @@ mod tests {
             control.caught_up.load(Ordering::Relaxed)
         };
         // SAFETY: live.
-        let takeover = unsafe { &kernel.memory.machine.as_ref().takeover };
+        let fallback = unsafe { &kernel.memory.machine.as_ref().fallback };
         kernel.tell();
         kernel.tell();
         for number in [1, 3] {
-            takeover.store(number, Ordering::Relaxed);
+            fallback.store(number, Ordering::Relaxed);
             for _ in 0..2 {
                 shared.flush();
                 assert!(caught_up() < number);
@@ -941,7 +941,7 @@ mod tests {
             }
             shared.flush();
             assert_eq!(caught_up(), number);
-            takeover.store(number + 1, Ordering::Relaxed);
+            fallback.store(number + 1, Ordering::Relaxed);
             shared.flush();
         }
     }

@@ -14,17 +14,17 @@
 //!
 //! # What it checks
 //! [`Sim::check`]: every runnable task is in exactly one place, no enqueue is decided twice, none
-//! runs on a CPU that it may not use, and the books balance. [`Sim::settle`]: let alone, every
-//! runnable task gets a CPU, and without [faults](Event::is_fault) no idle machine has a task that
-//! waits. Whether a policy names only CPUs that the task may use is for the caller to judge, by the
-//! count of those that bounced; so is whether any task should have been taken over.
+//! runs on a CPU that it may not use, and the accounting balances. [`Sim::settle`]: let alone,
+//! every runnable task gets a CPU, and without [faults](Event::is_fault) no idle machine has a task
+//! that waits. Whether a policy names only CPUs that the task may use is for the caller to judge,
+//! by the count of those that bounced; so is whether any task should have been taken over.
 //!
 //! # Limits
 //! One thread: orderings are the matter of the loom models. Latency is not modelled, nor are
 //! standing orders, events for the policy, hotplug and other classes. Slices and ticks end when the
 //! caller says so: see [`Sim::slice_ends_at`]. So does the scheduler thread's budget
 //! ([`Event::Late`], [`Event::Back`]): no clock runs for it, nor for the patience with one
-//! decision. While the kernel side is alone, the CPU of the scheduler thread takes no task, and a
+//! decision. In fallback the CPU of the scheduler thread takes no task, and a
 //! task on a CPU's own DSQ stays there.
 
 use std::boxed::Box;
@@ -148,7 +148,7 @@ impl<P: Policy> Sim<P> {
         self.sent += turned.handed_out as u64;
         self.superseded += turned.superseded as u64;
         self.kernel.note_kicks(self.shared.flush());
-        // So that the books can be read off the rings at any time.
+        // So that the accounting can be read off the rings at any time.
         self.shared.release();
         turned
     }

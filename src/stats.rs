@@ -92,7 +92,7 @@ impl Snapshot {
 /// The accounts of both sides after the end: every task that the kernel side handed over, and what
 /// became of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Books {
+pub struct Accounting {
     /// All counters.
     pub counts: Snapshot,
     /// Records nobody took from the ring before the end.
@@ -103,7 +103,7 @@ pub struct Books {
     pub left_in_mailboxes: u64,
 }
 
-impl Books {
+impl Accounting {
     /// Whether every task is accounted for: what the kernel side handed over was taken or left in
     /// the ring; what was taken was decided, superseded or left in the policy; what was decided
     /// was dealt with or left in a mailbox.
@@ -120,7 +120,7 @@ impl Books {
     }
 }
 
-impl fmt::Display for Books {
+impl fmt::Display for Accounting {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             counts,
@@ -130,12 +130,12 @@ impl fmt::Display for Books {
         } = self;
         write!(
             out,
-            "books {}: queued {} = dispatched {} + stale {} + too-late {} + rescued {} + superseded {} + left {} \
+            "accounting {}: queued {} = dispatched {} + stale {} + too-late {} + rescued {} + superseded {} + left {} \
              (ring {left_in_ring}, policy {left_in_policy}, mailboxes {left_in_mailboxes})",
             if self.balance() {
-                "balance"
+                "balances"
             } else {
-                "DO NOT BALANCE"
+                "DOES NOT BALANCE"
             },
             counts.queued,
             counts.dispatched,
@@ -153,7 +153,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn books_with_a_task_missing_at_any_stage_do_not_balance() {
+    fn an_accounting_with_a_task_missing_at_any_stage_does_not_balance() {
         let counts = Snapshot {
             queued: 10,
             taken: 9,
@@ -163,7 +163,7 @@ mod tests {
             stale: 1,
             ..Snapshot::default()
         };
-        let good = Books {
+        let good = Accounting {
             counts,
             left_in_ring: 1,
             left_in_policy: 1,
@@ -171,21 +171,21 @@ mod tests {
         };
         assert!(good.balance());
         assert!(
-            !Books {
+            !Accounting {
                 left_in_ring: 0,
                 ..good
             }
             .balance()
         );
         assert!(
-            !Books {
+            !Accounting {
                 left_in_policy: 2,
                 ..good
             }
             .balance()
         );
         assert!(
-            !Books {
+            !Accounting {
                 left_in_mailboxes: 1,
                 ..good
             }

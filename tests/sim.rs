@@ -1,5 +1,5 @@
 //! A whole turn against the simulated kernel: whatever happens in whatever order, no task is lost,
-//! none is decided twice, none goes where it may not run, and the books balance.
+//! none is decided twice, none goes where it may not run, and the accounting balances.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use proptest::collection::vec;
@@ -44,19 +44,19 @@ fn run<P: Policy>(sim: &mut Sim<P>, events: impl IntoIterator<Item = Event>) -> 
     sim.settle()
 }
 
-/// The same without faults: the books balance, and no task is taken over from a scheduler thread
-/// that was not late.
+/// The same without faults: the accounting balances, and no task is taken over from a scheduler
+/// thread that was not late.
 fn run_healthy<P: Policy>(
     sim: &mut Sim<P>,
     events: impl IntoIterator<Item = Event>,
 ) -> Result<Snapshot, String> {
     run(sim, events.into_iter().filter(|event| !event.is_fault()))?;
-    let books = sim.books();
-    let counts = books.counts;
-    if !books.balance() {
-        return Err(format!("{books}"));
+    let accounting = sim.accounting();
+    let counts = accounting.counts;
+    if !accounting.balance() {
+        return Err(format!("{accounting}"));
     }
-    if counts.late == 0 && counts.takeover + counts.alone != 0 {
+    if counts.late == 0 && counts.taken_back + counts.fallback != 0 {
         return Err(format!("taken over from nobody: {counts}"));
     }
     Ok(counts)
@@ -115,8 +115,8 @@ fn all_that_can_happen_happens_in_a_long_run_and_the_same_twice() {
             counts.bounced,
             counts.superseded,
             counts.late,
-            counts.alone,
-            counts.takeover,
+            counts.fallback,
+            counts.taken_back,
         ];
         assert!(happened.iter().all(|nr| *nr > 0), "seed {seed}: {counts}");
         assert_eq!(long_run(seed), counts, "seed {seed}");
@@ -131,7 +131,7 @@ fn while_user_space_is_late_tasks_run_without_it_and_once_it_has_caught_up_it_is
     };
     let mut sim = machine(config);
     sim.apply(Event::Late);
-    assert_eq!(sim.books().counts.late, 0, "nobody waits");
+    assert_eq!(sim.accounting().counts.late, 0, "nobody waits");
     sim.apply(Event::Wake(1));
     sim.apply(Event::Late);
     assert_eq!(sim.running().collect::<Vec<_>>(), [(0, 1)]);
@@ -139,17 +139,17 @@ fn while_user_space_is_late_tasks_run_without_it_and_once_it_has_caught_up_it_is
     assert_eq!(sim.running().count(), 2);
     sim.apply(Event::Back);
     sim.apply(Event::Wake(3));
-    let counts = sim.books().counts;
-    assert_eq!((counts.late, counts.takeover, counts.alone), (1, 1, 2));
+    let counts = sim.accounting().counts;
+    assert_eq!((counts.late, counts.taken_back, counts.fallback), (1, 1, 2));
     // Its decision comes too late.
     sim.apply(Event::Turn);
     sim.apply(Event::Back);
     sim.apply(Event::Sleep(2));
     sim.apply(Event::Wake(3));
-    let counts = sim.books().counts;
-    assert_eq!((counts.alone, counts.queued), (2, 2));
+    let counts = sim.accounting().counts;
+    assert_eq!((counts.fallback, counts.queued), (2, 2));
     sim.settle().unwrap();
-    let counts = sim.books().counts;
+    let counts = sim.accounting().counts;
     assert_eq!((counts.rescued, counts.dispatched), (1, 1));
 }
 
@@ -163,9 +163,9 @@ fn a_full_ring_sends_tasks_on_and_loses_none() {
     };
     let mut sim = machine(config);
     run(&mut sim, (0..200).map(Event::Wake)).unwrap();
-    let counts = sim.books().counts;
+    let counts = sim.accounting().counts;
     assert_eq!((counts.queued, counts.ring_full), (31, 169));
-    assert_eq!(counts.takeover, 0);
+    assert_eq!(counts.taken_back, 0);
 }
 
 #[test]
@@ -181,7 +181,7 @@ fn a_decision_that_affinity_has_overtaken_is_carried_out_elsewhere_or_dropped() 
     sim.apply(Event::SetAffinity(1, 0b10));
     sim.answer_kicks();
     sim.settle().unwrap();
-    let counts = sim.books().counts;
+    let counts = sim.accounting().counts;
     assert_eq!((counts.queued, counts.stale, counts.dispatched), (2, 1, 1));
 }
 
@@ -226,19 +226,22 @@ fn a_decision_without_room_is_refused_and_its_task_is_due_again_once_there_is_so
         (0..200).for_each(|id| sim.apply(Event::SetAffinity(id, !0)));
         sim.turn();
     }
-    let books = sim.books();
-    assert_eq!(books.left_in_mailboxes, 256 + 16_384);
+    let accounting = sim.accounting();
+    assert_eq!(accounting.left_in_mailboxes, 256 + 16_384);
     let refused = &sim.policy().refused;
     assert!(!refused.is_empty());
     assert!(refused.iter().all(|due| due.deadline == 1 && due.id < 200));
     sim.check().unwrap();
     // The CPUs empty the mailboxes.
     sim.apply(Event::Turn);
-    assert_eq!(sim.books().left_in_mailboxes, 0);
+    assert_eq!(sim.accounting().left_in_mailboxes, 0);
     sim.settle().unwrap();
-    let books = sim.books();
-    assert!(books.balance() && books.counts.dispatched >= 200, "{books}");
-    assert_eq!(books.counts.takeover, 0);
+    let accounting = sim.accounting();
+    assert!(
+        accounting.balance() && accounting.counts.dispatched >= 200,
+        "{accounting}"
+    );
+    assert_eq!(accounting.counts.taken_back, 0);
 }
 
 #[test]
@@ -366,6 +369,6 @@ fn a_preempting_decision_displaces_what_runs_and_goes_before_what_waits() {
     sim.check().unwrap();
     assert_eq!(running(&sim), [(0, 5)]);
     sim.settle().unwrap();
-    let counts = sim.books().counts;
+    let counts = sim.accounting().counts;
     assert_eq!((counts.queued, counts.dispatched), (4, 4), "2 twice");
 }

@@ -137,9 +137,9 @@ fn counters(metrics: &Metrics) -> Vec<Line<'static>> {
         dispatched,
         waiting,
         ring_full,
-        takeover,
+        taken_back,
         late,
-        alone,
+        fallback,
         kernel_side,
         syscalls,
         faults,
@@ -158,7 +158,7 @@ fn counters(metrics: &Metrics) -> Vec<Line<'static>> {
             "asked user space     {queued}, decided {dispatched}, waiting {waiting}"
         )),
         Line::from(format!(
-            "without user space   {alone} while it was late ({late} times), {takeover} taken back, {ring_full} ring full, \
+            "without user space   {fallback} while it was late ({late} times), {taken_back} taken back, {ring_full} ring full, \
              {kernel_side} kernel side's own"
         )),
         if bad { last.red() } else { last },

@@ -81,7 +81,7 @@ fn attach(
     if options.stats.is_some() {
         log::info!("{}", scheduler.watch().latency());
     }
-    log::info!("{}", scheduler.books());
+    log::info!("{}", scheduler.accounting());
     if let Ok(info) = &info {
         log::info!("EXIT: {info}");
     }

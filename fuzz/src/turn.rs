@@ -18,8 +18,8 @@ use scx_metronome_core::sim::{Config, Event, EveryPlace, Sim, TASKS};
 /// Longer inputs find nothing that shorter ones do not, and take longer.
 const EVENTS: usize = 2048;
 
-/// Lets it all happen. Without faults the books must balance besides, and nobody be taken over from
-/// user space that is not late.
+/// Lets it all happen. Without faults the accounting must balance besides, and nobody be taken over
+/// from user space that is not late.
 pub fn run(bytes: &[u8]) {
     let Some((&[cpus, tasks, flags, kinds], events)) = bytes.split_first_chunk() else {
         return;
@@ -44,7 +44,7 @@ pub fn run(bytes: &[u8]) {
         let mut sim = Sim::new(config, policy);
         let_happen(&mut sim, events, faults);
         // It names no CPU that the task may not use.
-        assert!(faults || sim.books().counts.bounced == 0);
+        assert!(faults || sim.accounting().counts.bounced == 0);
     } else {
         let_happen(&mut Sim::new(config, EveryPlace::default()), events, faults);
     }
@@ -59,9 +59,9 @@ fn let_happen<P: Policy>(sim: &mut Sim<P>, events: impl Iterator<Item = Event>, 
     sim.settle()
         .unwrap_or_else(|violation| panic!("{violation}"));
     if !faults {
-        let books = sim.books();
-        let counts = books.counts;
-        assert!(books.balance(), "{books}");
-        assert!(counts.late != 0 || counts.takeover + counts.alone == 0);
+        let accounting = sim.accounting();
+        let counts = accounting.counts;
+        assert!(accounting.balance(), "{accounting}");
+        assert!(counts.late != 0 || counts.taken_back + counts.fallback == 0);
     }
 }

@@ -168,7 +168,7 @@ fn what_each_side_publishes_is_the_same_on_both() {
             layout_in(btf, "machine_state"),
             layout!(MachineState {
                 idle,
-                takeover,
+                fallback,
                 clock_ahead,
                 pad,
                 virtual_now,

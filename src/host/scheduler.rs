@@ -29,7 +29,7 @@ use crate::idle::Unrestricted;
 use crate::mailbox::Full;
 use crate::policy::{Machine, Policy};
 use crate::shared::Shared;
-use crate::stats::{Books, Snapshot};
+use crate::stats::{Accounting, Snapshot};
 use crate::task::{DispatchedTask, Kind, QueuedTask};
 use crate::turn::Turn;
 use crate::wait::{Next, Wait, Waiter};
@@ -509,13 +509,13 @@ impl<'a> BpfScheduler<'a> {
 
     /// The accounts of both sides. They say something only after
     /// [`shutdown_and_report`](Self::shutdown_and_report).
-    pub fn books(&mut self) -> Books {
+    pub fn accounting(&mut self) -> Accounting {
         let counts = self.snapshot();
         let mut left_in_ring = 0;
         self.shared.drain(usize::MAX, |task| {
             left_in_ring += u64::from(task.kind() == Kind::Queued);
         });
-        Books {
+        Accounting {
             counts,
             left_in_ring,
             left_in_policy: counts.waiting,

@@ -103,7 +103,7 @@ impl Machine {
             cpus: core::array::from_fn(|_| busy_cpu()),
             machine: MachineState {
                 idle: [AtomicU64::new(0)],
-                takeover: AtomicU64::new(0),
+                fallback: AtomicU64::new(0),
                 clock_ahead: AtomicU64::new(0),
                 pad: [0; 6],
                 virtual_now: AtomicU64::new(0),

@@ -11,14 +11,14 @@ use super::kernel::{Kernel, Place, Task};
 use super::{Event, Sim};
 use crate::abi::{Counter, CpuState};
 use crate::policy::Policy;
-use crate::stats::{Books, Snapshot};
+use crate::stats::{Accounting, Snapshot};
 
 /// A policy may put the first task off for so many turns on end.
 const PUT_OFF: u32 = 1;
 
 impl<P: Policy> Sim<P> {
     /// The accounts of both sides so far.
-    pub fn books(&self) -> Books {
+    pub fn accounting(&self) -> Accounting {
         let kernel = &self.kernel;
         let counts = Snapshot {
             taken: self.taken,
@@ -27,7 +27,7 @@ impl<P: Policy> Sim<P> {
             waiting: self.turn.waiting() as u64,
             ..kernel.snapshot()
         };
-        Books {
+        Accounting {
             counts,
             left_in_ring: kernel.left_in_rings(),
             left_in_policy: counts.waiting,
@@ -44,12 +44,12 @@ impl<P: Policy> Sim<P> {
             return Err(violation.clone());
         }
         self.kernel.check_places()?;
-        let books = self.books();
-        let counts = books.counts;
+        let accounting = self.accounting();
+        let counts = accounting.counts;
         let right =
             self.kernel.faults || counts.taken == counts.sent + counts.superseded + counts.waiting;
-        if !right || counts.sent != counts.answered() + books.left_in_mailboxes {
-            return Err(format!("{books}"));
+        if !right || counts.sent != counts.answered() + accounting.left_in_mailboxes {
+            return Err(format!("{accounting}"));
         }
         Ok(())
     }
@@ -76,7 +76,7 @@ impl<P: Policy> Sim<P> {
             let is_vain = is_idle && self.sent == sent;
             vain_turns = if is_vain { vain_turns + 1 } else { 0 };
             if is_vain && self.kernel.faults {
-                self.kernel.take_over();
+                self.kernel.run_pending();
             } else if vain_turns > PUT_OFF {
                 return Err(format!("{} tasks wait on an idle machine", self.waiting()));
             }

@@ -25,7 +25,7 @@ pub enum Event {
     /// The scheduler thread takes a turn.
     Turn,
     /// The kernel side finds that the scheduler thread has been silent for longer than its budget,
-    /// and goes on alone if a task waits for it.
+    /// and begins fallback if a task waits for it.
     Late,
     /// The kernel side looks whether the scheduler thread, found late before, has caught up in a
     /// turn since, and asks it again if so.

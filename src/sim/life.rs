@@ -28,8 +28,8 @@ impl Kernel {
             Event::SetWeight(id, weight) => {
                 self.tasks[task(id) as usize].weight = u64::from(weight).clamp(1, 10_000);
             }
-            Event::Late => self.begin_takeover(),
-            Event::Back => self.end_takeover(),
+            Event::Late => self.begin_fallback(),
+            Event::Back => self.end_fallback(),
             Event::Pass(us) => self.now += u64::from(us) * 1000,
             Event::Hold => self.hold = self.held.is_none(),
             Event::Release => self.release(),
@@ -164,18 +164,18 @@ impl Kernel {
         unsafe { self.control.start().cast().as_ref() }
     }
 
-    pub(super) fn is_alone(&self) -> bool {
-        self.machine_state().takeover.load(Ordering::Relaxed) & 1 == 1
+    pub(super) fn in_fallback(&self) -> bool {
+        self.machine_state().fallback.load(Ordering::Relaxed) & 1 == 1
     }
 
     /// User space is late while tasks wait for it: from now on it is not asked.
-    pub(super) fn begin_takeover(&mut self) {
+    pub(super) fn begin_fallback(&mut self) {
         if self.pending.is_empty() {
             return;
         }
-        if !self.is_alone() {
-            let takeover = &self.machine_state().takeover;
-            takeover.fetch_add(1, Ordering::Relaxed);
+        if !self.in_fallback() {
+            let fallback = &self.machine_state().fallback;
+            fallback.fetch_add(1, Ordering::Relaxed);
             self.count(Counter::Late);
         }
         let is_idle = |cpu: &usize| self.running[*cpu].is_none();
@@ -186,17 +186,17 @@ impl Kernel {
     }
 
     /// User space that is back and has read all that was asked of it is asked again.
-    pub(super) fn end_takeover(&mut self) {
-        let takeover = &self.machine_state().takeover;
+    pub(super) fn end_fallback(&mut self) {
+        let fallback = &self.machine_state().fallback;
         let caught_up = self.control().caught_up.load(Ordering::Relaxed);
-        if self.is_alone() && takeover.load(Ordering::Relaxed) == caught_up {
-            takeover.fetch_add(1, Ordering::Relaxed);
+        if self.in_fallback() && fallback.load(Ordering::Relaxed) == caught_up {
+            fallback.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     /// Nobody will decide about what lies in a ring that is corrupt: a CPU runs what has waited
     /// longest.
-    pub(super) fn take_over(&mut self) {
+    pub(super) fn run_pending(&mut self) {
         for cpu in 0..self.agent_cpu() {
             let first = self
                 .pending
@@ -204,7 +204,7 @@ impl Kernel {
                 .find(|(_, id)| self.allows(*id, cpu))
                 .map(|(_, id)| *id);
             if let (Some(id), None) = (first, self.running[cpu as usize]) {
-                self.count(Counter::Takeover);
+                self.count(Counter::TakenBack);
                 self.take_off(id);
                 self.run(cpu, id);
             }

@@ -23,8 +23,8 @@ impl Kernel {
         let task = &mut self.tasks[id as usize];
         task.generation += 1;
         task.slice = SLICE_NS / UNDECIDED_SLICE;
-        if self.is_alone() {
-            return self.enqueue_fallback(id, Counter::Alone);
+        if self.in_fallback() {
+            return self.enqueue_fallback(id, Counter::Fallback);
         }
         let Some((ring, at)) = self.reserve(id) else {
             return self.enqueue_fallback(id, Counter::RingFull);
@@ -106,7 +106,7 @@ impl Kernel {
             return self.publish_idle(cpu, true);
         };
         if dsq == DsqId::Pending {
-            self.count(Counter::Takeover);
+            self.count(Counter::TakenBack);
         }
         self.take_off(id);
         self.run(cpu, id);
@@ -116,7 +116,7 @@ impl Kernel {
     /// Where a CPU looks for a task, in this order.
     pub(super) fn dsqs_of(&self, cpu: u32, displaces: bool) -> impl Iterator<Item = DsqId> + use<> {
         let turn = self.turns[cpu as usize];
-        let (rest, is_alone) = (turn / 2, self.is_alone());
+        let (rest, in_fallback) = (turn / 2, self.in_fallback());
         let own = DsqId::Cpu(cpu);
         let mut decided = [own, DsqId::Shared];
         if rest & 1 == 1 {
@@ -124,8 +124,8 @@ impl Kernel {
         }
         let displacing = displaces.then_some(own);
         let unasked = (turn & 1 == 1).then_some(DsqId::Fallback);
-        let asked = (is_alone && rest & 3 != 0).then_some(DsqId::Pending);
-        let left = is_alone.then_some(DsqId::Pending);
+        let asked = (in_fallback && rest & 3 != 0).then_some(DsqId::Pending);
+        let left = in_fallback.then_some(DsqId::Pending);
         let first = displacing.into_iter().chain(unasked).chain(asked);
         first.chain(decided).chain(left).chain([DsqId::Fallback])
     }

@@ -64,10 +64,14 @@ fn move_position() {
 /// The scheduler is told of something that cannot be; it ends by itself and says what it was.
 fn assert_it_ends(what: &str, spoil: impl FnOnce(), says: &str) {
     let ended = end_by(what, spoil, says);
-    assert!(ended.stderr.contains("books balance"), "{}", ended.stderr);
+    assert!(
+        ended.stderr.contains("accounting balances"),
+        "{}",
+        ended.stderr
+    );
 }
 
-/// The same, whatever has become of its books.
+/// The same, whatever has become of its accounting.
 fn end_by(what: &str, spoil: impl FnOnce(), says: &str) -> Ended {
     let scheduler = Scheduler::start("scx_metronome", &[]);
     let pause = Pauses::of_heartbeat(|| {
@@ -156,11 +160,11 @@ fn records_that_name_nobody_or_an_enqueue_that_is_over_are_harmless_and_counted(
     );
     println!("records of nobody: {pause}, stale {stale}, too late {late}");
     // The kernel side counted those that it wrote itself, and no others are missing.
-    let books = ended.books();
+    let accounting = ended.accounting();
     assert_eq!(
-        accounted(&books),
-        books["queued"] + records.len() as u64,
-        "{books:?}"
+        accounted(&accounting),
+        accounting["queued"] + records.len() as u64,
+        "{accounting:?}"
     );
     assert!(late >= 100 && stale > 10, "{}", ended.stdout);
     pause.assert_heartbeat_short("records of nobody");

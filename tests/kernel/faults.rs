@@ -55,8 +55,8 @@ pub(super) fn assert_it_goes_on_with(args: &[&str], name: &str, fault: impl FnOn
     println!(
         "{name}: {pause}, {passed} numbers passed, late {}, without it {} + {}",
         count("late"),
-        count("alone"),
-        count("takeover"),
+        count("fallback"),
+        count("taken-back"),
     );
     pause.assert_short(name);
     assert!(count("late") >= 1, "{name}: {}", ended.stdout);
@@ -64,11 +64,11 @@ pub(super) fn assert_it_goes_on_with(args: &[&str], name: &str, fault: impl FnOn
     if !args.contains(&"--orders") {
         return;
     }
-    assert!(count("alone") >= 20, "{name}: {}", ended.stdout);
-    assert!(count("takeover") >= 1, "{name}: {}", ended.stdout);
+    assert!(count("fallback") >= 20, "{name}: {}", ended.stdout);
+    assert!(count("taken-back") >= 1, "{name}: {}", ended.stdout);
     // Nothing more is counted while it is unloaded, which takes an old kernel seconds.
     let lines: Vec<_> = ended.stdout.lines().map(numbers).collect();
-    let last = lines.iter().rposition(|line| line["alone"] > 0).unwrap();
+    let last = lines.iter().rposition(|line| line["fallback"] > 0).unwrap();
     assert!(
         lines[last + 1..].iter().any(|line| line["dispatched"] > 0),
         "{name}: it schedules again: {}",
@@ -237,7 +237,7 @@ fn a_scheduler_that_the_kernel_throws_out_says_why_and_leaves_a_running_load() {
     for dumped in ["metronome: scheduler thread ", "metronome: idle_seq "] {
         assert!(ended.stderr.contains(dumped), "{dumped}: {}", ended.stderr);
     }
-    ended.assert_books_balance();
+    ended.assert_accounting_balances();
     assert_eq!(leftovers(), "");
 }
 

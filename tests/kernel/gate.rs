@@ -5,7 +5,7 @@ use super::inject::{self, allow, set_online};
 use super::*;
 
 #[test]
-fn a_heavy_load_is_scheduled_and_its_books_balance() {
+fn a_heavy_load_is_scheduled_and_its_accounting_balances() {
     schedules_a_heavy_load("scx_metronome", &ASKED);
 }
 
@@ -61,7 +61,7 @@ fn a_cpu_that_goes_and_comes_restarts_the_scheduler_and_takes_no_task_along() {
     let ended = scheduler.stop(libc::SIGINT);
     ended.assert_clean();
     assert_eq!(ended.stderr.matches("restarting").count(), 2);
-    assert_eq!(ended.lines_of_books().count(), 3, "{}", ended.stderr);
+    assert_eq!(ended.lines_of_accounting().count(), 3, "{}", ended.stderr);
 }
 
 #[test]
@@ -277,9 +277,9 @@ const ENQUEUES: [&str; 8] = [
     "in-turn",
     "direct",
     "ordered",
-    "kernel",
+    "kernel-side",
     "no-id",
-    "alone",
+    "fallback",
     "ring-full",
 ];
 

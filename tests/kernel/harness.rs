@@ -154,35 +154,39 @@ impl Drop for Scheduler {
 }
 
 impl Ended {
-    /// Ended as asked, by itself, without complaint, and with balanced books.
+    /// Ended as asked, by itself, without complaint, and with an accounting that balances.
     pub(super) fn assert_clean(&self) {
         assert!(self.status.success(), "{}: {}", self.status, self.stderr);
-        self.assert_books_balance();
+        self.assert_accounting_balances();
         wait_for_default_scheduler();
     }
 
     /// Each time it was detached every task is accounted for, and it did not end with a crowd in
     /// its hands.
-    pub(super) fn assert_books_balance(&self) {
-        let mut lines = self.lines_of_books().peekable();
-        assert!(lines.peek().is_some(), "no books: {}", self.stderr);
+    pub(super) fn assert_accounting_balances(&self) {
+        let mut lines = self.lines_of_accounting().peekable();
+        assert!(lines.peek().is_some(), "no accounting: {}", self.stderr);
         for line in lines {
-            assert!(line.starts_with("books balance: "), "{line}");
-            let books = numbers(line);
-            assert_eq!(accounted(&books), books["queued"], "{line}");
-            assert!(books["left"] <= LEFT_AT_THE_END, "{line}");
+            assert!(line.starts_with("accounting balances: "), "{line}");
+            let accounting = numbers(line);
+            assert_eq!(accounted(&accounting), accounting["queued"], "{line}");
+            assert!(accounting["left"] <= LEFT_AT_THE_END, "{line}");
         }
     }
 
-    pub(super) fn lines_of_books(&self) -> impl Iterator<Item = &str> {
+    pub(super) fn lines_of_accounting(&self) -> impl Iterator<Item = &str> {
         self.stderr
             .lines()
-            .filter(|line| line.starts_with("books "))
+            .filter(|line| line.starts_with("accounting "))
     }
 
-    /// The numbers of the last line of the books, by name.
-    pub(super) fn books(&self) -> HashMap<String, u64> {
-        numbers(self.lines_of_books().last().expect("a line of books"))
+    /// The numbers of the last line of the accounting, by name.
+    pub(super) fn accounting(&self) -> HashMap<String, u64> {
+        numbers(
+            self.lines_of_accounting()
+                .last()
+                .expect("a line of accounting"),
+        )
     }
 }
 
@@ -190,8 +194,8 @@ impl Ended {
 /// moment.
 pub(super) const LEFT_AT_THE_END: u64 = 50;
 
-/// Of how many tasks the books say what became of them.
-pub(super) fn accounted(books: &HashMap<String, u64>) -> u64 {
+/// Of how many tasks the accounting says what became of them.
+pub(super) fn accounted(accounting: &HashMap<String, u64>) -> u64 {
     let fates = [
         "dispatched",
         "stale",
@@ -200,7 +204,7 @@ pub(super) fn accounted(books: &HashMap<String, u64>) -> u64 {
         "superseded",
         "left",
     ];
-    fates.iter().map(|fate| books[*fate]).sum()
+    fates.iter().map(|fate| accounting[*fate]).sum()
 }
 
 pub(super) fn wait_for_default_scheduler() {
@@ -476,8 +480,11 @@ pub(super) fn schedules_a_heavy_load(name: &str, args: &[&str]) {
     ended.assert_clean();
     println!("{}", ended.stderr);
     if args.contains(&"--orders") || name != "scx_metronome" {
-        let books = ended.books();
-        assert!(books["queued"] > 20 * seconds, "it was asked: {books:?}");
+        let accounting = ended.accounting();
+        assert!(
+            accounting["queued"] > 20 * seconds,
+            "it was asked: {accounting:?}"
+        );
     }
 }
 

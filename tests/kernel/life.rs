@@ -134,9 +134,9 @@ fn schedule(policy: &mut Recorder, time: Duration) -> Snapshot {
     scheduler.run_until(policy, || Instant::now() >= end);
     assert!(!scheduler.exited());
     scheduler.shutdown_and_report().unwrap();
-    let books = scheduler.books();
-    assert!(books.balance(), "{books}");
-    books.counts
+    let accounting = scheduler.accounting();
+    assert!(accounting.balance(), "{accounting}");
+    accounting.counts
 }
 
 /// A process of this name that does `work` once something schedules. Killed when dropped.
@@ -438,9 +438,9 @@ fn the_fates_that_a_policy_hears_of_are_those_that_are_counted() {
     });
     assert!(!scheduler.exited());
     scheduler.shutdown_and_report().unwrap();
-    let books = scheduler.books();
-    assert!(books.balance(), "{books}");
-    let counts = books.counts;
+    let accounting = scheduler.accounting();
+    assert!(accounting.balance(), "{accounting}");
+    let counts = accounting.counts;
     assert_eq!(counts.events_lost, 0);
     assert!(policy.records.len() < policy.records.capacity());
     let mut heard: HashMap<Kind, u64> = HashMap::new();
@@ -563,8 +563,11 @@ fn an_order_that_prefers_a_cpu_has_its_task_run_there_while_it_is_idle() {
     }
     assert!(!scheduler.exited());
     scheduler.shutdown_and_report().unwrap();
-    let books = scheduler.books();
-    assert!(books.balance() && books.counts.bad_orders == 0, "{books}");
+    let accounting = scheduler.accounting();
+    assert!(
+        accounting.balance() && accounting.counts.bad_orders == 0,
+        "{accounting}"
+    );
 }
 
 /// Two processes that wake each other through pipes, both bound to these CPUs.
@@ -767,9 +770,16 @@ fn the_batch_verbs_schedule_a_load_and_no_cpu_is_claimed_that_is_forbidden() {
         scheduler.notify_complete(batch.len() as u64);
     }
     scheduler.shutdown_and_report().unwrap();
-    let books = scheduler.books();
-    println!("{books}; {}; {} claims", books.counts, claims.len());
-    assert!(books.balance() && books.counts.dispatched > 100, "{books}");
+    let accounting = scheduler.accounting();
+    println!(
+        "{accounting}; {}; {} claims",
+        accounting.counts,
+        claims.len()
+    );
+    assert!(
+        accounting.balance() && accounting.counts.dispatched > 100,
+        "{accounting}"
+    );
     assert!(claims.len() > 10);
     assert!(claims.iter().all(|cpu| [0, 2].contains(cpu)), "{claims:?}");
 }
@@ -818,12 +828,12 @@ fn the_verbs_go_on_after_a_policy_with_the_tasks_that_it_left_and_without_its_ev
         scheduler.notify_complete(0);
     }
     scheduler.shutdown_and_report().unwrap();
-    let books = scheduler.books();
-    println!("{before}; then {books}; {}", books.counts);
+    let accounting = scheduler.accounting();
+    println!("{before}; then {accounting}; {}", accounting.counts);
     assert!(before.events > 100 && before.ordered > 100, "{before}");
     assert!(before.waiting > 0, "it leaves tasks: {before}");
-    assert!(books.balance(), "{books}");
-    let counts = books.counts;
+    assert!(accounting.balance(), "{accounting}");
+    let counts = accounting.counts;
     // Some CPU may have been about to tell of something.
     assert!(counts.events < before.events + 10, "nobody listens");
     // What is left are kernel threads, which keep theirs.
@@ -834,7 +844,7 @@ fn the_verbs_go_on_after_a_policy_with_the_tasks_that_it_left_and_without_its_ev
         before.ordered
     );
     assert!(counts.dispatched > before.dispatched + 100, "{counts}");
-    assert_eq!(counts.takeover, before.takeover, "nobody is forgotten");
+    assert_eq!(counts.taken_back, before.taken_back, "nobody is forgotten");
 }
 
 #[test]

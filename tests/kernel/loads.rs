@@ -4,7 +4,7 @@ use super::faults::ASKED;
 use super::*;
 
 #[test]
-fn fifo_schedules_a_heavy_load_and_its_books_balance() {
+fn fifo_schedules_a_heavy_load_and_its_accounting_balances() {
     schedules_a_heavy_load("fifo", &[]);
 }
 
@@ -92,7 +92,7 @@ fn a_million_decisions_cost_the_scheduler_thread_neither_a_fault_nor_an_allocati
 }
 
 #[test]
-fn each_example_schedules_a_load_and_its_books_balance() {
+fn each_example_schedules_a_load_and_its_accounting_balances() {
     for example in ["vruntime", "priority", "llc"] {
         let scheduler = Scheduler::start(example, &[]);
         let n = 2 * cpus();
@@ -102,7 +102,7 @@ fn each_example_schedules_a_load_and_its_books_balance() {
         let ended = scheduler.stop(libc::SIGINT);
         ended.assert_clean();
         println!("{example}: {}", ended.stderr);
-        assert!(ended.books()["dispatched"] > 100, "{}", ended.stderr);
+        assert!(ended.accounting()["dispatched"] > 100, "{}", ended.stderr);
     }
 }
 

@@ -101,7 +101,7 @@ fn cpu_hotplug_restarts_the_scheduler_under_load_and_takes_no_task_along() {
         "CPU hotplug: {passed} numbers passed: {pause}\n{}",
         ended.stderr
     );
-    for (what, times) in [("restarting", 4), ("books balance", 5)] {
+    for (what, times) in [("restarting", 4), ("accounting balances", 5)] {
         let found = ended.stderr.matches(what).count();
         assert_eq!(found, times, "{}", ended.stderr);
     }
@@ -140,7 +140,7 @@ fn cpu_hotplug_restarts_a_scheduler_in_the_verbs_of_the_seed() {
     load.assert_running();
     let ended = scheduler.stop(libc::SIGTERM);
     ended.assert_clean();
-    assert_eq!(ended.lines_of_books().count(), 3, "{}", ended.stderr);
+    assert_eq!(ended.lines_of_accounting().count(), 3, "{}", ended.stderr);
 }
 
 /// A real-time task on each CPU that runs for 50 µs each 2 ms, as sound and input have them.

@@ -85,7 +85,7 @@ fn the_scheduler_thread_takes_a_cpu_without_a_tick_if_there_is_one_and_says_so()
         "{expected}: {}",
         ended.stderr
     );
-    assert!(ended.books()["dispatched"] > 50, "{}", ended.stderr);
+    assert!(ended.accounting()["dispatched"] > 50, "{}", ended.stderr);
 }
 
 #[test]
@@ -109,7 +109,7 @@ fn a_scheduler_thread_takes_the_cpu_asked_for_and_says_so() {
         "{}",
         ended.stderr
     );
-    assert!(ended.books()["dispatched"] > 50, "{}", ended.stderr);
+    assert!(ended.accounting()["dispatched"] > 50, "{}", ended.stderr);
 }
 
 /// A group of processes that may use some CPUs only.
@@ -144,7 +144,7 @@ fn a_scheduler_in_a_cpuset_keeps_to_it_and_schedules_who_is_in_another_and_who_i
     println!("{}", ended.stderr);
     let place = "CPU 2 (the last CPU that this process may use)";
     assert!(ended.stderr.contains(place), "{}", ended.stderr);
-    assert!(ended.books()["dispatched"] > 100, "{}", ended.stderr);
+    assert!(ended.accounting()["dispatched"] > 100, "{}", ended.stderr);
 }
 
 #[test]
@@ -177,10 +177,10 @@ fn a_scheduler_in_a_pid_namespace_of_its_own_schedules_everybody() {
     let ended = scheduler.wait();
     ended.assert_clean();
     println!("{}", ended.stderr);
-    assert!(ended.books()["dispatched"] > 100, "{}", ended.stderr);
+    assert!(ended.accounting()["dispatched"] > 100, "{}", ended.stderr);
     let last = numbers(ended.stdout.lines().last().unwrap());
     assert_eq!(
-        (last["faults"], last["takeover"]),
+        (last["faults"], last["taken-back"]),
         (0, 0),
         "{}",
         ended.stdout

@@ -1,37 +1,36 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What the kernel side does by itself while user space is late: killed by nobody, but stopped,
+ * Fallback: what the kernel side does by itself while user space is late, because it is stopped,
  * frozen, faulting, or kept off its CPU (Invariant 6).
  *
  * User space is late when its heart has not beaten for budget_ns while tasks wait on PENDING_DSQ,
  * or since it was woken. From then on it is not asked: a task that becomes runnable goes to
  * FALLBACK_DSQ, those on PENDING_DSQ run in turn, and standing orders hold as ever.
- * `machine.takeover` is odd meanwhile. User space that is back reads its rings empty, writes that
+ * `machine.fallback` is odd meanwhile. User space that is back reads its rings empty, writes that
  * number into `control.caught_up`, and is asked again. Its decisions about tasks that have run
  * meanwhile find them elsewhere.
  *
- * Somebody has to look while all CPUs idle, so a timer does, as long as anybody has been asked
- * lately. It looks after CPUs that a task of another class has taken, too: what waits for such a
+ * A timer looks, because all CPUs may idle. It runs while a question is open. It looks after CPUs that a task of another class has taken, too: what waits for such a
  * CPU alone, in its mailbox or on its DSQ, is taken from it.
  *
- *   takeover       caught_up          who decides                           who becomes runnable
+ *   fallback       caught_up          who decides                           who becomes runnable
  *   even           any                user space                            is asked about
  *   odd            another number     the kernel side; user space is away,  goes to FALLBACK_DSQ
  *                                     or reads what it was asked before
  *   odd            the same number    the kernel side, until it looks       goes to FALLBACK_DSQ
  *
- *   takeover       changes when                                     by
- *   even -> odd    a task is pending, or user space was woken, and  begin_takeover(), from the timer
+ *   fallback       changes when                                     by
+ *   even -> odd    a task is pending, or user space was woken, and  begin_fallback(), from the timer
  *                  the heart has not beaten for budget_ns
- *   odd -> even    caught_up is the same number                     end_takeover(), from the timer
- *   caught_up      user space finds takeover odd and its rings      Shared::catch_up(), in each turn
+ *   odd -> even    caught_up is the same number                     end_fallback(), from the timer
+ *   caught_up      user space finds fallback odd and its rings      Shared::catch_up(), in each turn
  *                  empty                                            (src/shared.rs)
  *
- * The number only grows, so what user space has written about one takeover says nothing about the
+ * The number only grows, so what user space has written about one fallback says nothing about the
  * next. Two CPUs that change it at once change it once, by compare-and-swap.
  */
-#ifndef METRONOME_TAKEOVER_H
-#define METRONOME_TAKEOVER_H
+#ifndef METRONOME_FALLBACK_H
+#define METRONOME_FALLBACK_H
 
 #include "state.h"
 #include "mailbox.h"
@@ -112,12 +111,12 @@ static bool has_not_woken_up(void)
 	return ctl && *(volatile u64 *)&ctl->heartbeat == woken_at_beat;
 }
 
-/* Does the kernel side decide alone? */
-static bool is_alone(void)
+/* Does the kernel side decide without user space? */
+static bool in_fallback(void)
 {
 	struct machine_state *machine = machine_state();
 
-	return machine && *(volatile u64 *)&machine->takeover & 1;
+	return machine && *(volatile u64 *)&machine->fallback & 1;
 }
 
 /*
@@ -126,21 +125,21 @@ static bool is_alone(void)
  */
 static bool belongs_to_agent(s32 cpu)
 {
-	return cpu == agent_cpu && agent_runnable && !is_alone();
+	return cpu == agent_cpu && agent_runnable && !in_fallback();
 }
 
 /* User space is late: from now on it is not asked. */
-static void begin_takeover(void)
+static void begin_fallback(void)
 {
 	struct machine_state *machine = machine_state();
-	u64 seq = machine ? *(volatile u64 *)&machine->takeover : 1;
+	u64 seq = machine ? *(volatile u64 *)&machine->fallback : 1;
 
-	if (!(seq & 1) && __sync_val_compare_and_swap(&machine->takeover, seq, seq + 1) == seq)
+	if (!(seq & 1) && __sync_val_compare_and_swap(&machine->fallback, seq, seq + 1) == seq)
 		count(COUNT_LATE);
 }
 
 /* User space is back and has read all that was asked of it. */
-static void end_takeover(void)
+static void end_fallback(void)
 {
 	struct machine_state *machine = machine_state();
 	struct control *ctl = controls();
@@ -148,9 +147,9 @@ static void end_takeover(void)
 
 	if (!machine || !ctl)
 		return;
-	seq = *(volatile u64 *)&machine->takeover;
+	seq = *(volatile u64 *)&machine->fallback;
 	if (seq & 1 && *(volatile u64 *)&ctl->caught_up == seq)
-		__sync_val_compare_and_swap(&machine->takeover, seq, seq + 1);
+		__sync_val_compare_and_swap(&machine->fallback, seq, seq + 1);
 }
 
 /*
@@ -184,9 +183,9 @@ static bool first_pending_is_overdue(u64 limit)
  * lies in the mailbox of a CPU that does not look, as one that is being taken offline. @idle: this
  * CPU has nothing else to do.
  */
-__noinline int take_over(bool idle)
+__noinline int run_pending(bool idle)
 {
-	if (!is_alone()) {
+	if (!in_fallback()) {
 		bool overdue = first_pending_is_overdue(idle ? budget_ns : limits.longest_wait_ns);
 
 		if (!idle)
@@ -196,7 +195,7 @@ __noinline int take_over(bool idle)
 	}
 	if (!scx_bpf_dsq_move_to_local(PENDING_DSQ))
 		return false;
-	count(COUNT_TAKEOVER);
+	count(COUNT_TAKEN_BACK);
 	return true;
 }
 
@@ -213,7 +212,7 @@ static void kick_idle_workers(void)
 		scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE);
 	}
 	/* Its own thread does not need it. */
-	if (nr > 0 && is_alone())
+	if (nr > 0 && in_fallback())
 		scx_bpf_kick_cpu(agent_cpu, SCX_KICK_IDLE);
 }
 
@@ -294,10 +293,10 @@ static void look_after_user_space(void)
 {
 	bool pending = scx_bpf_dsq_nr_queued(PENDING_DSQ) > 0, overdue;
 
-	end_takeover();
+	end_fallback();
 	if ((pending || has_not_woken_up()) && user_space_is_late())
-		begin_takeover();
-	overdue = pending && (is_alone() || first_pending_is_overdue(budget_ns));
+		begin_fallback();
+	overdue = pending && (in_fallback() || first_pending_is_overdue(budget_ns));
 	if (overdue)
 		kick_idle_workers();
 	/*
@@ -322,7 +321,7 @@ static int on_watch(void *map, u32 *key, struct watch *watch)
 	bpf_rcu_read_lock();
 	look_after_user_space();
 	bpf_rcu_read_unlock();
-	if (!asked && !is_alone() && !*(volatile u32 *)&watch_taken &&
+	if (!asked && !in_fallback() && !*(volatile u32 *)&watch_taken &&
 	    scx_bpf_dsq_nr_queued(PENDING_DSQ) <= 0) {
 		__sync_lock_test_and_set(&watch_started, 0);
 		if (!*(volatile u32 *)&watch_asked || __sync_lock_test_and_set(&watch_started, 1))
@@ -375,4 +374,4 @@ static int init_watch(void)
 	return err ?: bpf_timer_set_callback(&watch->timer, on_watch);
 }
 
-#endif /* METRONOME_TAKEOVER_H */
+#endif /* METRONOME_FALLBACK_H */

@@ -1,7 +1,7 @@
 //! What producers cost each other on one ring: a reason for how many rings to have.
 //!
 //! Threads on CPUs of their own run a BPF program that writes records as fast as it can: one
-//! thread; two to the same ring; two to a ring each. Nobody reads the records: each thread moves
+//! thread; two to the same ring; two to a ring each. No thread reads the records: each thread moves
 //! the consumer position up to the producer's from time to time. A ring has one lock, and one line
 //! with the producer position.
 //!
@@ -87,7 +87,7 @@ impl Producer {
     }
 
     /// Moves the consumer position on, never back. A record that the other producer is still
-    /// writing may be passed: it is written all the same, and nobody reads it.
+    /// writing may be passed: it is written all the same, and no thread reads it.
     fn forget_records(&self) {
         // SAFETY: mapped until the process ends.
         let producer = unsafe { self.ring.producer.as_ref() };

@@ -49,8 +49,8 @@ enum record_kind {
 	RECORD_RESCUED,
 	RECORD_DIRECT, /* it woke, and an idle CPU took it at once */
 	/*
-	 * A decision was dropped: its task has exited; id and generation are the decision's, the rest
-	 * says nothing.
+	 * A decision was dropped: its task has exited; id and generation are the decision's, the
+	 * rest says nothing.
 	 */
 	RECORD_TOO_LATE,
 };
@@ -66,7 +66,7 @@ enum record_kind {
 #define WAKE_FLAGS_SHIFT 48
 
 /*
- * Likewise: an idle CPU took the task as it woke, so that nobody waited for the CPU time that it
+ * Likewise: an idle CPU took the task as it woke, so that no task waited for the CPU time that it
  * got.
  */
 #define FOUND_IDLE (1ULL << 56)
@@ -105,7 +105,7 @@ enum record_kind {
 #define LEAD_LAGS 32
 #define SLOWEST 16
 
-/* The part of the default slice that a task gets while nobody shortens slices as tasks wait. */
+/* The part of the default slice that a task gets unless slices are shortened as tasks wait. */
 #define UNDECIDED_SLICE 8
 
 /* Decisions that one dispatch() carries out at most: it runs with the run queue locked. */
@@ -190,8 +190,8 @@ enum counter {
 };
 
 /*
- * What tasks are allowed before the kernel side acts by itself. U sets it before loading. src/limits.rs has the
- * defaults, and the reasons.
+ * What tasks are allowed before the kernel side acts by itself. U sets it before loading.
+ * src/limits.rs has the defaults, and the reasons.
  */
 struct limits {
 	/* A running task with an order gives way only to a deadline that is earlier by this. */

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * What the kernel side counts, a line for each counter: its name and what it counts. abi.h makes
- * `enum counter` of this list, build.rs the Rust types `Counter` and `Snapshot`, and the command its
- * statistics. Also of a task that was taken back the decision comes, and counts as rescued.
+ * `enum counter` of this list, build.rs the Rust types `Counter` and `Snapshot`, and the command
+ * its statistics. Also of a task that was taken back the decision comes, and counts as rescued.
  */
 COUNTER(QUEUED, "questions to user space")
 COUNTER(RING_FULL, "tasks that found the ring full and went on without user space")

@@ -10,11 +10,12 @@
  * number into `control.caught_up`, and is asked again. Its decisions about tasks that have run
  * meanwhile find them elsewhere.
  *
- * A timer looks, because all CPUs may idle. It runs while a question is open. It looks after CPUs that a task of another class has taken, too: what waits for such a
- * CPU alone, in its mailbox or on its DSQ, is taken from it.
+ * A timer looks, because all CPUs may idle. It runs while a question is open. It looks after CPUs
+ * that a task of another class has taken, too: what waits for such a CPU alone, in its mailbox or
+ * on its DSQ, is taken from it.
  *
- *   fallback       caught_up          who decides                           who becomes runnable
- *   even           any                user space                            is asked about
+ *   fallback       caught_up          decides                               a task becomes runnable
+ *   even           any                user space                            user space is asked
  *   odd            another number     the kernel side; user space is away,  goes to FALLBACK_DSQ
  *                                     or reads what it was asked before
  *   odd            the same number    the kernel side, until it looks       goes to FALLBACK_DSQ
@@ -40,8 +41,8 @@
 
 /*
  * The heartbeat that was seen last, and when it was seen to change. Races lose an update of a few
- * ns. The time is stored first: who reads the new heartbeat with the time of the one before, which
- * may be of long ago, finds user space late that is not.
+ * ns. The time is stored first: a reader of the new heartbeat with the time of the one before,
+ * which may be of long ago, finds user space late that is not.
  */
 static volatile u64 beat_seen, beat_seen_at;
 
@@ -72,8 +73,8 @@ static u32 stranded, look_from;
 static u64 woken_at_beat = -1ULL;
 
 /*
- * Whoever sleeps has no heartbeat: it is late only a budget after it has been woken. Those who wake
- * it again meanwhile do not put that off.
+ * A thread that sleeps has no heartbeat: it is late only a budget after it has been woken. Those
+ * who wake it again meanwhile do not put that off.
  */
 static void note_wakeup(struct control *ctl)
 {
@@ -300,8 +301,8 @@ static void look_after_user_space(void)
 	if (overdue)
 		kick_idle_workers();
 	/*
-	 * Each swap is a full barrier: who sets it anew has put its tasks where we look, or is seen
-	 * by the next look.
+	 * Each swap is a full barrier: the CPU that sets it anew has put its tasks where we look,
+	 * or is seen by the next look.
 	 */
 	if ((__sync_lock_test_and_set(&watch_taken, 0) || overdue) && find_stranded())
 		__sync_lock_test_and_set(&watch_taken, 1);
@@ -331,13 +332,13 @@ static int on_watch(void *map, u32 *key, struct watch *watch)
 	return 0;
 }
 
-/* User space has been asked: somebody must look whether it answers. */
+/* User space has been asked: the timer must look whether it answers. */
 static void watch_user_space(void)
 {
 	u32 zero = 0;
 	struct watch *watch;
 
-	/* Whoever finds it set is seen by the timer's next look. */
+	/* A CPU that finds it set is seen by the timer's next look. */
 	if (*(volatile u32 *)&watch_asked || __sync_lock_test_and_set(&watch_asked, 1) ||
 	    __sync_lock_test_and_set(&watch_started, 1))
 		return;

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * How long each stage of a task's way takes, for one wake-up in 256. All that is known of one of them
- * is put into the histograms of the CPU that runs the task, when it does, so that all stages are of
- * the same tasks. A task that is run without its decision, or in another class, is not in them.
+ * How long each stage of a task's way takes, for one wake-up in 256. All that is known of one of
+ * them is put into the histograms of the CPU that runs the task, when it does, so that all stages
+ * are of the same tasks. A task that is run without its decision, or in another class, is not in
+ * them.
  */
 #ifndef METRONOME_LATENCY_H
 #define METRONOME_LATENCY_H
@@ -85,7 +86,7 @@ __noinline int add_latency(enum stage stage, s64 ns)
 	struct cpu_latency *latency = bpf_map_lookup_elem(&latencies, &cpu);
 	u32 bucket = bucket_of(ns < 0 ? 0 : ns) & (LATENCY_BUCKETS - 1);
 
-	/* Interrupts are off in running(), so nobody else writes this CPU's histograms. */
+	/* Interrupts are off in running(), so no other code writes this CPU's histograms. */
 	if (latency && stage < NR_STAGES)
 		latency->stages[stage].buckets[bucket]++;
 	return 0;

@@ -11,7 +11,7 @@
  *
  * So a runnable task is always on a DSQ that the kernel knows (Invariant 3): a decision only moves
  * it. A decision that is late, doubled or wrong finds the task elsewhere and changes nothing, and
- * if user space falls silent its tasks can be run in turn without asking anybody (Invariant 6).
+ * if user space falls silent its tasks can be run in turn without it (Invariant 6).
  *
  * A task for which user space has left a standing order is spared all this: the order is carried
  * out (orders.h).
@@ -172,7 +172,7 @@ void BPF_PROG(metronome_runnable, struct task_struct *p, u64 enq_flags)
 		tctx->waker = waker_pid();
 }
 
-/* An idle CPU takes the task at once: where there is no choice to make, nobody is asked. */
+/* An idle CPU takes the task at once: where there is no choice to make, user space is not asked. */
 SEC("struct_ops/select_cpu")
 s32 BPF_PROG(metronome_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wake_flags)
 {
@@ -324,7 +324,7 @@ static bool enqueue_kernel_side(struct task_struct *p, struct task_ctx *tctx, u6
 static bool enqueue_pending(struct task_struct *p, struct task_ctx *tctx, u64 order, u32 generation,
 			    u64 enq_flags)
 {
-	/* User space hears of who used up an order sooner than of others. */
+	/* User space hears sooner of a task that has used up an order than of others. */
 	struct queued_task *rec = reserve_record(tctx->id, order ? 0 : FREE_FOR_ORDERED);
 	u64 wakeup;
 
@@ -723,7 +723,7 @@ void BPF_PROG(metronome_update_idle, s32 cpu, bool is_idle)
 	/* No task has waited for it. */
 	if (is_idle && cctx)
 		cctx->urgent_since = 0;
-	/* Whoever put something there since this CPU looked has not seen it idle. */
+	/* A CPU that put something there since this one looked has not seen it idle. */
 	if (is_idle &&
 	    (shared_waits() || elapsed_since(*(volatile u64 *)&enqueued_last) < ENQUEUE_NS))
 		scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE);
@@ -878,7 +878,10 @@ void BPF_PROG(metronome_tick, struct task_struct *p)
 	bool give_way;
 
 	publish_clock();
-	/* What is runnable changes meanwhile: the time is shared out while it is known by whom. */
+	/*
+	 * What is runnable changes meanwhile: the time is shared out while it is known among which
+	 * tasks.
+	 */
 	if (tctx && !is_agent(p))
 		charge_vruntime(p, tctx, cpu);
 	if (is_agent(p) || belongs_to_agent(cpu))
@@ -905,7 +908,7 @@ void BPF_PROG(metronome_stopping, struct task_struct *p, bool runnable)
 		cctx->left_at = tctx->stop_ts;
 	ran = elapsed_since(tctx->start_ts);
 	tctx->exec_runtime += ran;
-	/* Virtual time is nobody's weight. */
+	/* Virtual time goes by no task's weight. */
 	if (tctx->in_order)
 		advance_vtime_now(p->scx.dsq_vtime + ran);
 	/*
@@ -917,8 +920,8 @@ void BPF_PROG(metronome_stopping, struct task_struct *p, bool runnable)
 	tctx->is_decided = false;
 	charge_vruntime(p, tctx, scx_bpf_task_cpu(p));
 	/*
-	 * Whoever has run goes behind those who have not, should user space not say otherwise in
-	 * time.
+	 * A task that has run goes behind those that have not, should user space not say otherwise
+	 * in time.
 	 */
 	set_vtime(p, p->scx.dsq_vtime + scaled_time(p, tctx, ran));
 }
@@ -1135,7 +1138,7 @@ void BPF_PROG(metronome_exit, struct scx_exit_info *info)
 	bpf_probe_read_kernel_str(record->reason, sizeof(record->reason), info->reason);
 	bpf_probe_read_kernel_str(record->msg, sizeof(record->msg), info->msg);
 	record->exit_code = info->exit_code;
-	/* The swap is a full barrier: who sees the kind sees the rest. */
+	/* The swap is a full barrier: a reader of the kind sees the rest. */
 	__sync_lock_test_and_set(&record->kind, info->kind);
 }
 

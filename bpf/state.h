@@ -27,7 +27,7 @@ volatile u64 slice_ns = 20000000;
 /* What it is shortened to at least as tasks that take turns wait. Likewise. */
 volatile u64 slice_min_ns = 1000000;
 
-/* Who the scheduler is, in the initial pid namespace; set by the program become_agent(). */
+/* The scheduler thread and its process, in the initial pid namespace; set by become_agent(). */
 s32 agent_pid;
 s32 agent_tgid;
 
@@ -197,7 +197,7 @@ struct task_ctx {
 	s32 waker;
 	u64 wake_flags;
 	u64 born_with; /* the order it has until user space has spoken about it */
-	/* Of control.policies; EVERY_POLICY: the order holds whoever decides. */
+	/* Of control.policies; EVERY_POLICY: the order holds under every policy. */
 	u64 born_under;
 	/* While is_ordered: when it should have run, ns on the clock of scx_bpf_now(). */
 	u64 deadline;
@@ -304,7 +304,9 @@ static __always_inline void count(enum counter counter)
 	u32 cpu = bpf_get_smp_processor_id();
 	struct cpu_state *state = bpf_map_lookup_elem(&cpus, &cpu);
 
-	/* Interrupts are off in every op that counts, so nobody else writes this CPU's counters. */
+	/*
+	 * Interrupts are off in every op that counts, so no other code writes this CPU's counters.
+	 */
 	if (state)
 		state->counters[counter]++;
 }

@@ -46,7 +46,7 @@ impl Policy for PerLlc {
     }
 
     fn place(&mut self, due: &Due, machine: &Machine<'_>) -> Place {
-        // Who may not run everywhere goes where the kernel side knows that it may.
+        // A task that may not run everywhere goes where the kernel side knows that it may.
         let anywhere = u32::from(due.nr_cpus_allowed) >= machine.nr_cpus();
         let found = self.find(due, machine).filter(|_| anywhere);
         self.keeps = found.is_some();

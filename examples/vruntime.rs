@@ -1,4 +1,4 @@
-//! Weighted fair shares: who has had the least CPU time for its share runs next.
+//! Weighted fair shares: the task that has had the least CPU time for its share runs next.
 
 use std::mem::MaybeUninit;
 

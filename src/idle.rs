@@ -366,8 +366,8 @@ fn add_level<const N: usize>(
     }
 }
 
-/// Whom the search may serve: tasks that may run on every CPU, as their last records said. Of
-/// others we know too little.
+/// The tasks that the search may serve: those that may run on every CPU, as their last records
+/// said. Of others we know too little.
 ///
 /// A table of 16 KiB, by the lower bits of the thread id. A task that is forgotten for another is
 /// one to ask the kernel about, no more. A thread id that has passed to another task is believed

@@ -1,17 +1,17 @@
 //! How long each stage of a task's way takes.
 //!
 //! # Problem
-//! Five parties handle a task between its enqueue and its run, on up to three CPUs. Whoever looks
-//! for a delay must know at which stage it arises, while the scheduler runs, at full load, and
-//! without changing what is measured. A record for each task would be a second ring as busy as the
-//! first; a lock around a histogram would let a reader stop the loop.
+//! Five parties handle a task between its enqueue and its run, on up to three CPUs. An engineer who
+//! looks for a delay must know at which stage it arises, while the scheduler runs, at full load,
+//! and without changing what is measured. A record for each task would be a second ring as busy as
+//! the first; a lock around a histogram would let a reader stop the loop.
 //!
 //! # Mechanism
 //! One wake-up in 256 is measured ([`is_sampled`]), by both sides the same. The kernel side notes
 //! when the task was enqueued. We note when we took its record and when we put the decision into a
 //! mailbox, and the decision carries both back. The CPU that takes it out notes that, and the one
 //! that runs the task, when it does, adds all stages to histograms of its own (`bpf/latency.h`). So
-//! all stages are of the same tasks, each histogram has one writer, and who reads needs nobody's
+//! all stages are of the same tasks, each histogram has one writer, and a reader needs no writer's
 //! leave.
 //!
 //! | [`Stage`] | from                                          | to                                         |
@@ -28,7 +28,7 @@
 //!
 //! # What it shows
 //! A real kernel (7.3) with 4 CPUs, all busy, in guest time, µs: six hogs, two tasks that give
-//! their CPU away all the time, and a pair that passes messages by standing orders. Who has an
+//! their CPU away all the time, and a pair that passes messages by standing orders. A task with an
 //! order runs in a fraction of the time that a question takes:
 //!
 //! | stage                 | measured | p50   | p99   | p99.9 | max   |

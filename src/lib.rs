@@ -8,7 +8,7 @@
 //! # A task's way
 //!
 //! 1. A task wakes. If a CPU is idle it goes there at once (`select_cpu` in `bpf/metronome.bpf.c`):
-//!    there is no choice to make, so nobody is asked.
+//!    there is no choice to make, so user space is not asked.
 //! 2. If the policy has left a standing order for it ([`orders`]), the kernel side carries that
 //!    out: the task is handed the CPU of its waker, or waits, by deadline, in a dispatch queue that
 //!    is served before the others, and displaces what runs if its order says so. A task that is not
@@ -17,7 +17,7 @@
 //!    virtual runtime (`bpf/turns.h`). User space is told, not asked.
 //! 3. Otherwise the kernel side puts it into a dispatch queue of its own, PENDING, and describes it
 //!    in one fixed-size record of a BPF ring buffer (`enqueue`). On a large machine there are
-//!    several rings; all records of a task go through the one of its id. Nobody is woken, unless
+//!    several rings; all records of a task go through the one of its id. No thread is woken, unless
 //!    the scheduler thread sleeps.
 //! 4. The scheduler thread spins while questions come quickly; otherwise it sleeps, and its CPU is
 //!    a worker like any other ([`wait`](mod@wait)). A question wakes it at once; what it is only
@@ -66,7 +66,7 @@
 //! | [`queue`], [`turn`] | the waiting tasks by deadline; the one loop around a policy |
 //! | [`mailbox`], [`orders`] | decisions on their way to a CPU; decisions made ahead |
 //! | [`limits`] | what the kernel side allows tasks before it acts by itself |
-//! | [`shared`] | all the shared memory as one thing, and who must be woken |
+//! | [`shared`] | all the shared memory as one thing, and which CPUs must be kicked |
 //! | [`idle`] | which idle CPU takes a task |
 //! | [`wait`](mod@wait) | what the thread does when nothing is to do |
 //! | [`stats`], [`latency`] | what both sides count, and whether it balances; how long each stage takes |
@@ -101,7 +101,7 @@
 //!   over from another (`examples/swap.rs`).
 //!
 //! Only the first two must be there. A `&mut dyn Policy` and a `Box<dyn Policy>` are policies, too.
-//! [`BpfScheduler::run`] is the loop: it asks them, wakes who must be woken, and ends when the
+//! [`BpfScheduler::run`] is the loop: it asks them, kicks idle CPUs, and ends when the
 //! kernel or a signal says so. [`Builder`] has the options, [`BpfScheduler::accounting`] the accounts.
 //! `sim::Sim` runs a policy without a kernel, `vm/run -- vruntime` on one that is not your
 //! machine's.

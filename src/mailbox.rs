@@ -18,7 +18,7 @@
 //! Positions only grow, so a `seq` left over from an earlier round is never mistaken for a new one.
 //!
 //! # Orderings
-//! Our store of `seq` is a release: whoever sees it sees the rest of the slot; the partner is
+//! Our store of `seq` is a release: a CPU that sees it sees the rest of the slot; the partner is
 //! `take()` in `bpf/mailbox.h`, whose compare-and-swap on `head` separates its two reads. Our load
 //! of `seq` is an acquire: its partner is the swap by which `take()` frees the slot, after it has
 //! read it.
@@ -98,7 +98,7 @@ impl Mailbox {
     ///
     /// # Safety
     /// Until the mailbox is dropped, `memory` must point to a live, writable [`MailboxHead`] with
-    /// that many [`Slot`]s right behind it, to which nobody but the kernel side has access.
+    /// that many [`Slot`]s right behind it, to which only the kernel side has access besides.
     pub unsafe fn new(memory: NonNull<u8>, slots: usize) -> Self {
         debug_assert!(slots.is_power_of_two());
         let head = memory.cast::<MailboxHead>();
@@ -188,8 +188,8 @@ impl Mailbox {
         let head = unsafe { self.head.as_ref() };
         let position = head.head.load(Ordering::Relaxed);
         let waiting = self.tail.wrapping_sub(position);
-        // ORDERING: acquire, with the freeing swap in take(): who sees the slot free sees the head
-        // beyond it.
+        // ORDERING: acquire, with the freeing swap in take(): a writer that sees the slot free sees
+        // the head beyond it.
         let seq = self.slot(position).seq.load(Ordering::Acquire);
         let is_possible = match waiting {
             // A CPU may be slow to free a slot that it took a round ago.

@@ -7,9 +7,9 @@
 //!
 //! # Mechanism
 //! The policy decides ahead. A mapped table holds one word per task id, its standing order: how
-//! soon the task must run after a wake-up, for how long, whom it may displace. We write the word
-//! whenever the policy's view of the task changes; the kernel side reads it when the task wakes,
-//! and acts at once (`bpf/orders.h`). It tells us afterwards, by a record of
+//! soon the task must run after a wake-up, for how long, whether it displaces others. We write the
+//! word whenever the policy's view of the task changes; the kernel side reads it when the task
+//! wakes, and acts at once (`bpf/orders.h`). It tells us afterwards, by a record of
 //! the kind [`Ordered`](crate::task::Kind::Ordered), and asks only when there is no order or it is
 //! used up.
 //!
@@ -80,7 +80,7 @@ const _: () = assert!(MAX_CPUS <= 1 << 10);
 /// to 16 µs; longer ones count as the longest.
 ///
 /// The default is an order that a policy can begin with: the task should run within 4 ms, holds to
-/// that for up to 8 ms of work, for the default slice at a time, and displaces nobody.
+/// that for up to 8 ms of work, for the default slice at a time, and displaces no task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Order {
     /// It should have a CPU at most so long after it wakes. Of several tasks with orders the one
@@ -186,7 +186,7 @@ impl Orders {
     ///
     /// # Safety
     /// Until this is dropped, `table` must point to a live, writable array of [`MAX_TASKS`] words
-    /// that nobody else writes.
+    /// that no other code writes.
     pub unsafe fn new(table: NonNull<AtomicU64>) -> Self {
         Self { table }
     }

@@ -11,8 +11,8 @@
 //! A [`Policy`] answers questions: which deadline, which slice, which [`Place`], which standing
 //! order. The queue, the mailboxes and the kicks belong to [`turn`](crate::turn), which asks at the
 //! moments when the answer counts. A policy never touches shared memory; what it may know of the
-//! CPUs it reads through [`Machine`]. Whoever wants the loop for himself has `dequeue_task()` and
-//! `dispatch_task()`.
+//! CPUs it reads through [`Machine`]. A program that wants the loop for itself has `dequeue_task()`
+//! and `dispatch_task()`.
 //!
 //! # Cost
 //! Calls are static, so a method that is not overridden costs nothing. [`Policy::order`] is asked

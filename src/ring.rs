@@ -45,9 +45,9 @@
 //! None (Invariant 5). A record with impossible contents is refused and counted. Positions or
 //! lengths that cannot be make the ring unreadable: the rest is skipped, and counted as a
 //! resynchronisation. A consumer position that is not ours makes the ring full in the kernel's
-//! eyes, for as long as nobody puts it right: it shows in the counts. The tasks behind either are
-//! still on a DSQ of the kernel (Invariant 3), but nobody will decide about them: the caller should
-//! end the scheduler.
+//! eyes, until it is put right: it shows in the counts. The tasks behind either are
+//! still on a DSQ of the kernel (Invariant 3), but the policy will not hear of them: the caller
+//! should end the scheduler.
 #![deny(clippy::indexing_slicing)]
 
 use core::fmt;
@@ -177,11 +177,11 @@ impl Ring {
     /// # Safety
     /// Until the ring is dropped, `memory` must describe live mappings of one BPF ring buffer (or
     /// of memory that is written by its protocol), readable for `2 * size` bytes from `data`,
-    /// whose consumer position nobody else writes.
+    /// whose consumer position no other code writes.
     pub unsafe fn new(memory: RingMemory, nr_cpus: u32) -> Self {
         // SAFETY: live and aligned by the caller's word.
-        // ORDERING: relaxed: nobody else writes it, and what __bpf_ringbuf_reserve() reads of it
-        // says nothing yet.
+        // ORDERING: relaxed: no other thread writes it, and what __bpf_ringbuf_reserve() reads of
+        // it says nothing yet.
         let position = unsafe { memory.consumer.as_ref() }.load(Ordering::Relaxed);
         Self {
             memory,
@@ -199,7 +199,7 @@ impl Ring {
     pub fn counts(&self) -> RingCounts {
         // SAFETY: live and aligned by the contract of `new`.
         let consumer = unsafe { self.memory.consumer.as_ref() };
-        // ORDERING: relaxed: we alone write it, and whoever else does keeps no order.
+        // ORDERING: relaxed: we alone write it, and a stranger that does keeps no order.
         // __bpf_ringbuf_reserve() only reads it.
         let is_moved = consumer.load(Ordering::Relaxed) != self.released;
         RingCounts {
@@ -263,7 +263,7 @@ impl Ring {
         taken
     }
 
-    /// Gives all that was read back to the producers. Nobody need call this but who asks the kernel
+    /// Gives all that was read back to the producers. Only a caller needs this that asks the kernel
     /// about the ring, as by `poll()`.
     ///
     /// # Cost

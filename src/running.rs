@@ -40,7 +40,7 @@ impl Running {
     }
 }
 
-/// Who gives way to whom.
+/// What gives way to what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RunningKind {
     /// Nothing, or nothing that gives way, or something that is about to.

@@ -1,7 +1,7 @@
 //! The memory between the two sides as one thing: the rings, the mailboxes, what the CPUs publish,
 //! and the kick list.
 //!
-//! # Who needs a kick
+//! # Which CPUs need a kick
 //! A decision in a mailbox is found when its CPU next looks for work. A CPU that is idle does not
 //! look until it is kicked, which costs a system call, so only such CPUs are, and all those of a
 //! turn together.
@@ -41,7 +41,7 @@
 //! # What is looked after
 //! Positions in the mailboxes that neither side wrote would stop them for ever: a look at one of
 //! them in every 64th turn finds them ([`mailbox`](crate::mailbox)). That of our own CPU gets no
-//! decisions, so nobody cares.
+//! decisions, so it does not matter.
 //!
 //! # Why several rings
 //! A ring has one spinlock, which all CPUs that enqueue take in turn: with two that do nothing
@@ -406,7 +406,7 @@ impl Shared {
         let control = self.control();
         // ORDERING: relaxed, with the loads in tell() (bpf/records.h) and tell_of_wakeup()
         // (bpf/orders.h): records of the kinds before may still come, and the loop does not
-        // look at those that nobody asked for.
+        // look at those that were not asked for.
         control.tell_us.store(tell_us, Ordering::Relaxed);
         control.events.store(kinds, Ordering::Relaxed);
     }
@@ -584,9 +584,9 @@ impl Shared {
         }
         let mut rings = self.rings.iter().zip(&self.marks);
         if rings.all(|(ring, mark)| ring.has_passed(*mark)) {
-            // ORDERING: relaxed, with the load of end_fallback() in bpf/fallback.h. Who is asked
-            // before that fallback began and whose record is published only after we
-            // have looked is seen in a later turn, as any other.
+            // ORDERING: relaxed, with the load of end_fallback() in bpf/fallback.h. A task that is
+            // asked about before that fallback began and whose record is published only
+            // after we have looked is seen in a later turn, as any other.
             self.control().caught_up.store(fallback, Ordering::Relaxed);
         }
     }

@@ -95,7 +95,7 @@ impl Snapshot {
 pub struct Accounting {
     /// All counters.
     pub counts: Snapshot,
-    /// Records nobody took from the ring before the end.
+    /// Records that were not taken from the ring before the end.
     pub left_in_ring: u64,
     /// Tasks that were in the policy's hands at the end.
     pub left_in_policy: u64,

@@ -2,7 +2,7 @@
 //! decides about it.
 //!
 //! # Problem
-//! What lies in the ring was written by somebody else (Invariant 5), and it is indexed with,
+//! What lies in the ring was written by the other side (Invariant 5), and it is indexed with,
 //! compared and computed with, some million times a second. To check each number where it is used
 //! is to forget it somewhere; to copy it into a type of one's own, field by field, is the copy that
 //! the ring is mapped to avoid.
@@ -11,7 +11,7 @@
 //! A [`QueuedTask`] is never built from parts: [`QueuedTask::from_record`] makes it of a [`Record`]
 //! of the ring, in place, having checked it. Until then its bytes are an allegation. What has a
 //! range is checked once: kind, id, CPU, weight, affinity. Times and counts are any numbers, and
-//! whoever computes with them wraps or saturates.
+//! a policy that computes with them wraps or saturates.
 //!
 //! # Cost
 //! Six comparisons for each record. A task that is kept costs 120 bytes, so the loop keeps 20 of
@@ -231,7 +231,7 @@ impl QueuedTask {
         self.flags >> WAKE_FLAGS_SHIFT & 0xff
     }
 
-    /// Whether an idle CPU took it as it woke: nobody waited for the CPU time that it got. Told
+    /// Whether an idle CPU took it as it woke: no task waited for the CPU time that it got. Told
     /// with [`Kind::Direct`], always, and with [`Kind::Ordered`].
     pub fn found_idle(&self) -> bool {
         self.flags & FOUND_IDLE != 0

@@ -3,9 +3,9 @@
 //!
 //! # Problem
 //! Spinning answers within a cache-line transfer, but takes a CPU. A thread that sleeps leaves its
-//! CPU to others, but must be woken, by a kernel side that otherwise wakes nobody. To wake it with
-//! every record costs each enqueue an interrupt; to look whether it sleeps, and then wake it, can
-//! miss the moment in which it falls asleep.
+//! CPU to others, but must be woken, by a kernel side that otherwise wakes no thread. To wake it
+//! with every record costs each enqueue an interrupt; to look whether it sleeps, and then wake it,
+//! can miss the moment in which it falls asleep.
 //!
 //! # Mechanism
 //! `control.parked` tells the kernel side whether records must wake us. Only we write it:
@@ -13,7 +13,7 @@
 //! | `parked` | we                                     | a record of `metronome_enqueue()` is submitted with      |
 //! |----------|----------------------------------------|----------------------------------------------------------|
 //! | 0        | run, and look at the rings ourselves   | `BPF_RB_NO_WAKEUP`                                       |
-//! | 1        | fall asleep, sleep, or wake up         | `BPF_RB_FORCE_WAKEUP`: whoever is in `poll()` is woken   |
+//! | 1        | fall asleep, sleep, or wake up         | `BPF_RB_FORCE_WAKEUP`: the thread in `poll()` is woken   |
 //!
 //! | from | when                                                       | to | and                                  |
 //! |------|------------------------------------------------------------|----|--------------------------------------|
@@ -33,7 +33,7 @@
 //!
 //! | whose barrier is first | we                        | the kernel side                                        |
 //! |------------------------|---------------------------|--------------------------------------------------------|
-//! | the kernel side's      | see the record: no sleep  | may see 0 or 1; if 1, it wakes somebody who is awake   |
+//! | the kernel side's      | see the record: no sleep  | may see 0 or 1; if 1, it wakes a thread that is awake  |
 //! | ours                   | may sleep                 | sees 1: wakes                                          |
 //!
 //! That wake-up may come before `poll()` is ready for it. `ringbuf_map_poll_kern()` registers with
@@ -42,7 +42,7 @@
 //! The comparison is with the consumer position, which [`Ring::drain`](crate::ring::Ring::drain)
 //! has brought up to date.
 //!
-//! The store of 0 needs no order: who still reads 1 wakes somebody who is awake.
+//! The store of 0 needs no order: a CPU that still reads 1 wakes a thread that is awake.
 //!
 //! A record that is reserved but not committed counts as a record: the thread stays awake for the
 //! moment it takes.
@@ -66,11 +66,10 @@
 //!
 //! One run, and p50 and p99 are of some fifty to two hundred wake-ups (one in 256). In guest time
 //! an instruction takes 2 ns here, so µs of a processor are fewer: the ratios are what counts. The
-//! test `what_each_wait_mode_costs` prints the table, and is run alone by
+//! table is printed by
 //!
 //! ```text
-//! cargo build --release --bins && cargo test --release --test kernel --no-run      # prints PROGRAM
-//! vm/run --time icount:2 --add PROGRAM=kernel -- kernel --nocapture what_each_wait_mode_costs
+//! vm/test --time icount:2 wait::what_each_wait_mode_costs
 //! ```
 //!
 //! # Limits

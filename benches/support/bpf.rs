@@ -90,7 +90,7 @@ impl BpfSide {
         unsafe { Mailbox::new(memory, MAILBOX_SLOTS) }
     }
 
-    /// All our memory. To be made once. No CPU is ever idle: nobody changes the CPU states, which
+    /// All our memory. To be made once. No CPU is ever idle: no CPU changes its state, which
     /// are 0.
     pub fn shared(&self) -> Shared {
         let maps = &self.skel.maps;

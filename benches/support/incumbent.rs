@@ -82,7 +82,7 @@ impl<'a> Queued<'a> {
         let buffer: &'static _ = Box::leak(Box::new(UnsafeCell::new(Buffer([0; RECORD]))));
         let mut builder = RingBufferBuilder::new();
         let copy = |record: &[u8]| {
-            // SAFETY: nobody reads it while the ring is being consumed, which is when this is
+            // SAFETY: no code reads it while the ring is being consumed, which is when this is
             // called.
             let buffer = unsafe { &mut *buffer.get() };
             buffer.0.copy_from_slice(&record[..RECORD]);

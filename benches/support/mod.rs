@@ -35,7 +35,7 @@ pub fn without_allocation<T>(run: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Nobody counts here.
+/// Nothing is counted here.
 #[cfg(not(feature = "kernel"))]
 pub fn without_allocation<T>(run: impl FnOnce() -> T) -> T {
     run()

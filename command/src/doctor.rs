@@ -259,7 +259,7 @@ fn cpus(machine: &Machine) -> Finding {
             "only one is online",
             "the scheduler thread needs one and the tasks another",
         ),
-        (_, Some(warning)) => Finding::advice(warning, "tell those who made this kernel"),
+        (_, Some(warning)) => Finding::advice(warning, "tell the makers of this kernel"),
         (online, _) => Finding::ok(format!("{online} online")),
     }
 }
@@ -326,7 +326,7 @@ fn memory_lock(machine: &Machine) -> Finding {
     match limit.split_whitespace().next() {
         Some("unlimited") => Finding::ok("no limit"),
         Some(bytes) => Finding::advice(
-            format!("limited to {bytes} bytes for who asks"),
+            format!("limited to {bytes} bytes where a program asks"),
             "root has CAP_IPC_LOCK; elsewhere ulimit -l unlimited, in a unit LimitMEMLOCK=infinity",
         ),
         None => Finding::ok("not told here"),
@@ -337,7 +337,7 @@ fn open_files(machine: &Machine) -> Finding {
     Finding::of(preflight::open_files(&machine.root), "enough")
 }
 
-/// Locked pages may be moved, too, and whoever touches one that is on its way faults.
+/// Locked pages may be moved, too, and a thread that touches one on its way faults.
 fn compaction(machine: &Machine) -> Finding {
     let read = |name: &str| machine.read(format!("proc/sys/vm/{name}"));
     if read("compact_unevictable_allowed").as_deref() == Some("1") {
@@ -349,7 +349,7 @@ fn compaction(machine: &Machine) -> Finding {
     match read("compaction_proactiveness").as_deref() {
         None | Some("0") => Finding::ok("leaves locked pages alone"),
         Some(_) => Finding::advice(
-            "goes on in the background, with pauses for whoever uses the pages",
+            "goes on in the background, with pauses for the threads that use the pages",
             "sysctl vm.compaction_proactiveness=0",
         ),
     }
@@ -370,7 +370,7 @@ fn numa_balancing(machine: &Machine) -> Finding {
     match machine.read("proc/sys/kernel/numa_balancing").as_deref() {
         None | Some("0") => Finding::ok("off"),
         Some(_) => Finding::advice(
-            "on: it takes pages away to see who faults",
+            "on: it takes pages away to see which threads fault",
             "sysctl kernel.numa_balancing=0",
         ),
     }
@@ -383,7 +383,7 @@ fn huge_pages(machine: &Machine) -> Finding {
             "always: khugepaged moves memory of programs that did not ask",
             "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled",
         ),
-        _ => Finding::ok("only for those who ask"),
+        _ => Finding::ok("only where a program asks"),
     }
 }
 

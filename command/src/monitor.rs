@@ -19,7 +19,7 @@ use scx_stats::StatsClient;
 use super::stats::{CpuMetrics, Metrics};
 use super::{output, set};
 
-/// A view on a terminal, else a line for each interval, until there is nobody to show it to or
+/// A view on a terminal, else a line for each interval, until there is no reader or
 /// nothing to show.
 pub(crate) fn monitor(interval: Duration, json: bool) -> Result<()> {
     let mut source = Source::open()?;

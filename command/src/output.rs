@@ -16,7 +16,7 @@ impl Log for Stderr {
         if !self.enabled(record.metadata()) {
             return;
         }
-        // Whoever closed our stderr does not want to read it.
+        // The reader closed our stderr and does not want it.
         let _ = match record.level() {
             Level::Info => writeln!(io::stderr(), "{}", record.args()),
             _ => writeln!(io::stderr(), "scx_metronome: {}", record.args()),
@@ -33,7 +33,7 @@ pub(crate) fn log_to_stderr(level: LevelFilter) {
     log::set_max_level(level);
 }
 
-/// A line of result. Returns whether anybody reads it.
+/// A line of result. Returns whether there is a reader.
 pub(crate) fn line(text: impl Display) -> bool {
     writeln!(io::stdout(), "{text}").is_ok()
 }

@@ -1,6 +1,6 @@
 //! Parameters that change while the scheduler runs.
 //!
-//! The scheduler thread must not wait for anybody, so no lock is between it and those who change
+//! The scheduler thread must not wait, so no lock is between it and the threads that change
 //! parameters: all that it needs is packed into one word, which it compares with the last one
 //! before each turn. Whatever it reads is a whole set of parameters, so the word needs no order
 //! with anything else.
@@ -234,7 +234,7 @@ impl FromStr for Change {
     }
 }
 
-/// The parameters between those who change them and the scheduler thread.
+/// The parameters, between the threads that change them and the scheduler thread.
 #[derive(Debug)]
 pub(crate) struct Shared {
     request: Mutex<Request>,

@@ -17,7 +17,7 @@ use super::parameters::{News, Parameters, Shared};
 use super::serve::Helper;
 use super::{power, privileges, seccomp, serve};
 
-/// Schedules until somebody asks for the end; through restarts, which the kernel asks for when a
+/// Schedules until a signal asks for the end; through restarts, which the kernel asks for when a
 /// CPU comes or goes.
 pub(crate) fn run(options: &Options) -> Result<()> {
     serve::keep_small();

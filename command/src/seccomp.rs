@@ -156,7 +156,7 @@ fn filters() -> Result<[BpfProgram; 2], seccompiler::BackendError> {
 /// undone.
 ///
 /// # Errors
-/// When the kernel has no filters, or whoever started us does not let us install one.
+/// When the kernel has no filters, or the service manager does not let us install one.
 pub(crate) fn confine() -> Result<()> {
     install(seccompiler::apply_filter_all_threads)
 }
@@ -213,7 +213,7 @@ mod tests {
 
     fn map(protection: i32) -> io::Result<()> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-        // SAFETY: a new mapping, which nobody uses.
+        // SAFETY: a new mapping, which is not used yet.
         let at = unsafe { libc::mmap(ptr::null_mut(), 4096, protection, flags, -1, 0) };
         match at {
             libc::MAP_FAILED => Err(io::Error::last_os_error()),

@@ -7,8 +7,8 @@
 //!
 //! # Socket
 //! That of all sched_ext schedulers, with the protocol of the crate `scx_stats`, so their tools
-//! read it. It is made under a umask that leaves it to root. Whoever dies without removing it
-//! leaves a name that nobody listens to: the next one replaces it.
+//! read it. It is made under a umask that leaves it to root. A process that dies without removing
+//! it leaves a name without a listener: the next one replaces it.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -40,7 +40,7 @@ const STACK: &str = "262144";
 pub(crate) fn keep_small() {
     // SAFETY: there is no other thread yet that could read the environment.
     unsafe { env::set_var("RUST_MIN_STACK", STACK) };
-    // One heap for all: those who share it are idle but for a few requests a second, and the
+    // One heap for all: the threads that share it are idle but for a few requests a second, and the
     // scheduler thread never allocates.
     #[cfg(target_env = "gnu")]
     // SAFETY: a plain library call.
@@ -95,7 +95,7 @@ impl Helper {
                 printed = Instant::now();
                 let (now, stages) = (self.metrics(), self.watch.latency());
                 let counts = now.since(&earlier).line(self.json);
-                // Who closes our output does not want to read it: no reason to stop scheduling.
+                // The reader has closed our output: no reason to stop scheduling.
                 if self.json {
                     output::line(counts);
                 } else {

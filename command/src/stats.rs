@@ -123,7 +123,7 @@ impl Metrics {
     }
 }
 
-/// The descriptions, for those who know none of it.
+/// The descriptions, for programs that know none of it.
 pub(crate) fn metadata() -> StatsServerData<(), ()> {
     StatsServerData::new()
         .add_meta(Metrics::meta())

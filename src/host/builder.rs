@@ -231,13 +231,13 @@ impl Builder {
     ///
     /// So the lock of a ring that two share is held, and handed on, for 112 ns per record; of one
     /// that 52 share, for 500 ns (2 M/s in the kernel's
-    /// `tools/testing/selftests/bpf/benchs/bench_ringbufs.c`). Who comes now and then waits for
-    /// `load / (2 * (1 - load))` of that on average (a queue with one server and a constant service
-    /// time). That wait shall be half of the 52 ns that a record costs in any case: with 500
-    /// ns, a load of 9.4 %, or 188,000 records/s. A busy CPU that switches every 100 us writes
-    /// 10,000 of them, so a ring bears 18 CPUs; 16 of them are the next power of two below. With
-    /// 112 ns it would be 280. With one ring for 1,024 CPUs the load would be five times what
-    /// it bears.
+    /// `tools/testing/selftests/bpf/benchs/bench_ringbufs.c`). A producer that comes now and then
+    /// waits for `load / (2 * (1 - load))` of that on average (a queue with one server and a
+    /// constant service time). That wait shall be half of the 52 ns that a record costs in any
+    /// case: with 500 ns, a load of 9.4 %, or 188,000 records/s. A busy CPU that switches every
+    /// 100 us writes 10,000 of them, so a ring bears 18 CPUs; 16 of them are the next power of
+    /// two below. With 112 ns it would be 280. With one ring for 1,024 CPUs the load would be
+    /// five times what it bears.
     ///
     /// Whatever the number, it costs the scheduler thread a load per ring and turn (`cargo bench
     /// --bench scale`).

@@ -20,7 +20,7 @@ const ACT_RESTART: u64 = 1 << 48;
 /// How a scheduler ended.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UserExitInfo {
-    /// `SCX_EXIT_*` of the kernel's `enum scx_exit_kind`: below 1024 somebody asked for it.
+    /// `SCX_EXIT_*` of the kernel's `enum scx_exit_kind`: below 1024 it was asked for.
     pub kind: u32,
     /// `SCX_ECODE_*` of the kernel's `enum scx_exit_code`, or the scheduler's own.
     pub exit_code: u64,

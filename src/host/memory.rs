@@ -112,7 +112,7 @@ pub(crate) fn lock() -> Result<()> {
         );
     }
     // Locked pages may be moved nonetheless: khugepaged gathers small ones into a huge one, and
-    // whoever touches them then faults. An old kernel that cannot be told so is no obstacle.
+    // a thread that touches them then faults. An old kernel that cannot be told so is no obstacle.
     allow_huge_pages(false);
     touch_stack();
     Ok(())
@@ -205,8 +205,8 @@ pub(crate) struct Mapping {
     length: usize,
 }
 
-// SAFETY: it only owns the mapping; access is through raw pointers, under the rules of who makes
-// them.
+// SAFETY: it only owns the mapping; access is through raw pointers, under the rules of the code
+// that makes them.
 unsafe impl Send for Mapping {}
 // SAFETY: as above.
 unsafe impl Sync for Mapping {}
@@ -261,7 +261,7 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: mapped by `new` with this length, and by our owner's word nobody uses it any
+        // SAFETY: mapped by `new` with this length, and by our owner's word no code uses it any
         // more.
         unsafe { libc::munmap(self.at.as_ptr().cast(), self.length) };
     }

@@ -135,7 +135,7 @@ impl<'a> BpfScheduler<'a> {
         };
         let become_agent = scheduler.skel.progs.become_agent.as_fd().as_raw_fd();
         run_program(become_agent, None::<&mut PickArgs>)
-            .context("cannot tell the kernel side who its scheduler is")?;
+            .context("cannot tell the kernel side which thread is its scheduler")?;
         scheduler.settle_memory()?;
         let attach = || scheduler.skel.maps.metronome.attach_struct_ops();
         let step = if scheduler.topology.isolated.is_empty() {
@@ -386,8 +386,8 @@ impl<'a> BpfScheduler<'a> {
 
     /// Runs a policy until the scheduler ends or `until` says so. The next call, with this policy
     /// or another one, goes on with every task in its place: in between nothing is detached,
-    /// and who waits waits for as long as it takes. The policy's standing orders end with it,
-    /// and it is told of nothing more. The other verbs may go on, too:
+    /// and a task that waits does so for as long as it takes. The policy's standing orders end with
+    /// it, and it is told of nothing more. The other verbs may go on, too:
     /// see [`dequeue_task`](Self::dequeue_task).
     pub fn run_until(&mut self, policy: &mut impl Policy, mut until: impl FnMut() -> bool) {
         self.turns(policy, |_, _| !until());
@@ -459,8 +459,8 @@ impl<'a> BpfScheduler<'a> {
     /// Two loads, and one for each ring.
     pub fn exited(&self) -> bool {
         // ORDERING: relaxed, with the store of the signal handler, and with the swap at the end of
-        // metronome_exit() in bpf/metronome.bpf.c: they only say that it is over. Who reads
-        // what else is in the record waits for its kind by acquire.
+        // metronome_exit() in bpf/metronome.bpf.c: they only say that it is over. A thread that
+        // reads what else is in the record waits for its kind by acquire.
         self.stop.load(Ordering::Relaxed)
             || self.mappings.exit_record().kind.load(Ordering::Relaxed) != 0
             || self.bad_ring().is_some()

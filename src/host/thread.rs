@@ -123,7 +123,7 @@ pub(super) fn is_virtual() -> bool {
 }
 
 /// Sleeps until one of the files can be read, a signal comes, or a tenth of a second has passed:
-/// some of what ends the scheduler wakes nobody.
+/// some of what ends the scheduler wakes no thread.
 pub(super) fn sleep_until_readable(fds: impl Iterator<Item = i32>) {
     const TIMEOUT_MS: i32 = 100;
     let mut polled = heapless::Vec::<libc::pollfd, MAX_RINGS>::new();
@@ -139,7 +139,8 @@ pub(super) fn sleep_until_readable(fds: impl Iterator<Item = i32>) {
 /// Where the calling thread may go.
 pub(super) fn reach() -> Result<Reach> {
     let own = affinity()?;
-    // A cpuset shows in no file at a fixed place. But whoever asks for all CPUs gets those of it.
+    // A cpuset shows in no file at a fixed place. But a thread that asks for all CPUs gets those of
+    // it.
     set_affinity(&set_of(0..libc::CPU_SETSIZE as u32))
         .context("cannot find out which CPUs this process may use")?;
     let widest = current_affinity();

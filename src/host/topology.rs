@@ -170,7 +170,7 @@ impl Topology {
                 format_list(&reach.cpuset)
             );
         }
-        // Isolated CPUs are in nobody's affinity until somebody asks for them.
+        // Isolated CPUs are in no thread's affinity until it asks for them.
         if !reach.affinity.contains(&cpu) && !self.isolated.contains(&cpu) {
             bail!(
                 "CPU {cpu} cannot be taken: this process was started with an affinity for {} only (take one of these, or \

@@ -119,7 +119,7 @@ impl Machine {
             shared_mailbox: NonNull::from(&machine.shared_mailbox).cast(),
             cpus: NonNull::from(&machine.cpus).cast(),
             machine: NonNull::from(&machine.machine),
-            // Nobody has an order.
+            // No task has an order.
             orders: NonNull::dangling(),
             control: NonNull::from(&machine.control),
             nr_cpus: CPUS as u32,

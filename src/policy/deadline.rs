@@ -11,14 +11,14 @@
 //! may be behind by as much as that puts its deadline off: a light one is due late, and must not
 //! lose its share by it.
 //!
-//! # What is not held against anybody
-//! CPU time that nobody else wanted: whom an idle CPU took is level with virtual time
+//! # What is not charged
+//! CPU time that no other task wanted: a task that an idle CPU took is level with virtual time
 //! ([`QueuedTask::found_idle`]), and of a run that was longer than any slice, so that no task can
 //! have waited there unless it was by an order, a lag is charged. And no task is further ahead of
 //! virtual time than 32 lags: a light one would be due only after the kernel's watchdog has lost
 //! its patience.
 //!
-//! # Who is urgent
+//! # Which tasks are urgent
 //! A task that sleeps regularly gets a standing order, which is served before everything in the
 //! queue: after short bursts, or after longer ones if it really rests in between, as a game does
 //! until its next frame. That is a privilege that a task could take by sleeping on purpose, so
@@ -31,7 +31,7 @@
 //! Urgency goes along wake-up chains, from the mouse to the game and on to its workers: a task that
 //! is mostly woken by tasks with orders is as urgent as its caller. The bound is the same.
 //!
-//! # Nobody starves
+//! # No task starves
 //! A waiting task is overtaken only by tasks with earlier deadlines, and those are at most two lags
 //! behind (at weight 100: one of the two is scaled by its own). But virtual time slows down with
 //! the number of tasks, and hundreds that sleep and wake all the time could make two lags last for
@@ -122,8 +122,8 @@ const NEWBORN: u8 = 4;
 /// The same for one with longer bursts than [`SHORT_BURST`].
 const SEASONED: u8 = 6;
 
-/// The least CPU time since its sleep for which the order of a task holds, ns. Who is interrupted
-/// pays for it, and a flood of tasks that end brings work of the kernel that nobody asked for: it
+/// The least CPU time since its sleep for which the order of a task holds, ns. An interrupted task
+/// pays for it, and a flood of tasks that end brings work of the kernel that it did not ask for: it
 /// calls RCU's callbacks for 3 ms at a time (`rcu_resched_ns` in kernel/rcu/tree.c), and other
 /// deferred work for 2 ms (`MAX_SOFTIRQ_TIME` in kernel/softirq.c).
 const LEAST_BUDGET: u64 = 8_000_000;
@@ -141,7 +141,7 @@ pub const BOOST: u32 = 8;
 /// of a game's frames are long.
 const OVERDRAWN: u64 = 20_000_000;
 
-/// More the bucket does not hold: nobody is an outlaw for ever.
+/// The bucket holds no more: no task is an outlaw for ever.
 const DEEPEST: u64 = 4_000_000_000;
 
 /// Which tasks get standing orders.
@@ -298,8 +298,8 @@ impl Account {
         self.spent = spent.min(DEEPEST) as u32;
     }
 
-    /// Takes in whether it has slept since the record before. `waker` is the mean burst of who woke
-    /// it, if that has an order.
+    /// Takes in whether it has slept since the record before. `waker` is the mean burst of the task
+    /// that woke it, if that has an order.
     fn note_sleep(&mut self, task: &QueuedTask, waker: Option<u32>) -> bool {
         let slept = (task.nvcsw as u32).wrapping_sub(self.sleeps);
         if slept == 0 || slept > i32::MAX as u32 {
@@ -409,13 +409,13 @@ impl<const TASKS: usize> Deadline<TASKS> {
             *account = Account::open(task, self.now);
         }
         account.charge(task, slice_ns, now, boost);
-        // Virtual time is not taken along: those who wait meanwhile have their deadlines, and would
-        // all be early.
+        // Virtual time is not taken along: those that wait meanwhile have their deadlines, and
+        // would all be early.
         if task.found_idle() && before(self.now, account.vruntime) {
             account.vruntime = self.now;
         }
-        // Whoever sleeps saves nothing up. Who waits all the time falls behind by as much as its
-        // bursts put its deadline off.
+        // A task that sleeps saves nothing up. One that waits all the time falls behind by as much
+        // as its bursts put its deadline off.
         let may_be_behind = match account.note_sleep(task, waker) {
             true => lag,
             false => lag.max(by_share(lag, task)),
@@ -499,7 +499,7 @@ impl<const TASKS: usize> Policy for Deadline<TASKS> {
     }
 
     fn events(&self) -> u32 {
-        // An idle machine is where to learn who is urgent before it is busy.
+        // On an idle machine it learns which tasks are urgent, before it is busy.
         Kind::Ordered.bit() | Kind::Direct.bit() | Kind::Exited.bit()
     }
 }

@@ -9,7 +9,7 @@ pub enum Event {
     Sleep(u32),
     /// The task that runs on a CPU is at the end of its slice.
     SliceEnds(u32),
-    /// A CPU looks for work although nobody kicked it.
+    /// A CPU looks for work although it was not kicked.
     Look(u32),
     /// The tick of a CPU: what runs there gives way if a decided task that waits has an earlier
     /// deadline.

@@ -194,7 +194,7 @@ impl Kernel {
         }
     }
 
-    /// Nobody will decide about what lies in a ring that is corrupt: a CPU runs what has waited
+    /// No decision comes about what lies in a ring that is corrupt: a CPU runs what has waited
     /// longest.
     pub(super) fn run_pending(&mut self) {
         for cpu in 0..self.agent_cpu() {

@@ -76,7 +76,7 @@ impl Kernel {
             // SAFETY: below twice the size, for which there is memory.
             let word = unsafe { self.rings[ring].data.start().add(offset as usize) };
             // SAFETY: aligned, as positions are multiples of 8, and only ever written through such
-            // references. Nobody holds one to a record at this time: there is one
+            // references. No reference to a record is held at this time: there is one
             // thread, and the other side lends them out only while it drains.
             unsafe { word.cast().as_ref() }
         })

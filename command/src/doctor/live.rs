@@ -12,7 +12,7 @@ const BEAT: u64 = 20;
 /// From this nice level on a thread is behind all others on a full machine.
 const LATE_NICE: i64 = 10;
 
-/// Who has one of these mapped plays or records sound.
+/// A process that has one of these mapped plays or records sound.
 const LIBRARIES: [&str; 4] = ["libpipewire-", "libasound.so", "libjack.so", "libpulse.so"];
 
 /// SCHED_BATCH and SCHED_IDLE of the kernel's include/uapi/linux/sched.h.

@@ -363,18 +363,31 @@ pub(super) fn late_frames(work: Duration) -> f64 {
 #[test]
 fn a_heavy_game_keeps_its_frames_beside_any_number_of_hogs() {
     let scheduler = Scheduler::start("scx_metronome", &[]);
-    for (work, hogs) in [(14, 6), (8, 24), (12, 24)] {
-        let game = || late_frames(Duration::from_millis(work));
+    let beside = |hogs: usize, work: u64, is_real_time: bool| {
+        let game = || {
+            if is_real_time {
+                set_class(0, libc::SCHED_FIFO, 50);
+            }
+            late_frames(Duration::from_millis(work))
+        };
         let game = || thread::scope(|scope| scope.spawn(game).join().unwrap());
-        let late = with_threads(hogs, || {}, game);
+        with_threads(hogs, || {}, game)
+    };
+    for (work, hogs) in [(8, 24), (12, 24)] {
+        let late = beside(hogs, work, false);
         let what = format!("late frames of {work} ms beside {hogs} hogs");
-        // Of 14 ms with 16.7 there is little room for a late wake-up: in eleven runs 1 to 29 % were
-        // late, so that is told and no more.
-        match work {
-            14 => println!("{what}: {late} %"),
-            _ => figure(&what, late, "%", Bound::AtMost(15.0)),
-        }
+        figure(&what, late, "%", Bound::AtMost(15.0));
     }
+    // With 14 ms of 16.7 the timer's interrupt is late more often than the emulator leaves room
+    // for: a real-time task, for which no task is in the way, has 14 to 19 % of its frames late.
+    let (ours, real_time) = (beside(6, 14, false), beside(6, 14, true));
+    println!("late frames of 14 ms beside 6 hogs: {ours} %, of a real-time task {real_time} %");
+    figure(
+        "late frames of 14 ms, beyond those of a real-time task",
+        ours - real_time,
+        "%",
+        Bound::AtMost(15.0),
+    );
     scheduler.stop(libc::SIGINT).assert_clean();
 }
 

@@ -6,7 +6,7 @@
 //! with the producer position.
 //!
 //! This is the worst case. Between the wake-ups of a real CPU lie microseconds, not nanoseconds.
-#![allow(missing_docs, clippy::unwrap_used, reason = "a benchmark")]
+#![expect(clippy::unwrap_used, reason = "a benchmark")]
 
 use std::os::fd::AsFd;
 use std::sync::Barrier;

@@ -22,7 +22,7 @@
 //! An idle CPU: it costs us a system call per turn, here as in the scheduler. Cache lines that
 //! other CPUs have written: the kernel side runs on the same CPU here. And the tasks that the
 //! incumbent's yield lets run before it comes back.
-#![allow(missing_docs, clippy::unwrap_used, reason = "a benchmark")]
+#![expect(clippy::unwrap_used, reason = "a benchmark")]
 
 use std::collections::BTreeSet;
 use std::thread;

@@ -4,7 +4,7 @@
 //! Only handing over is timed. As many decisions as a mailbox holds are handed over, and then the
 //! kernel side takes them, on the same CPU, so that neither side pays here for cache lines that
 //! another CPU has written. Neither may allocate.
-#![allow(missing_docs, clippy::unwrap_used, reason = "a benchmark")]
+#![expect(clippy::unwrap_used, reason = "a benchmark")]
 
 use std::time::{Duration, Instant};
 

@@ -18,7 +18,7 @@
 //!
 //! How much noise the machine makes is told by a thread on CPU 1 that does nothing but read the
 //! clock.
-#![allow(missing_docs, clippy::unwrap_used, reason = "a benchmark")]
+#![expect(clippy::unwrap_used, reason = "a benchmark")]
 
 use std::hint::{self, black_box};
 use std::sync::Barrier;

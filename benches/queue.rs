@@ -6,7 +6,7 @@
 //! `push` begins with a quarter of the entries (at least 16) missing and ends at the number told,
 //! `pop` the other way round; what leaves first comes back later by a random time. A batch of 16
 //! has a sixteenth of reading the clock twice in it.
-#![allow(missing_docs, clippy::unwrap_used, reason = "a benchmark")]
+#![expect(clippy::unwrap_used, reason = "a benchmark")]
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap};

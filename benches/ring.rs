@@ -8,7 +8,7 @@
 //! with a callback that does nothing, the least that a record costs whoever takes them one by one
 //! by libbpf. `libbpf_consume_one` is the same call with the copies that the incumbent makes.
 //! Neither side may allocate.
-#![allow(missing_docs, clippy::unwrap_used, reason = "a benchmark")]
+#![expect(clippy::unwrap_used, reason = "a benchmark")]
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};

@@ -7,7 +7,6 @@
 //!
 //! One thread plays all CPUs here, so cache lines do not travel. What it shows is whether our work
 //! grows with the machine.
-#![allow(missing_docs, clippy::unwrap_used, reason = "a benchmark")]
 
 use std::time::{Duration, Instant};
 

@@ -11,7 +11,7 @@
 //! `BPF_PROG_RUN` of a program that finds the task, as
 //! [`BpfScheduler`](scx_metronome_core::BpfScheduler) runs one for other tasks. The search itself
 //! is left out, since only a kernel with `sched_ext` has it.
-#![allow(missing_docs, clippy::unwrap_used, reason = "a benchmark")]
+#![expect(clippy::unwrap_used, reason = "a benchmark")]
 
 use std::alloc::{Layout, alloc_zeroed};
 use std::hint::black_box;

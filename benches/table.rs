@@ -4,7 +4,6 @@
 //! Reads what criterion and the other benchmarks have left behind, so it shows their last run. With
 //! `--check`, a bar that is missed ends it with status 1. What was not measured is skipped, and
 //! misses nothing.
-#![allow(missing_docs, clippy::unwrap_used, reason = "a benchmark")]
 
 use std::fs;
 use std::process::ExitCode;

@@ -427,7 +427,7 @@ impl Sampler {
 }
 
 #[cfg(all(test, not(loom)))]
-#[allow(clippy::indexing_slicing, reason = "tests")]
+#[expect(clippy::indexing_slicing, reason = "tests")]
 mod tests {
     extern crate std;
     use super::*;

@@ -15,7 +15,7 @@
 //! are in the core. A barrier of the kernel that is needed for less is modelled as no more than
 //! that. loom does not reorder a load with a later store of the same thread;
 //! [`OwnedU32`](crate::sync::OwnedU32) makes up for that where it matters.
-#![allow(
+#![expect(
     clippy::unwrap_used,
     clippy::indexing_slicing,
     clippy::undocumented_unsafe_blocks,

@@ -370,12 +370,7 @@ impl Ring {
 }
 
 #[cfg(all(test, not(loom)))]
-#[allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::multiple_unsafe_ops_per_block,
-    reason = "tests"
-)]
+#[expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 mod tests {
     extern crate std;
     use super::*;

@@ -696,9 +696,8 @@ impl Shared {
 }
 
 #[cfg(all(test, not(loom)))]
-#[allow(
+#[expect(
     clippy::unwrap_used,
-    clippy::indexing_slicing,
     clippy::multiple_unsafe_ops_per_block,
     reason = "tests"
 )]

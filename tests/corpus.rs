@@ -1,17 +1,12 @@
 //! The committed corpus of the fuzz targets, through the same functions: what was found once stays
 //! found.
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::fs;
 use std::path::Path;
 
 #[path = "../fuzz/src/lib.rs"]
-#[allow(
-    dead_code,
-    unreachable_pub,
-    missing_docs,
-    reason = "a library elsewhere"
-)]
+#[expect(dead_code, unreachable_pub, reason = "a library elsewhere")]
 mod fuzz;
 use fuzz::{ring_decoder, task_decode, turn};
 

@@ -1,7 +1,6 @@
 //! The ring's reader against the kernel's writer, byte for byte: any sequence of what producers do
 //! (`bpf_ringbuf_reserve`, `_submit`, `_discard` in `kernel/bpf/ringbuf.c`), in any interleaving,
 //! with readings of any length in between.
-#![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::collections::VecDeque;
 use std::ptr::NonNull;

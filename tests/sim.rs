@@ -1,6 +1,6 @@
 //! A whole turn against the simulated kernel: whatever happens in whatever order, no task is lost,
 //! none is decided twice, none goes where it may not run, and the accounting balances.
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![expect(clippy::unwrap_used, reason = "tests")]
 
 use proptest::collection::vec;
 use proptest::prelude::*;

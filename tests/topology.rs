@@ -7,7 +7,7 @@
 //! `drivers/cpufreq`, `cpu_core` and `cpu_atom` of `arch/x86/events/intel`). Real trees are read by
 //! tests on real kernels, in machines of one and two caches. A line is a file below `/sys/devices`
 //! and its content; a list of numbers in brackets stands for as many files.
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::collections::BTreeMap;
 use std::fs;

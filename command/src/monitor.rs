@@ -202,7 +202,7 @@ fn name(tid: i64) -> String {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "tests")]
+#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;

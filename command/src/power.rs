@@ -26,7 +26,6 @@ fn profile_below(root: &Path) -> Profile {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
     use crate::doctor::tree::Tree;

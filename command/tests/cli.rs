@@ -1,5 +1,5 @@
 //! What the command says where it cannot run: on this very machine.
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::env::consts::ARCH;

@@ -59,7 +59,7 @@ fn plot(directory: &Path, measure: Measure) -> Result<(), Box<dyn Error>> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "tests")]
+#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
     use std::{env, fs, process};

@@ -1,5 +1,5 @@
 //! The FIFO scheduler from the documentation of `scx_rustland_core`, to be run; see
 //! `tests/seed.rs`.
-#![allow(clippy::unwrap_used, reason = "the program is not ours")]
+#![expect(clippy::unwrap_used, reason = "the program is not ours")]
 
 include!("fifo.rs");

@@ -1,7 +1,7 @@
 //! That both sides mean the same bytes: each structure here, field by field, against the BTF of the
 //! compiled BPF object, which the C compiler wrote; and each number, against the BTF where it shows
 //! there and against the text of `abi.h`.
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::mem::{MaybeUninit, offset_of};
 

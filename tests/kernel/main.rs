@@ -3,7 +3,7 @@
 //! boots such machines.
 //!
 //! `LOAD_SECONDS` says how long the heavy loads last (default 30).
-#![allow(
+#![expect(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::undocumented_unsafe_blocks,

@@ -3,7 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::env::consts::ARCH;
+use std::fs;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, Output};
 
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
@@ -270,4 +272,67 @@ fn the_pages_have_each_option_and_each_target_of_make_and_no_other() {
         names(&rows(contributing, "| | in `make test` |"), "`make "),
         targets
     );
+}
+
+/// The commands of a page: its indented lines, without their comments.
+fn commands(page: &str) -> impl Iterator<Item = Vec<&str>> {
+    let lines = page.lines().filter_map(|line| line.strip_prefix("    "));
+    let words = lines.map(|line| line.split(" # ").next().unwrap_or(line).split_whitespace());
+    words.map(|words| words.filter(|word| *word != "sudo").collect())
+}
+
+#[test]
+fn every_command_of_the_pages_is_there() {
+    let repo = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let is_there = |path: &str| repo.join(path).exists();
+    let makefile = include_str!("../../Makefile");
+    let kernel_tests: String = fs::read_dir(repo.join("tests/kernel"))
+        .unwrap()
+        .map(|file| fs::read_to_string(file.unwrap().path()).unwrap())
+        .collect();
+    let help = ["--help", "doctor --help", "set --help"]
+        .map(|args| metronome(&args.split(' ').collect::<Vec<_>>()).stdout)
+        .map(|text| String::from_utf8(text).unwrap())
+        .concat();
+
+    let pages = [
+        include_str!("../../README.md"),
+        include_str!("../../CONTRIBUTING.md"),
+        include_str!("../../docs/TUNING.md"),
+        include_str!("../../docs/USING.md"),
+        include_str!("../../vm/README.md"),
+        include_str!("../../fuzz/README.md"),
+        include_str!("../../compare/README.md"),
+    ];
+    let mut checked = 0;
+    for command in pages.iter().flat_map(|page| commands(page)) {
+        let Some((program, args)) = command.split_first() else {
+            continue;
+        };
+        let after = |flag: &str| {
+            let at = args.iter().position(|arg| *arg == flag);
+            at.and_then(|at| args.get(at + 1))
+        };
+        let ok = match *program {
+            "make" => makefile.contains(&format!("\n{}: ", args.first().unwrap_or(&"help"))),
+            "cargo" => {
+                after("--test").is_none_or(|test| {
+                    is_there(&format!("tests/{test}.rs")) || is_there(&format!("tests/{test}"))
+                }) && after("--lib").is_none_or(|module| is_there(&format!("src/{module}.rs")))
+            }
+            "vm/test" => {
+                let name = args.last().unwrap().rsplit(':').next().unwrap();
+                is_there(program) && kernel_tests.contains(&format!("fn {name}"))
+            }
+            program if program.starts_with("vm/") => is_there(program),
+            program if program.ends_with("scx_metronome") => args.iter().all(|arg| {
+                let word = arg.split('=').next().unwrap();
+                word.parse::<u64>().is_ok() || help.contains(word)
+            }),
+            _ => continue,
+        };
+        assert!(ok, "{command:?}");
+        checked += 1;
+    }
+    assert!(checked > 20, "{checked} commands");
 }

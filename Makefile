@@ -59,6 +59,7 @@ lint: setup ## format, lints and documentation
 	cargo fmt --manifest-path fuzz/Cargo.toml -- --check
 	clang-format-19 --dry-run -Werror bpf/*.[ch] testbed/bpf/*.[ch]
 	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy --package scx_metronome_core --test kernel -- -D warnings
 	cargo clippy --package scx_metronome_core --lib --no-default-features -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings cargo doc --quiet --no-deps --package scx_metronome_core --lib
 

@@ -78,7 +78,7 @@ fn version_and_help_are_told() {
 
 #[test]
 fn without_privilege_or_sched_ext_one_line_says_what_to_do() {
-    if std::fs::exists("/sys/kernel/sched_ext").unwrap() {
+    if fs::exists("/sys/kernel/sched_ext").unwrap() {
         // It would start. tests/kernel/ has this case with sched_ext hidden.
         return;
     }
@@ -124,7 +124,7 @@ fn where_no_filter_can_be_installed_one_line_says_what_to_do() {
 
 #[test]
 fn confined_it_says_the_same_as_free() {
-    if std::fs::exists("/sys/kernel/sched_ext").unwrap() {
+    if fs::exists("/sys/kernel/sched_ext").unwrap() {
         // It would start. tests/kernel/ has that.
         return;
     }
@@ -158,7 +158,7 @@ fn doctor_has_a_verdict_for_each_check_and_its_status_tells_of_fatal_ones() {
 
 #[test]
 fn whoever_talks_to_no_scheduler_is_told_so_in_one_line() {
-    if std::fs::exists("/var/run/scx/root/stats").unwrap() {
+    if fs::exists("/var/run/scx/root/stats").unwrap() {
         return;
     }
     for args in [&["set", "slice-us=2000"][..], &["--monitor", "1"]] {
@@ -182,14 +182,14 @@ fn manual_and_completions_know_every_option() {
         "scx_metronome.fish",
         "_scx_metronome",
     ] {
-        let text = std::fs::read_to_string(directory.join(file))
+        let text = fs::read_to_string(directory.join(file))
             .unwrap()
             .replace('\\', "");
         for option in names(&help, " --") {
             assert!(text.contains(&option), "{file}: {option}");
         }
     }
-    std::fs::remove_dir_all(directory).unwrap();
+    fs::remove_dir_all(directory).unwrap();
 }
 
 /// As `systemd-analyze security` counts it: 0 exposes nothing, 10 everything.
@@ -218,8 +218,8 @@ fn the_unit_exposes_little() {
 #[test]
 fn make_install_puts_everything_where_it_belongs() {
     let manifest = env!("CARGO_MANIFEST_DIR");
-    let makefile = std::fs::read_to_string(format!("{manifest}/../Makefile")).unwrap();
-    let package = std::fs::read_to_string(format!("{manifest}/Cargo.toml")).unwrap();
+    let makefile = fs::read_to_string(format!("{manifest}/../Makefile")).unwrap();
+    let package = fs::read_to_string(format!("{manifest}/Cargo.toml")).unwrap();
     for file in [
         "release/scx_metronome",
         "scx_metronome.8",

@@ -415,7 +415,9 @@ fn light_tasks_that_sleep_on_purpose_take_little_from_others() {
         let sleepers: Vec<_> = (0..12).map(|_| scope.spawn(sleeper)).collect();
         let used = sleepers.into_iter().map(|sleeper| sleeper.join().unwrap());
         let used = used.sum();
-        hogs.map(|hog| hog.join().unwrap());
+        hogs.into_iter().for_each(|hog| {
+            hog.join().unwrap();
+        });
         used
     });
     scheduler.stop(libc::SIGINT).assert_clean();

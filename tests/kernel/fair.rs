@@ -164,6 +164,28 @@ fn who_sleeps_on_purpose_gets_no_more_than_its_share() {
     }
 }
 
+/// Real rest earns a boost by the profile: with that for throughput, none.
+#[test]
+fn with_the_profile_throughput_rest_wins_nothing() {
+    let (hogs, nappers) = (2 * cpus(), 4);
+    let share = cpus() as f64 * nappers as f64 / (hogs + nappers) as f64;
+    let rhythm = (Duration::from_millis(3), Duration::from_millis(1));
+    let scheduler = Scheduler::start("scx_metronome", &["--profile", "throughput"]);
+    let begin = Instant::now() + Duration::from_secs(1);
+    let end = begin + Duration::from_secs(3);
+    let got: f64 = thread::scope(|scope| {
+        for _ in 0..hogs {
+            scope.spawn(|| hog(0, begin, end));
+        }
+        let nap = || scope.spawn(|| napper(0, rhythm, begin, end));
+        let nappers: Vec<_> = (0..nappers).map(|_| nap()).collect();
+        let got = nappers.into_iter().map(|one| one.join().unwrap());
+        got.sum::<Duration>().as_secs_f64() / 3.
+    });
+    scheduler.stop(libc::SIGINT).assert_clean();
+    figure("to their share", got / share, "", Bound::AtMost(1.1));
+}
+
 /// A hog for each CPU, bound to it, the scheduler thread's own among them: it takes next to
 /// nothing.
 #[test]

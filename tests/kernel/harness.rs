@@ -423,7 +423,6 @@ pub(super) fn field(text: &str, name: &str, radix: u32) -> u64 {
 #[derive(Debug)]
 pub(super) struct Lateness {
     pub(super) mean: f64,
-    p50: u64,
     pub(super) p99: u64,
 }
 
@@ -441,7 +440,6 @@ impl Lateness {
             late.sort_unstable();
             Self {
                 mean: late.iter().sum::<u64>() as f64 / samples as f64,
-                p50: late[samples / 2],
                 p99: late[samples * 99 / 100],
             }
         });

@@ -170,12 +170,24 @@ static s32 preferred_cpu(struct task_struct *p, s32 prev_cpu, u64 order)
  */
 
 /*
- * Does @cpu, if it is in @allowed, run a task that gives way to such a deadline, and of what kind?
- * One with an order, by a margin. Sets *@soon if it runs one without that will give way in a
- * moment.
+ * For how long a task without an order that has got a CPU keeps it. Timers and devices tell of the
+ * world outside, which does not wait; messages of tasks may be many, and are answered together.
  */
-static enum running_kind may_displace(const struct cpumask *allowed, s32 cpu, u64 deadline,
-				      u64 *displaced, bool *soon)
+static u64 undisturbed_ns(struct task_struct *p)
+{
+	struct task_ctx *tctx = task_ctx(p);
+
+	return tctx && !tctx->waker ? limits.undisturbed_ns / 4 : limits.undisturbed_ns;
+}
+
+/*
+ * Does @cpu, if it is in @allowed, run a task that gives way to such a deadline, and of what kind?
+ * One with an order, by a margin. Sets *@soon if it runs one without that has got the CPU after
+ * @begun and will give way in a moment.
+ */
+static __always_inline enum running_kind may_displace(const struct cpumask *allowed, s32 cpu,
+						      u64 deadline, u64 begun, u64 *displaced,
+						      bool *soon)
 {
 	struct cpu_state *state = cpu_state(cpu);
 	struct cpu_ctx *cctx = cpu_ctx(cpu);
@@ -187,8 +199,7 @@ static enum running_kind may_displace(const struct cpumask *allowed, s32 cpu, u6
 		return RUNS_OTHER;
 	kind = state->running.kind;
 	*displaced = state->running.deadline;
-	if (kind == RUNS_DECIDED &&
-	    time_before(now, state->running.since + limits.undisturbed_ns)) {
+	if (kind == RUNS_DECIDED && time_before(begun, state->running.since)) {
 		*soon = true;
 		return RUNS_OTHER;
 	}
@@ -209,10 +220,10 @@ static s32 find_victim(struct task_struct *p, u64 deadline)
 	const struct cpumask *allowed = p->cpus_ptr;
 	u32 start = scx_bpf_task_cpu(p), best_kind = RUNS_OTHER, i;
 	s32 here = bpf_get_smp_processor_id(), best = -1;
-	u64 latest = 0, displaced;
+	u64 begun = scx_bpf_now() - undisturbed_ns(p), latest = 0, displaced;
 	bool soon = false;
 
-	if (may_displace(allowed, here, deadline, &displaced, &soon) == RUNS_DECIDED)
+	if (may_displace(allowed, here, deadline, begun, &displaced, &soon) == RUNS_DECIDED)
 		return here;
 	bpf_for(i, 0, PREEMPT_SEARCH) {
 		u32 cpu = start + i, kind;
@@ -221,7 +232,7 @@ static s32 find_victim(struct task_struct *p, u64 deadline)
 			break;
 		if (cpu >= nr_cpus)
 			cpu -= nr_cpus;
-		kind = may_displace(allowed, cpu, deadline, &displaced, &soon);
+		kind = may_displace(allowed, cpu, deadline, begun, &displaced, &soon);
 		if (!i && kind == RUNS_DECIDED)
 			return cpu;
 		if (kind == RUNS_OTHER || (kind == RUNS_ORDERED && best_kind == RUNS_DECIDED) ||
@@ -263,6 +274,8 @@ __noinline int displace_for(struct task_struct *p __arg_trusted, u64 deadline)
  * the CPU that was told to give way: while tasks wait on URGENT_DSQ a timer looks after the first
  * of them.
  */
+#define RETRY_NS 250000ULL
+
 struct retry {
 	struct bpf_timer timer;
 };
@@ -287,7 +300,7 @@ static void retry_soon(void)
 		return;
 	retry = bpf_map_lookup_elem(&retries, &zero);
 	if (retry)
-		bpf_timer_start(&retry->timer, limits.undisturbed_ns, 0);
+		bpf_timer_start(&retry->timer, RETRY_NS, 0);
 }
 
 /* Of the tasks at the head of URGENT_DSQ so many are looked after at a time. */

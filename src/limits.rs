@@ -16,9 +16,11 @@ pub struct Limits {
     /// the price of two switches and of a cold cache, beyond which a later deadline is the
     /// better choice.
     pub preempt_margin: Duration,
-    /// A task that is not urgent and has got a CPU keeps it for so long before it gives way to one
-    /// that is. 250 µs: some 20 times the price of two switches, so that a storm of wake-ups
-    /// costs a few per cent. Until then a timer waits with the urgent task.
+    /// A task that is not urgent and has got a CPU keeps it for so long before it gives way to an
+    /// urgent one that another task has woken; for a quarter of it before one that a timer or a
+    /// device has woken. 1 ms: a task that sends messages to many is not interrupted for each, and
+    /// two switches with a cold cache cost a few per cent of it. An urgent task that finds all CPUs
+    /// just taken waits for so long, while a timer looks after it.
     pub undisturbed: Duration,
     /// For so long a chain of hand-offs may keep a CPU. 3 ms: others wait for it as for one task,
     /// and one that ran for longer would not be called short.
@@ -55,7 +57,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             preempt_margin: Duration::from_micros(500),
-            undisturbed: Duration::from_micros(250),
+            undisturbed: Duration::from_millis(1),
             hand_off: Duration::from_millis(3),
             urgent: Duration::from_millis(20),
             protected: Duration::from_millis(1),

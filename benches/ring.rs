@@ -5,8 +5,8 @@
 //! is timed. Both sides run on one CPU, so the records are in its cache: the price of fetching them
 //! from another CPU's is in `hop`. `drain` and `dequeue` check each record and libbpf's callbacks
 //! do not. All look at the same two fields, but one: `libbpf_consume_raw_n_1` is `consume_raw_n(1)`
-//! with a callback that does nothing, the least that a record costs whoever takes them one by one
-//! by libbpf. `libbpf_consume_one` is the same call with the copies that the incumbent makes.
+//! with a callback that does nothing, the least that a record costs if libbpf takes them one by
+//! one. `libbpf_consume_one` is the same call with the copies that the incumbent makes.
 //! Neither side may allocate.
 #![expect(clippy::unwrap_used, reason = "a benchmark")]
 

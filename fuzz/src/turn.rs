@@ -18,8 +18,8 @@ use scx_metronome_core::sim::{Config, Event, EveryPlace, Sim, TASKS};
 /// Longer inputs find nothing that shorter ones do not, and take longer.
 const EVENTS: usize = 2048;
 
-/// Lets it all happen. Without faults the accounting must balance besides, and nobody be taken over
-/// from user space that is not late.
+/// Lets it all happen. Without faults the accounting must balance besides, and no task be taken
+/// back from user space that is not late.
 pub fn run(bytes: &[u8]) {
     let Some((&[cpus, tasks, flags, kinds], events)) = bytes.split_first_chunk() else {
         return;

@@ -1,5 +1,5 @@
-//! Rings whose bytes no kernel side of ours wrote, and mailboxes that somebody else wrote into. The
-//! kernel lets nobody write into a ring but BPF programs, so one of our own does:
+//! Rings and mailboxes with bytes that a stranger wrote. The kernel lets only BPF programs write
+//! into a ring, so one of our own does:
 //! `testbed/bpf/spoil.bpf.c`, which is given the scheduler's.
 
 use std::mem::MaybeUninit;
@@ -158,7 +158,7 @@ fn records_that_name_nobody_or_an_enqueue_that_is_over_are_harmless_and_counted(
         total(&ended.stdout, "stale"),
         total(&ended.stdout, "too-late"),
     );
-    println!("records of nobody: {pause}, stale {stale}, too late {late}");
+    println!("records of no task: {pause}, stale {stale}, too late {late}");
     // The kernel side counted those that it wrote itself, and no others are missing.
     let accounting = ended.accounting();
     assert_eq!(
@@ -167,5 +167,5 @@ fn records_that_name_nobody_or_an_enqueue_that_is_over_are_harmless_and_counted(
         "{accounting:?}"
     );
     assert!(late >= 100 && stale > 10, "{}", ended.stdout);
-    pause.assert_heartbeat_short("records of nobody");
+    pause.assert_heartbeat_short("records of no task");
 }

@@ -288,8 +288,9 @@ fn a_fork_bomb_is_over_when_it_is_over() {
     after.assert_over("after a fork bomb");
 }
 
-/// Whoever waits is asked about anew, whenever something about it changes: here that is its nice
-/// level, all the time. Nobody answers meanwhile, and nobody is found late: the ring fills.
+/// A task that waits is asked about anew whenever something about it changes: here that is its nice
+/// level, all the time. The scheduler does not answer meanwhile, and is not found late: the ring
+/// fills.
 #[test]
 fn a_storm_of_questions_that_fills_the_ring_costs_nobody_urgent_anything_and_is_over_when_it_is_over()
  {

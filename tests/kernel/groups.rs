@@ -106,8 +106,8 @@ fn a_group_of_many_gets_no_more_than_a_group_of_few() {
     scheduler.stop(libc::SIGINT).assert_clean();
 }
 
-/// Whoever may make groups in its own wins nothing by how deep it nests them, nor by what these
-/// weigh.
+/// A process that may make groups in its own wins nothing by how deep it nests them, nor by what
+/// these weigh.
 #[test]
 fn a_group_gets_no_more_by_nesting_others_deeply() {
     let (deep, other) = (new("deep"), new("other"));

@@ -7,11 +7,12 @@ use compare::harness::agent;
 use compare::harness::cell::Form;
 use compare::harness::driver::{Driver, Place, find_kernel};
 use compare::harness::gate::{Change, Ratios};
+use compare::harness::markdown;
 use compare::harness::peers::Peers;
+use compare::harness::plot::PLOTS;
 use compare::harness::result::{Circumstances, Outcome};
 use compare::harness::sample::Store;
 use compare::harness::scheduler::{SCHEDULERS, Scheduler};
-use compare::harness::{markdown, page};
 use compare::kernel;
 use std::io::{Write, stderr};
 use std::path::{Path, PathBuf};
@@ -170,10 +171,16 @@ fn write_results(tree: &Tree, outcome: &Outcome, results: Option<&Path>) -> Resu
     let directory = tree.target.join("compare");
     fs::create_dir_all(&directory)?;
     let text = markdown::render(outcome);
+    let mut plots = "\n## Plots\n\nMedians over the rounds.\n".to_owned();
+    for plot in &PLOTS {
+        if let Some(drawing) = plot.draw(outcome)? {
+            fs::write(directory.join(plot.name).with_extension("svg"), drawing)?;
+            plots += &format!("\n{}:\n\n![{0}]({}.svg)\n", plot.title, plot.name);
+        }
+    }
     for (name, text) in [
-        ("result.md", &text),
+        ("result.md", &format!("{text}{plots}")),
         ("result.json", &outcome.to_json()?),
-        ("result.html", &page::render(outcome)),
     ] {
         fs::write(directory.join(name), text)?;
         tell(&format!("target/compare/{name}"));

@@ -7,9 +7,8 @@
 //!    prints a line for each.
 //! 3. Each line is stored as it comes ([`sample`]). What is stored is not run again: a run can be
 //!    stopped, and goes on.
-//! 4. The [`result`] makes medians and spreads of them ([`stats`]), the [`markdown`] table, and the
-//!    [`page`] with its [`plot`]s. The [`gate`] compares a few of them with figures that were
-//!    committed.
+//! 4. The [`result`] makes medians and spreads of them ([`stats`]), the [`markdown`] page, and its
+//!    [`plot`]s. The [`gate`] compares a few of them with figures that were committed.
 //!
 //! Running all in real time on an idle machine would measure that machine; most have another
 //! kernel, and none is idle. In the guest, time is instructions executed, so the same run on a busy
@@ -22,7 +21,6 @@ pub mod cost;
 pub mod driver;
 pub mod gate;
 pub mod markdown;
-pub mod page;
 pub mod peers;
 pub mod plot;
 pub mod result;

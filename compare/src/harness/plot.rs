@@ -1,641 +1,497 @@
-//! Plots as SVG text.
+//! Plots as SVG.
 //!
 //! Nine lines in nine colours cannot be told apart by everybody. So each scheduler has a row of its
 //! own wherever a plot allows it, and where lines cross each has a colour (Okabe and Ito's, made
-//! for colour-blind readers), a mark, and its name at its end.
+//! for colour-blind readers) and a mark, in a legend in the order in which the lines end.
 
-use crate::harness::cell::{Cell, share_key};
+use anyhow::Result;
+use plotters::coord::ranged1d::{AsRangedCoord, SegmentValue, SegmentedCoord, ValueFormatter};
+use plotters::coord::types::RangedCoordusize;
+use plotters::coord::{CoordTranslate, Shift};
+use plotters::prelude::*;
+
+use crate::harness::cell::{CELLS, Work, share_key};
 use crate::harness::result::{Column, Outcome};
 use crate::harness::scheduler::Kind;
-use crate::harness::stats::Summary;
 use crate::weights::{LEVELS, ideal};
-use std::fmt::Write;
+use Shape::{Bars, Percentiles, Saturation, Shares};
 
-/// A finished drawing.
-struct Svg {
-    body: String,
-    width: f64,
-    height: f64,
+/// A plot of the result.
+pub struct Plot {
+    /// The name of its file, without the ending.
+    pub name: &'static str,
+    /// What it shows.
+    pub title: &'static str,
+    kind: Shape,
 }
 
-const INK: &str = "#1a1a1a";
-const QUIET: &str = "#5c5c5c";
-const GRID: &str = "#dcdcdc";
-/// Of a character, on average, at 12 px; to keep texts apart.
-const CHARACTER: f64 = 6.8;
-
-#[derive(Clone, Copy)]
-enum Anchor {
-    Start,
-    Middle,
-    End,
+enum Shape {
+    /// A row for each scheduler: the percentiles of a distribution in a cell.
+    Percentiles(&'static str, &'static str, &'static str),
+    /// A line for each scheduler: a figure over saturation, in the cells of this prefix.
+    Saturation(&'static str, &'static str, &'static str),
+    /// A bar for each scheduler: a figure of a cell and its spread.
+    Bars(&'static str, &'static str, &'static str),
+    /// A row for each scheduler: how the CPUs were shared between nice levels.
+    Shares,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Mark {
-    Disc,
-    Square,
-    Diamond,
-    Up,
-    Down,
-    Ring,
-    Bar,
-    Cross,
-    Box,
+const fn plot(name: &'static str, title: &'static str, kind: Shape) -> Plot {
+    Plot { name, title, kind }
 }
 
-impl Svg {
-    fn new(width: f64, height: f64) -> Self {
-        Self {
-            body: String::new(),
-            width,
-            height,
+/// All plots, in the order of the page.
+pub static PLOTS: [Plot; 16] = [
+    plot(
+        "frame",
+        "Frame completion beside 1.5 hogs for each CPU and a ping-pong pair",
+        Percentiles("frame-1.5x", "frame", "from due time to completion, ms"),
+    ),
+    plot(
+        "frame-over-saturation",
+        "Frame completion over saturation",
+        Saturation("frame", "frame.p99", "frame completion p99, ms"),
+    ),
+    plot(
+        "audio",
+        "Audio wake-up beside 1.5 hogs for each CPU and a ping-pong pair",
+        Percentiles("frame-1.5x", "audio", "from due time to running, ms"),
+    ),
+    plot(
+        "audio-over-saturation",
+        "Audio wake-up over saturation",
+        Saturation("frame", "audio.p99", "audio wake-up p99, ms"),
+    ),
+    plot(
+        "input",
+        "Input wake-up beside 1.5 hogs for each CPU and a ping-pong pair",
+        Percentiles("frame-1.5x", "input", "from event to running, ms"),
+    ),
+    plot(
+        "input-over-saturation",
+        "Input wake-up over saturation",
+        Saturation("frame", "input.p99", "input wake-up p99, ms"),
+    ),
+    plot(
+        "requests",
+        "Request wake-up with 1.5 workers for each CPU",
+        Percentiles("requests-1.5x", "wakeup", "from request to running, ms"),
+    ),
+    plot(
+        "requests-over-saturation",
+        "Requests over saturation",
+        Saturation("requests", "request.p99", "request p99, ms"),
+    ),
+    plot(
+        "cyclictest",
+        "cyclictest wake-up, SCHED_OTHER (SCHED_FIFO in its row), 2 hogs for each CPU",
+        Percentiles("cyclictest-2x", "wakeup", "wake-up latency, ms"),
+    ),
+    plot(
+        "build-frame",
+        "Frame completion beside a build of as many jobs as CPUs",
+        Percentiles("build-frame", "frame", "from due time to completion, ms"),
+    ),
+    plot(
+        "shares",
+        "Sharing between nice levels, as many hogs of each as CPUs",
+        Shares,
+    ),
+    plot(
+        "fairness",
+        "Sharing between equal hogs beside the game",
+        Bars(
+            "frame-1.5x",
+            "hogs.fairness",
+            "least work of a hog over most (1 is fair)",
+        ),
+    ),
+    plot(
+        "hogs",
+        "Hogs' work beside the game",
+        Bars("frame-1.5x", "hogs.work", "units of work a second"),
+    ),
+    plot(
+        "pingpong",
+        "Ping-pong beside the game",
+        Bars("frame-1.5x", "pingpong", "round trips a second"),
+    ),
+    plot(
+        "process",
+        "The scheduler's process, a spinning one's too",
+        Bars("cost", "cpu", "ms of CPU time for 1,000 context switches"),
+    ),
+    plot(
+        "programs",
+        "The scheduler's BPF programs",
+        Bars("cost", "bpf", "ms for 1,000 context switches"),
+    ),
+];
+
+impl Plot {
+    /// The plot as SVG; None if no scheduler has its figures.
+    ///
+    /// # Errors
+    /// It cannot be drawn.
+    pub fn draw(&self, outcome: &Outcome) -> Result<Option<String>> {
+        match self.kind {
+            Percentiles(cell, name, axis) => percentiles(outcome, cell, name, axis),
+            Saturation(prefix, key, axis) => saturation(outcome, prefix, key, axis),
+            Bars(cell, key, axis) => bars(outcome, cell, key, axis),
+            Shares => shares(outcome),
         }
     }
+}
 
-    fn text(&mut self, (x, y): (f64, f64), anchor: Anchor, style: &str, text: &str) {
-        let anchor = match anchor {
-            Anchor::Start => "start",
-            Anchor::Middle => "middle",
-            Anchor::End => "end",
-        };
-        let text = escape(text);
-        let _ = write!(
-            self.body,
-            r#"<text x="{x:.1}" y="{y:.1}" text-anchor="{anchor}" {style}>{text}</text>"#
-        );
-    }
+const WIDTH: u32 = 720;
+/// Of a row of a plot with rows.
+const ROW: u32 = 26;
+const FONT: (&str, u32) = ("sans-serif", 14);
+const INK: RGBColor = RGBColor(0x1a, 0x1a, 0x1a);
+const GRID: RGBColor = RGBColor(0xdc, 0xdc, 0xdc);
+/// Of nice -5, 0, 5, 10: dark to light, so that they differ without colour too.
+const SHADES: [RGBColor; 4] = [
+    RGBColor(0x08, 0x30, 0x6b),
+    RGBColor(0x2f, 0x7e, 0xbc),
+    RGBColor(0x8f, 0xc1, 0xde),
+    RGBColor(0xdc, 0xea, 0xf6),
+];
 
-    fn line(&mut self, (x1, y1): (f64, f64), (x2, y2): (f64, f64), colour: &str, width: f64) {
-        let _ = write!(
-            self.body,
-            r#"<line x1="{x1:.1}" y1="{y1:.1}" x2="{x2:.1}" y2="{y2:.1}" stroke="{colour}" stroke-width="{width}"/>"#
-        );
-    }
+fn colour(column: &Column) -> RGBColor {
+    let (red, green, blue) = match column.scheduler.id {
+        "eevdf" => (0x00, 0x00, 0x00),
+        "fifo" => (0x7a, 0x7a, 0x7a),
+        "scx_metronome" => (0xd5, 0x5e, 0x00),
+        "scx_rustland" => (0x00, 0x72, 0xb2),
+        "scx_rlfifo" => (0x56, 0xb4, 0xe9),
+        "scx_bpfland" => (0x00, 0x9e, 0x73),
+        "scx_lavd" => (0xb8, 0x86, 0x0b),
+        "scx_cosmos" => (0xcc, 0x79, 0xa7),
+        _ => (0x7b, 0x4f, 0x9d),
+    };
+    RGBColor(red, green, blue)
+}
 
-    fn rect(&mut self, (x, y): (f64, f64), (width, height): (f64, f64), fill: &str) {
-        let width = width.max(0.0);
-        let _ = write!(
-            self.body,
-            r#"<rect x="{x:.1}" y="{y:.1}" width="{width:.1}" height="{height:.1}" fill="{fill}"/>"#
-        );
-    }
-
-    fn polyline(&mut self, points: &[(f64, f64)], colour: &str, width: f64) {
-        let points: Vec<_> = points
-            .iter()
-            .map(|(x, y)| format!("{x:.1},{y:.1}"))
-            .collect();
-        let points = points.join(" ");
-        let _ = write!(
-            self.body,
-            r#"<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="{width}" stroke-linejoin="round"/>"#
-        );
-    }
-
-    fn mark(&mut self, mark: Mark, (x, y): (f64, f64), colour: &str) {
-        let path = |points: &[(f64, f64)]| {
-            let points: Vec<_> = points
-                .iter()
-                .map(|(dx, dy)| format!("{:.1},{:.1}", x + dx, y + dy))
-                .collect();
-            format!(
-                r#"<polygon points="{}" fill="{colour}" stroke="white" stroke-width="0.7"/>"#,
-                points.join(" ")
-            )
-        };
-        let shape = match mark {
-            Mark::Disc => format!(
-                r#"<circle cx="{x:.1}" cy="{y:.1}" r="4" fill="{colour}" stroke="white" stroke-width="0.7"/>"#
-            ),
-            Mark::Ring => format!(
-                r#"<circle cx="{x:.1}" cy="{y:.1}" r="3.6" fill="white" stroke="{colour}" stroke-width="1.8"/>"#
-            ),
-            Mark::Box => format!(
-                r#"<rect x="{:.1}" y="{:.1}" width="7" height="7" fill="white" stroke="{colour}" stroke-width="1.8"/>"#,
-                x - 3.5,
-                y - 3.5
-            ),
-            Mark::Square => path(&[(-3.6, -3.6), (3.6, -3.6), (3.6, 3.6), (-3.6, 3.6)]),
-            Mark::Diamond => path(&[(0.0, -5.2), (5.2, 0.0), (0.0, 5.2), (-5.2, 0.0)]),
-            Mark::Up => path(&[(0.0, -5.0), (4.8, 3.6), (-4.8, 3.6)]),
-            Mark::Down => path(&[(0.0, 5.0), (4.8, -3.6), (-4.8, -3.6)]),
-            Mark::Bar => format!(
-                r#"<path d="M{x:.1} {:.1}V{:.1}" stroke="{colour}" stroke-width="2.4"/>"#,
-                y - 6.0,
-                y + 6.0
-            ),
-            Mark::Cross => format!(
-                r#"<path d="M{:.1} {:.1}L{:.1} {:.1}M{:.1} {:.1}L{:.1} {:.1}" stroke="{colour}" stroke-width="2.2"/>"#,
-                x - 4.0,
-                y - 4.0,
-                x + 4.0,
-                y + 4.0,
-                x - 4.0,
-                y + 4.0,
-                x + 4.0,
-                y - 4.0
-            ),
-        };
-        self.body += &shape;
-    }
-
-    fn finish(self, title: &str) -> String {
-        let Self {
-            body,
-            width,
-            height,
-        } = self;
-        let title = escape(title);
-        format!(
-            r#"<svg viewBox="0 0 {width:.0} {height:.0}" width="{width:.0}" height="{height:.0}" role="img" aria-label="{title}" font-family="system-ui, sans-serif" font-size="12" fill="{INK}">{body}</svg>"#
-        )
+/// How thick the line of a scheduler is.
+fn thickness(column: &Column) -> u32 {
+    if column.scheduler.kind == Kind::Metronome {
+        4
+    } else {
+        2
     }
 }
 
-/// For text in HTML and SVG.
-#[must_use]
-pub fn escape(text: &str) -> String {
-    text.replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
-        .replace('"', "&quot;")
-}
-
-/// A scheduler's colour and mark.
-fn look(column: &Column) -> (&'static str, Mark) {
-    match column.scheduler.id {
-        "eevdf" => ("#000000", Mark::Disc),
-        "fifo" => ("#7a7a7a", Mark::Ring),
-        "scx_metronome" => ("#d55e00", Mark::Diamond),
-        "scx_rustland" => ("#0072b2", Mark::Square),
-        "scx_rlfifo" => ("#56b4e9", Mark::Box),
-        "scx_bpfland" => ("#009e73", Mark::Up),
-        "scx_lavd" => ("#b8860b", Mark::Down),
-        "scx_cosmos" => ("#cc79a7", Mark::Cross),
-        _ => ("#7b4f9d", Mark::Bar),
+/// Draws one of six marks that differ without colour.
+fn mark<T>(area: &Area<'_, T>, nr: usize, at: T::From, colour: RGBColor) -> Result<()>
+where
+    T: CoordTranslate,
+    T::From: Clone + 'static,
+{
+    let (filled, line) = (colour.filled(), colour.stroke_width(2));
+    match nr % 6 {
+        0 => area.draw(&Circle::new(at, 4, filled))?,
+        1 => area.draw(&TriangleMarker::new(at, 6, filled))?,
+        2 => area.draw(&Cross::new(at, 4, line))?,
+        3 => area.draw(&(EmptyElement::at(at) + Rectangle::new([(-4, -4), (4, 4)], filled)))?,
+        4 => area.draw(&(EmptyElement::at(at) + PathElement::new([(0, -6), (0, 6)], line)))?,
+        _ => area.draw(&Circle::new(at, 4, line))?,
     }
+    Ok(())
 }
 
-fn is_ours(column: &Column) -> bool {
-    column.scheduler.kind == Kind::Metronome
-}
+type Area<'a, T> = DrawingArea<SVGBackend<'a>, T>;
 
-/// From a figure to a place.
-#[derive(Clone, Copy)]
-struct Scale {
-    low: f64,
-    high: f64,
-    from: f64,
-    to: f64,
-    logarithmic: bool,
-}
+/// A mark's number, its colour, and what it stands for.
+type Key = (usize, RGBColor, &'static str);
 
-impl Scale {
-    /// From 0 to a little more than the largest.
-    fn linear(largest: f64, from: f64, to: f64) -> Self {
-        Self {
-            low: 0.0,
-            high: if largest > 0.0 { largest * 1.05 } else { 1.0 },
-            from,
-            to,
-            logarithmic: false,
-        }
+fn legend(
+    area: &Area<'_, Shift>,
+    keys: &[Key],
+    (x, y): (i32, i32),
+    step: (i32, i32),
+) -> Result<()> {
+    for (nr, (shape, colour, name)) in (0..).zip(keys) {
+        let (x, y) = (x + nr * step.0, y + nr * step.1);
+        mark(area, *shape, (x, y), *colour)?;
+        area.draw(&Text::new(*name, (x + 12, y - 7), FONT))?;
     }
+    Ok(())
+}
 
-    /// Whole steps of 1, 2, 5, so that the ends have labels.
-    fn logarithmic(values: impl Iterator<Item = f64>, from: f64, to: f64) -> Self {
-        let values: Vec<f64> = values.filter(|x| *x > 0.0).collect();
-        let least = values.iter().copied().fold(f64::INFINITY, f64::min);
-        let most = values.iter().copied().fold(0.0, f64::max);
-        let (least, most) = if values.is_empty() {
-            (1.0, 10.0)
-        } else {
-            (least, most)
+type Rows<'a, 'b, X> =
+    ChartContext<'a, SVGBackend<'b>, Cartesian2d<X, SegmentedCoord<RangedCoordusize>>>;
+
+/// A chart with a row for each name, the last name on top, filled by `draw`.
+fn rows<X>(
+    names: &[&str],
+    keys: &[Key],
+    (x, axis): (X, &str),
+    draw: impl FnOnce(&mut Rows<'_, '_, X::CoordDescType>) -> Result<()>,
+) -> Result<Option<String>>
+where
+    X: AsRangedCoord<Value = f64>,
+    X::CoordDescType: ValueFormatter<f64>,
+{
+    if names.is_empty() {
+        return Ok(None);
+    }
+    let mut text = String::new();
+    {
+        let size = (WIDTH, 100 + ROW * names.len() as u32);
+        let whole = SVGBackend::with_string(&mut text, size).into_drawing_area();
+        whole.fill(&WHITE)?;
+        let (top, area) = whole.split_vertically(ROW);
+        legend(&top, keys, (142, 16), (90, 0))?;
+        let mut chart = ChartBuilder::on(&area)
+            .margin(12)
+            .x_label_area_size(46)
+            .y_label_area_size(118)
+            .build_cartesian_2d(x, (0..names.len() - 1).into_segmented())?;
+        let name = |row: &SegmentValue<usize>| match row {
+            SegmentValue::CenterOf(row) => names.get(*row).copied().unwrap_or_default().to_owned(),
+            _ => String::new(),
         };
-        let low = steps(least / 10.0, least).last().copied().unwrap_or(least);
-        let high = steps(most, most * 10.0).first().copied().unwrap_or(most);
-        Self {
-            low,
-            high: if high > low { high } else { low * 10.0 },
-            from,
-            to,
-            logarithmic: true,
-        }
+        chart
+            .configure_mesh()
+            .disable_y_mesh()
+            .light_line_style(TRANSPARENT)
+            .bold_line_style(GRID)
+            .axis_style(INK)
+            .label_style(FONT.into_font().color(&INK))
+            .x_desc(axis)
+            .x_label_formatter(&label)
+            .y_labels(names.len())
+            .y_label_formatter(&name)
+            .draw()?;
+        draw(&mut chart)?;
+        whole.present()?;
     }
-
-    fn place(&self, value: f64) -> f64 {
-        let part = if self.logarithmic {
-            (value.max(self.low).ln() - self.low.ln()) / (self.high.ln() - self.low.ln())
-        } else {
-            (value - self.low) / (self.high - self.low)
-        };
-        self.from + part * (self.to - self.from)
-    }
-
-    /// Where labels go, with at least `apart` between two.
-    fn ticks(&self, apart: f64) -> Vec<f64> {
-        let candidates = if self.logarithmic {
-            let all = steps(self.low, self.high);
-            let room = (self.to - self.from).abs() / apart;
-            if all.len() as f64 <= room {
-                all
-            } else {
-                all.into_iter().filter(|x| is_decade(*x)).collect()
-            }
-        } else {
-            let wanted = self.high / ((self.to - self.from).abs() / apart).max(1.0);
-            let step = steps(wanted, wanted * 10.0)
-                .first()
-                .copied()
-                .unwrap_or(wanted);
-            (0..=(self.high / step) as u32)
-                .map(|index| f64::from(index) * step)
-                .collect()
-        };
-        let inside = candidates
-            .into_iter()
-            .filter(|x| *x >= self.low * 0.999 && *x <= self.high * 1.001);
-        inside.collect()
-    }
+    Ok(Some(text))
 }
 
-/// 1, 2 and 5 times powers of ten, from `low` to `high`.
-fn steps(low: f64, high: f64) -> Vec<f64> {
-    let decades = (low.log10().floor() as i32)..=(high.log10().ceil() as i32);
-    let all = decades.flat_map(|decade| [1.0, 2.0, 5.0].map(|step| step * 10_f64.powi(decade)));
-    all.filter(|x| *x >= low * 0.999 && *x <= high * 1.001)
+/// The schedulers that have figures, the last one first, and theirs.
+fn figures<F>(outcome: &Outcome, of: impl Fn(&Column) -> Option<F>) -> Vec<(&Column, F)> {
+    let columns = outcome.columns.iter().rev();
+    columns
+        .filter_map(|column| Some((column, of(column)?)))
         .collect()
 }
 
-fn is_decade(x: f64) -> bool {
-    (x.log10() - x.log10().round()).abs() < 1e-6
+fn titles<F>(figures: &[(&Column, F)]) -> Vec<&'static str> {
+    figures
+        .iter()
+        .map(|(column, _)| column.scheduler.title)
+        .collect()
+}
+
+/// From a little less than the least to a little more than the most.
+fn around(values: impl Iterator<Item = f64>) -> std::ops::Range<f64> {
+    let (least, most) = values
+        .filter(|value| *value > 0.0)
+        .fold((f64::MAX, f64::MIN_POSITIVE), |(least, most), value| {
+            (least.min(value), most.max(value))
+        });
+    least.min(most) * 0.8..most * 1.25
+}
+
+/// The percentiles that are shown, from the middle outwards: in samples, and in the legend.
+const PERCENTILES: [(&str, &str); 5] = [
+    ("p50", "p50"),
+    ("p90", "p90"),
+    ("p99", "p99"),
+    ("p99_9", "p99.9"),
+    ("max", "max"),
+];
+
+fn percentiles(outcome: &Outcome, cell: &str, name: &str, axis: &str) -> Result<Option<String>> {
+    let figures = figures(outcome, |column| {
+        let at = |(key, _)| Some(column.summary(cell, &format!("{name}.{key}"))?.median);
+        PERCENTILES
+            .into_iter()
+            .map(at)
+            .collect::<Option<Vec<f64>>>()
+    });
+    let range = around(
+        figures
+            .iter()
+            .flat_map(|(_, points)| points.iter().copied()),
+    );
+    // What is 0 is drawn at the left end.
+    let least = range.start;
+    let keys: Vec<Key> = (0..)
+        .zip(PERCENTILES)
+        .map(|(nr, (_, title))| (nr, INK, title))
+        .collect();
+    rows(
+        &titles(&figures),
+        &keys,
+        (range.log_scale(), axis),
+        |chart| {
+            for (row, (column, points)) in figures.iter().enumerate() {
+                let at = |value: f64| (value.max(least), SegmentValue::CenterOf(row));
+                let line = colour(column).stroke_width(thickness(column));
+                chart.draw_series(LineSeries::new(points.iter().map(|value| at(*value)), line))?;
+                // The outer ones first: where they coincide the inner ones are seen.
+                for (nr, value) in points.iter().enumerate().rev() {
+                    mark(chart.plotting_area(), nr, at(*value), colour(column))?;
+                }
+            }
+            Ok(())
+        },
+    )
+}
+
+fn bars(outcome: &Outcome, cell: &str, key: &str, axis: &str) -> Result<Option<String>> {
+    let figures = figures(outcome, |column| column.summary(cell, key));
+    let most = figures
+        .iter()
+        .map(|(_, summary)| summary.median)
+        .fold(0.0, f64::max);
+    let range = 0.0..if most > 0.0 { most * 1.2 } else { 1.0 };
+    rows(&titles(&figures), &[], (range, axis), |chart| {
+        for (row, (column, summary)) in figures.iter().enumerate() {
+            let corners = [
+                (0.0, SegmentValue::Exact(row)),
+                (summary.median, SegmentValue::Exact(row + 1)),
+            ];
+            let mut bar = Rectangle::new(corners, colour(column).filled());
+            bar.set_margin(5, 5, 0, 0);
+            let half = summary.spread.unwrap_or(0.0) / 2.0;
+            let (low, high) = ((summary.median - half).max(0.0), summary.median + half);
+            let at = |value| (value, SegmentValue::CenterOf(row));
+            let spread = |style: ShapeStyle| PathElement::new([at(low), at(high)], style);
+            let area = chart.plotting_area();
+            area.draw(&bar)?;
+            // Seen on dark bars and beside them.
+            area.draw(&spread(WHITE.stroke_width(4)))?;
+            area.draw(&spread(INK.stroke_width(2)))?;
+            let median = Text::new(label(&summary.median), (6, -7), FONT);
+            area.draw(&(EmptyElement::at(at(high)) + median))?;
+        }
+        Ok(())
+    })
+}
+
+fn shares(outcome: &Outcome) -> Result<Option<String>> {
+    let shares = figures(outcome, |column| {
+        let share = |level| Some(column.summary("weights", &share_key(level))?.median);
+        (0..LEVELS.len()).map(share).collect::<Option<Vec<f64>>>()
+    });
+    if shares.is_empty() {
+        return Ok(None);
+    }
+    let mut names = titles(&shares);
+    names.push("ideal");
+    let ideal = ideal().map(|share| share * 100.0).to_vec();
+    let keys = [
+        (3, SHADES[0], "nice -5"),
+        (3, SHADES[1], "nice 0"),
+        (3, SHADES[2], "nice 5"),
+        (3, SHADES[3], "nice 10"),
+    ];
+    rows(
+        &names,
+        &keys,
+        (0.0..100.0, "share of all work, %"),
+        |chart| {
+            let stacks = shares.iter().map(|(_, shares)| shares).chain([&ideal]);
+            for (row, shares) in stacks.enumerate() {
+                let mut sum = 0.0;
+                for (share, shade) in shares.iter().zip(SHADES) {
+                    let corners = [
+                        (sum, SegmentValue::Exact(row)),
+                        (sum + share, SegmentValue::Exact(row + 1)),
+                    ];
+                    sum += share;
+                    let mut part = Rectangle::new(corners, shade.filled());
+                    part.set_margin(4, 4, 0, 1);
+                    chart.plotting_area().draw(&part)?;
+                }
+            }
+            Ok(())
+        },
+    )
+}
+
+/// The cells whose names begin like this, with their saturation.
+fn levels(prefix: &str) -> Vec<(&'static str, f64)> {
+    let cells = CELLS.iter().filter(|cell| cell.id.starts_with(prefix));
+    cells
+        .filter_map(|cell| match cell.work {
+            Work::Frame(level) | Work::Requests(level) => Some((cell.id, level)),
+            _ => None,
+        })
+        .collect()
+}
+
+fn saturation(outcome: &Outcome, prefix: &str, key: &str, axis: &str) -> Result<Option<String>> {
+    let levels = levels(prefix);
+    let mut lines = figures(outcome, |column| {
+        let at = |(cell, level): &(&str, f64)| Some((*level, column.summary(cell, key)?.median));
+        let points: Vec<(f64, f64)> = levels.iter().filter_map(at).collect();
+        (points.len() >= 2).then_some(points)
+    });
+    let end = |points: &[(f64, f64)]| points.last().map_or(0.0, |(_, value)| *value);
+    lines.sort_by(|(_, a), (_, b)| end(b).total_cmp(&end(a)));
+    if lines.is_empty() {
+        return Ok(None);
+    }
+    let up = around(
+        lines
+            .iter()
+            .flat_map(|(_, points)| points.iter().map(|(_, value)| *value)),
+    );
+    let least = up.start;
+    let wide = levels.iter().map(|(_, level)| *level).fold(0.0, f64::max);
+    let keys: Vec<Key> = (0..)
+        .zip(&lines)
+        .map(|(nr, (column, _))| (nr, colour(column), column.scheduler.title))
+        .collect();
+    let mut text = String::new();
+    {
+        let whole = SVGBackend::with_string(&mut text, (WIDTH, 400)).into_drawing_area();
+        whole.fill(&WHITE)?;
+        let (area, right) = whole.split_horizontally(WIDTH - 140);
+        legend(&right, &keys, (12, 30), (0, 24))?;
+        let mut chart = ChartBuilder::on(&area)
+            .margin(12)
+            .x_label_area_size(46)
+            .y_label_area_size(64)
+            .build_cartesian_2d(0.0..wide * 1.05, up.log_scale())?;
+        chart
+            .configure_mesh()
+            .light_line_style(TRANSPARENT)
+            .bold_line_style(GRID)
+            .axis_style(INK)
+            .label_style(FONT.into_font().color(&INK))
+            .x_desc("for each CPU")
+            .y_desc(axis)
+            .x_label_formatter(&|level| format!("{}x", label(level)))
+            .y_label_formatter(&label)
+            .draw()?;
+        for (nr, (column, points)) in lines.iter().enumerate() {
+            let points = points
+                .iter()
+                .map(|(level, value)| (*level, value.max(least)));
+            let line = colour(column).stroke_width(thickness(column));
+            chart.draw_series(LineSeries::new(points.clone(), line))?;
+            for at in points {
+                mark(chart.plotting_area(), nr, at, colour(column))?;
+            }
+        }
+        whole.present()?;
+    }
+    Ok(Some(text))
 }
 
 /// Three significant digits, and no zeroes after the point.
-fn label(x: f64) -> String {
-    if x == 0.0 {
+fn label(value: &f64) -> String {
+    if *value == 0.0 {
         return "0".to_owned();
     }
-    let digits = (2 - x.abs().log10().floor() as i32).clamp(0, 6);
-    let text = format!("{x:.*}", digits.unsigned_abs() as usize);
-    if text.contains('.') {
-        text.trim_end_matches('0').trim_end_matches('.').to_owned()
-    } else {
-        text
-    }
-}
-
-const ROW: f64 = 26.0;
-const LEFT: f64 = 126.0;
-const WIDTH: f64 = 560.0;
-
-fn row_label(svg: &mut Svg, column: &Column, y: f64) {
-    let style = if is_ours(column) {
-        r#"font-weight="bold""#
-    } else {
-        ""
-    };
-    svg.text(
-        (LEFT - 12.0, y + 4.0),
-        Anchor::End,
-        style,
-        column.scheduler.title,
-    );
-}
-
-fn across(svg: &mut Svg, scale: &Scale, (top, bottom): (f64, f64), title: &str) {
-    for tick in scale.ticks(46.0) {
-        let x = scale.place(tick);
-        svg.line((x, top), (x, bottom), GRID, 1.0);
-        svg.text((x, bottom + 16.0), Anchor::Middle, "", &label(tick));
-    }
-    let middle = f64::midpoint(scale.from, scale.to);
-    svg.text(
-        (middle, bottom + 34.0),
-        Anchor::Middle,
-        &format!(r#"fill="{QUIET}""#),
-        title,
-    );
-}
-
-/// The percentiles, from the middle outwards.
-const PERCENTILES: [(&str, &str, Mark); 5] = [
-    ("p50", "p50", Mark::Disc),
-    ("p90", "p90", Mark::Up),
-    ("p99", "p99", Mark::Diamond),
-    ("p99_9", "p99.9", Mark::Square),
-    ("max", "max", Mark::Bar),
-];
-
-/// One row for each scheduler: a distribution's percentiles, medians over the rounds. None without
-/// figures.
-#[must_use]
-pub fn distribution(outcome: &Outcome, cell: &str, name: &str, what: &str) -> Option<String> {
-    let rows: Vec<(&Column, Vec<f64>)> = outcome
-        .columns
-        .iter()
-        .filter_map(|column| {
-            let at = |key: &str| Some(column.summary(cell, &format!("{name}.{key}"))?.median);
-            let points: Option<Vec<f64>> = PERCENTILES.iter().map(|(key, ..)| at(key)).collect();
-            Some((column, points?))
-        })
-        .collect();
-    if rows.is_empty() {
-        return None;
-    }
-    let (top, bottom) = (34.0, 34.0 + ROW * rows.len() as f64);
-    let mut svg = Svg::new(WIDTH, bottom + 44.0);
-    let all = rows.iter().flat_map(|(_, points)| points.iter().copied());
-    let scale = Scale::logarithmic(all, LEFT, WIDTH - 24.0);
-    across(
-        &mut svg,
-        &scale,
-        (top - 6.0, bottom),
-        &format!("{what}, ms (logarithmic)"),
-    );
-    let mut x = LEFT;
-    for (_, title, mark) in PERCENTILES {
-        svg.mark(mark, (x + 5.0, 12.0), INK);
-        svg.text((x + 14.0, 16.0), Anchor::Start, "", title);
-        x += 34.0 + title.len() as f64 * CHARACTER;
-    }
-    for (index, (column, points)) in rows.iter().enumerate() {
-        let y = top + ROW * (index as f64 + 0.5);
-        let (colour, _) = look(column);
-        row_label(&mut svg, column, y);
-        let ends = (scale.place(points[0]), scale.place(points[4]));
-        svg.line(
-            (ends.0, y),
-            (ends.1, y),
-            colour,
-            if is_ours(column) { 3.0 } else { 1.5 },
-        );
-        // The outer ones first: where they coincide the inner ones are seen.
-        for (point, (_, _, mark)) in points.iter().zip(PERCENTILES).rev() {
-            svg.mark(mark, (scale.place(*point), y), colour);
-        }
-    }
-    Some(svg.finish(&format!("{what} by scheduler")))
-}
-
-/// A figure over saturation: a line for each scheduler, its name at its end. None with fewer than
-/// two levels.
-#[must_use]
-pub fn saturation(
-    outcome: &Outcome,
-    cells: &[(&str, f64)],
-    key: &str,
-    what: &str,
-    axis: &str,
-) -> Option<String> {
-    let lines: Vec<(&Column, Vec<(f64, f64)>)> = outcome
-        .columns
-        .iter()
-        .map(|column| {
-            let points = cells
-                .iter()
-                .filter_map(|(cell, level)| Some((*level, column.summary(cell, key)?.median)));
-            (column, points.collect())
-        })
-        .filter(|(_, points): &(_, Vec<_>)| points.len() >= 2)
-        .collect();
-    if lines.is_empty() {
-        return None;
-    }
-    let (left, right, top, bottom) = (62.0, WIDTH - 142.0, 16.0, 316.0);
-    let mut svg = Svg::new(WIDTH, bottom + 44.0);
-    let values = lines
-        .iter()
-        .flat_map(|(_, points)| points.iter().map(|(_, y)| *y));
-    let up = Scale::logarithmic(values, bottom, top);
-    let wide = cells.iter().map(|(_, level)| *level).fold(0.0, f64::max);
-    let along = |level: f64| left + 14.0 + (right - left - 24.0) * level / wide;
-    for tick in up.ticks(18.0) {
-        let y = up.place(tick);
-        svg.line((left, y), (right, y), GRID, 1.0);
-        svg.text((left - 8.0, y + 4.0), Anchor::End, "", &label(tick));
-    }
-    for (_, level) in cells {
-        svg.line(
-            (along(*level), bottom),
-            (along(*level), bottom + 4.0),
-            INK,
-            1.0,
-        );
-        svg.text(
-            (along(*level), bottom + 18.0),
-            Anchor::Middle,
-            "",
-            &format!("{level}x"),
-        );
-    }
-    let quiet = format!(r#"fill="{QUIET}""#);
-    svg.text(
-        (f64::midpoint(left, right), bottom + 36.0),
-        Anchor::Middle,
-        &quiet,
-        axis,
-    );
-    let turned = format!(
-        r#"fill="{QUIET}" transform="rotate(-90 14 {0})""#,
-        f64::midpoint(top, bottom)
-    );
-    svg.text(
-        (14.0, f64::midpoint(top, bottom)),
-        Anchor::Middle,
-        &turned,
-        &format!("{what} (logarithmic)"),
-    );
-    draw_lines(
-        &mut svg,
-        &lines,
-        |(level, value)| (along(level), up.place(value)),
-        (top, bottom),
-    );
-    Some(svg.finish(&format!("{what} over saturation")))
-}
-
-fn draw_lines(
-    svg: &mut Svg,
-    lines: &[(&Column, Vec<(f64, f64)>)],
-    place: impl Fn((f64, f64)) -> (f64, f64),
-    (top, bottom): (f64, f64),
-) {
-    let mut ends = Vec::new();
-    // Ours last, so that nothing covers it.
-    let (ours, others): (Vec<_>, Vec<_>) = lines.iter().partition(|(column, _)| is_ours(column));
-    for (column, points) in others.into_iter().chain(ours) {
-        let (colour, mark) = look(column);
-        let points: Vec<_> = points.iter().map(|point| place(*point)).collect();
-        svg.polyline(&points, colour, if is_ours(column) { 3.0 } else { 1.6 });
-        points
-            .iter()
-            .for_each(|point| svg.mark(mark, *point, colour));
-        ends.extend(points.last().map(|end| (*column, *end)));
-    }
-    ends.sort_by(|a, b| a.1.1.total_cmp(&b.1.1));
-    let wanted: Vec<f64> = ends.iter().map(|(_, (_, y))| *y).collect();
-    for ((column, (x, y)), text) in ends.iter().zip(spread_out(&wanted, 15.0, (top, bottom))) {
-        let (colour, mark) = look(column);
-        svg.line((x + 6.0, *y), (x + 20.0, text), colour, 0.8);
-        svg.mark(mark, (x + 26.0, text), colour);
-        let weight = if is_ours(column) { "bold" } else { "normal" };
-        let style = format!(r#"font-weight="{weight}""#);
-        svg.text(
-            (x + 34.0, text + 4.0),
-            Anchor::Start,
-            &style,
-            column.scheduler.title,
-        );
-    }
-}
-
-/// Ascending places, moved so that each is at least `apart` below the one before it, and all within
-/// the bounds if they can be.
-fn spread_out(wanted: &[f64], apart: f64, (top, bottom): (f64, f64)) -> Vec<f64> {
-    let mut places = wanted.to_vec();
-    let mut least = top;
-    for place in &mut places {
-        *place = place.max(least);
-        least = *place + apart;
-    }
-    let mut most = bottom;
-    for place in places.iter_mut().rev() {
-        *place = place.min(most);
-        most = *place - apart;
-    }
-    places
-}
-
-/// A bar for each scheduler, with a line as long as its spread at its end. None without figures.
-#[must_use]
-pub fn bars(outcome: &Outcome, cell: &str, key: &str, what: &str) -> Option<String> {
-    let rows: Vec<_> = outcome
-        .columns
-        .iter()
-        .filter_map(|column| Some((column, column.summary(cell, key)?)))
-        .collect();
-    if rows.is_empty() {
-        return None;
-    }
-    let (top, bottom) = (10.0, 10.0 + ROW * rows.len() as f64);
-    let mut svg = Svg::new(WIDTH, bottom + 44.0);
-    let half = |summary: &Summary| summary.spread.unwrap_or(0.0) / 2.0;
-    let ends = rows
-        .iter()
-        .map(|(_, summary)| summary.median + half(summary));
-    let scale = Scale::linear(ends.fold(0.0, f64::max), LEFT, WIDTH - 60.0);
-    across(&mut svg, &scale, (top, bottom), what);
-    for (index, (column, summary)) in rows.iter().enumerate() {
-        let y = top + ROW * (index as f64 + 0.5);
-        row_label(&mut svg, column, y);
-        let end = scale.place(summary.median);
-        svg.rect((LEFT, y - 8.0), (end - LEFT, 16.0), look(column).0);
-        let low = scale.place((summary.median - half(summary)).max(0.0));
-        let high = scale.place(summary.median + half(summary));
-        // Seen on dark bars and beside them.
-        svg.line((low, y), (high, y), "white", 4.0);
-        svg.line((low, y), (high, y), INK, 1.5);
-        svg.text(
-            (high + 6.0, y + 4.0),
-            Anchor::Start,
-            "",
-            &label(summary.median),
-        );
-    }
-    Some(svg.finish(what))
-}
-
-/// Of nice -5, 0, 5, 10: light to dark, so that they differ without colour too.
-const SHADES: [(&str, &str); 4] = [
-    ("#08306b", "white"),
-    ("#2f7ebc", "white"),
-    ("#8fc1de", INK),
-    ("#dceaf6", INK),
-];
-
-/// How the CPUs were shared between nice levels, the ideal above. None without figures.
-#[must_use]
-pub fn shares(outcome: &Outcome) -> Option<String> {
-    let of = |column: &Column| -> Option<[f64; 4]> {
-        let mut shares = [0.0; 4];
-        for (level, share) in shares.iter_mut().enumerate() {
-            *share = column.summary("weights", &share_key(level))?.median;
-        }
-        Some(shares)
-    };
-    let rows: Vec<_> = outcome
-        .columns
-        .iter()
-        .filter_map(|column| Some((column, of(column)?)))
-        .collect();
-    if rows.is_empty() {
-        return None;
-    }
-    let (top, bottom) = (34.0, 40.0 + ROW * (rows.len() + 1) as f64);
-    let mut svg = Svg::new(WIDTH, bottom + 44.0);
-    let scale = Scale {
-        low: 0.0,
-        high: 100.0,
-        from: LEFT,
-        to: WIDTH - 24.0,
-        logarithmic: false,
-    };
-    across(&mut svg, &scale, (top, bottom), "share of all work, %");
-    let mut x = LEFT;
-    for ((nice, _), (fill, _)) in LEVELS.iter().zip(SHADES) {
-        svg.rect((x, 6.0), (12.0, 12.0), fill);
-        svg.text((x + 17.0, 16.0), Anchor::Start, "", &format!("nice {nice}"));
-        x += 84.0;
-    }
-    let y = top + ROW * 0.5;
-    svg.text(
-        (LEFT - 12.0, y + 4.0),
-        Anchor::End,
-        r#"font-style="italic""#,
-        "ideal",
-    );
-    stack(&mut svg, &scale, y, ideal().map(|share| share * 100.0));
-    for (index, (column, shares)) in rows.iter().enumerate() {
-        let y = top + 6.0 + ROW * (index as f64 + 1.5);
-        row_label(&mut svg, column, y);
-        stack(&mut svg, &scale, y, *shares);
-    }
-    Some(svg.finish("shares of nice levels by scheduler"))
-}
-
-fn stack(svg: &mut Svg, scale: &Scale, y: f64, shares: [f64; 4]) {
-    let mut sum = 0.0;
-    for (share, (fill, ink)) in shares.into_iter().zip(SHADES) {
-        let (from, to) = (scale.place(sum), scale.place(sum + share));
-        svg.rect((from, y - 9.0), (to - from - 1.0, 18.0), fill);
-        let text = label((share * 10.0).round() / 10.0);
-        if to - from > text.len() as f64 * CHARACTER + 4.0 {
-            svg.text(
-                (f64::midpoint(from, to), y + 4.0),
-                Anchor::Middle,
-                &format!(r#"fill="{ink}""#),
-                &text,
-            );
-        }
-        sum += share;
-    }
-}
-
-/// The cells of one kind of work with their levels.
-#[must_use]
-pub fn levels(prefix: &str) -> Vec<(&'static str, f64)> {
-    use crate::harness::cell::{CELLS, Work};
-    let level = |cell: &'static Cell| match cell.work {
-        Work::Frame(level) | Work::Requests(level) => Some((cell.id, level)),
-        _ => None,
-    };
-    CELLS
-        .iter()
-        .filter(|cell| cell.id.starts_with(prefix))
-        .filter_map(level)
-        .collect()
+    let digits = (2 - value.abs().log10().floor() as i32).clamp(0, 6);
+    let unit = 10_f64.powi(digits);
+    format!("{}", (value * unit).round() / unit)
 }
 
 #[cfg(test)]
@@ -645,97 +501,80 @@ mod tests {
 
     #[test]
     fn labels_are_short() {
-        let labels = [0.0, 0.001, 0.05, 1.0, 2.5, 1234.0, 12.0].map(label);
+        let labels = [0.0, 0.001, 0.05, 1.0, 2.5, 1234.0, 12.0].map(|value| label(&value));
         assert_eq!(labels, ["0", "0.001", "0.05", "1", "2.5", "1234", "12"]);
     }
 
     #[test]
-    fn scales_reach_from_end_to_end() {
-        let log = Scale::logarithmic([0.3, 40.0].into_iter(), 0.0, 100.0);
-        assert_eq!((log.low, log.high), (0.2, 50.0));
-        assert_eq!((log.place(0.2), log.place(50.0)), (0.0, 100.0));
-        let linear = Scale::linear(100.0, 0.0, 210.0);
-        assert_eq!(linear.place(100.0), 200.0);
-        assert!(
-            linear
-                .ticks(40.0)
-                .windows(2)
-                .all(|pair| linear.place(pair[1]) - linear.place(pair[0]) >= 39.9)
-        );
-    }
-
-    #[test]
-    fn nothing_and_nought_can_be_drawn() {
-        assert!(
-            Scale::logarithmic([].into_iter(), 0.0, 1.0)
-                .place(5.0)
-                .is_finite()
-        );
-        assert!(
-            Scale::logarithmic([0.0, 3.0].into_iter(), 0.0, 1.0)
-                .place(0.0)
-                .is_finite()
-        );
-        assert!(Scale::linear(0.0, 0.0, 1.0).place(0.0).is_finite());
-    }
-
-    #[test]
-    fn texts_keep_apart() {
-        let places = spread_out(&[10.0, 11.0, 12.0, 99.0], 15.0, (0.0, 100.0));
-        assert!(
-            places.windows(2).all(|pair| pair[1] - pair[0] >= 15.0),
-            "{places:?}"
-        );
-        assert!(
-            places.iter().all(|place| (0.0..=100.0).contains(place)),
-            "{places:?}"
-        );
-        assert_eq!(spread_out(&[90.0, 95.0], 15.0, (0.0, 100.0)), [85.0, 100.0]);
-    }
-
-    #[test]
-    fn every_scheduler_is_in_every_plot() {
+    fn every_scheduler_with_figures_is_in_every_plot() -> Result<()> {
         let outcome = outcome();
-        let plots = [
-            distribution(&outcome, "frame-1.5x", "frame", "frame completion"),
-            saturation(
-                &outcome,
-                &levels("frame"),
-                "frame.p99",
-                "frame p99, ms",
-                "hogs for each CPU",
-            ),
-            bars(&outcome, "frame-1.5x", "pingpong", "trips/s"),
-        ];
-        for plot in plots {
-            let plot = plot.unwrap_or_default();
+        for plot in &PLOTS {
+            let text = plot.draw(&outcome)?.unwrap_or_default();
+            for column in &outcome.columns {
+                let has = match plot.kind {
+                    Percentiles(cell, ..) | Bars(cell, ..) => CELLS
+                        .iter()
+                        .any(|it| it.id == cell && it.applies_to(column.scheduler)),
+                    Saturation(prefix, ..) => CELLS
+                        .iter()
+                        .any(|it| it.id.starts_with(prefix) && it.applies_to(column.scheduler)),
+                    Shares => CELLS
+                        .iter()
+                        .any(|it| it.id == "weights" && it.applies_to(column.scheduler)),
+                };
+                assert_eq!(
+                    text.contains(column.scheduler.title),
+                    has,
+                    "{} {}",
+                    plot.name,
+                    column.scheduler.id
+                );
+            }
             assert!(
-                outcome
-                    .columns
-                    .iter()
-                    .all(|column| plot.contains(column.scheduler.title)),
-                "{plot}"
+                !text.contains("NaN") && !text.contains("inf"),
+                "{}",
+                plot.name
             );
-            assert!(!plot.contains("NaN") && !plot.contains("inf"), "{plot}");
         }
-        assert!(
-            shares(&outcome).is_some_and(|plot| plot.contains("ideal") && !plot.contains("NaN"))
-        );
+        Ok(())
     }
 
     #[test]
-    fn without_samples_there_is_no_plot() {
+    fn figures_of_nought_are_drawn() -> Result<()> {
+        let mut outcome = outcome();
+        let samples = outcome
+            .columns
+            .iter_mut()
+            .flat_map(|column| &mut column.samples);
+        samples
+            .flat_map(|sample| sample.figures.values_mut())
+            .for_each(|value| *value = 0.0);
+        for plot in &PLOTS {
+            let text = plot.draw(&outcome)?.unwrap_or_default();
+            assert!(
+                text.contains("EEVDF") || text.contains("scx_metronome"),
+                "{}",
+                plot.name
+            );
+            assert!(
+                !text.contains("NaN") && !text.contains("inf"),
+                "{}",
+                plot.name
+            );
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn without_samples_there_is_no_plot() -> Result<()> {
         let mut outcome = outcome();
         outcome
             .columns
             .iter_mut()
             .for_each(|column| column.samples.clear());
-        assert_eq!(distribution(&outcome, "frame-1.5x", "frame", ""), None);
-        assert_eq!(
-            saturation(&outcome, &levels("frame"), "frame.p99", "", ""),
-            None
-        );
-        assert_eq!(bars(&outcome, "pipe", "us", ""), None);
-        assert_eq!(shares(&outcome), None);
+        for plot in &PLOTS {
+            assert_eq!(plot.draw(&outcome)?, None);
+        }
+        Ok(())
     }
 }

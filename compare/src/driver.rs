@@ -1,10 +1,10 @@
 //! Works through the rounds: boots, listens, stores, and goes on where it was.
 
-use crate::harness::agent::Order;
-use crate::harness::cell::Form;
-use crate::harness::peers::{Peers, fingerprint};
-use crate::harness::sample::{Environment, Failure, Line, Sample, Store};
-use crate::harness::scheduler::{Kind, Scheduler};
+use crate::agent::Order;
+use crate::cell::Form;
+use crate::peers::{Peers, fingerprint};
+use crate::sample::{Environment, Failure, Line, Sample, Store};
+use crate::scheduler::{Kind, Scheduler};
 use anyhow::{Context, Result, anyhow, bail};
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, BufRead, BufReader, Read};
@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 /// Where the cells are run.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
+pub(crate) enum Place {
     /// In a guest of `vm/run`, with this kernel, whose release is known, and so many CPUs.
     Guest {
         /// As `vm/run --kernel` takes it.
@@ -32,25 +32,25 @@ pub enum Place {
 }
 
 /// A run of the harness.
-pub struct Driver {
+pub(crate) struct Driver {
     /// The project's directory.
-    pub repository: PathBuf,
+    pub(crate) repository: PathBuf,
     /// Where programs are: those of this workspace.
-    pub programs: PathBuf,
+    pub(crate) programs: PathBuf,
     /// The peers.
-    pub peers: Peers,
+    pub(crate) peers: Peers,
     /// Where the cells are run.
-    pub place: Place,
+    pub(crate) place: Place,
     /// What is run.
-    pub form: &'static Form,
+    pub(crate) form: &'static Form,
     /// How often.
-    pub rounds: u32,
+    pub(crate) rounds: u32,
     /// Guests at a time.
-    pub jobs: usize,
+    pub(crate) jobs: usize,
     /// After this nothing more is run.
-    pub deadline: Option<Instant>,
+    pub(crate) deadline: Option<Instant>,
     /// Where samples go.
-    pub store: Store,
+    pub(crate) store: Store,
 }
 
 /// Longest time of one boot on the host, in seconds: a guest that hangs must end.
@@ -75,7 +75,7 @@ struct Progress {
 impl Driver {
     /// The form's time begins.
     #[must_use]
-    pub fn with_time(mut self) -> Self {
+    pub(crate) fn with_time(mut self) -> Self {
         let limit = self
             .form
             .minutes
@@ -89,7 +89,7 @@ impl Driver {
     /// # Errors
     /// The directory of the samples cannot be written. What goes wrong with one scheduler stops no
     /// other.
-    pub fn run(
+    pub(crate) fn run(
         &self,
         schedulers: &[&'static Scheduler],
         mut tell: impl FnMut(&str) + Send,
@@ -468,7 +468,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 ///
 /// # Errors
 /// There is none.
-pub fn find_kernel(repository: &Path, wanted: &str) -> Result<(PathBuf, String)> {
+pub(crate) fn find_kernel(repository: &Path, wanted: &str) -> Result<(PathBuf, String)> {
     let output = Command::new(repository.join("vm/kernels"))
         .args(["get", wanted])
         .stderr(Stdio::inherit())
@@ -488,9 +488,9 @@ pub fn find_kernel(repository: &Path, wanted: &str) -> Result<(PathBuf, String)>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::harness::cell::FORMS;
-    use crate::harness::sample::tests::sample;
-    use crate::harness::scheduler::SCHEDULERS;
+    use crate::cell::FORMS;
+    use crate::sample::tests::sample;
+    use crate::scheduler::SCHEDULERS;
     use std::env;
 
     fn driver(name: &str, form: &'static Form) -> Result<Driver> {

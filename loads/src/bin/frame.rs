@@ -3,10 +3,10 @@
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
-use compare::priority::Policy;
-use compare::report::Report;
-use compare::run::{Options, Speed, run};
-use compare::table::render;
+use loads::priority::Policy;
+use loads::report::Report;
+use loads::run::{Options, Speed, run};
+use loads::table::render;
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};

@@ -3,10 +3,10 @@
 
 use anyhow::Result;
 use clap::{Parser, value_parser};
-use compare::clock::nanoseconds;
-use compare::tree::{Step, build};
-use compare::work::Rate;
-use compare::{barrier, requests, weights};
+use loads::clock::nanoseconds;
+use loads::tree::{Step, build};
+use loads::work::Rate;
+use loads::{barrier, requests, weights};
 use serde::Serialize;
 use std::io::{Write, stderr, stdout};
 use std::process::ExitCode;

@@ -19,7 +19,7 @@ pub const VERSION: u32 = 1;
 const LONGEST_FILE: u64 = 1 << 20;
 
 /// A run.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// [`VERSION`].
     pub version: u32,
@@ -44,7 +44,7 @@ pub struct Report {
 }
 
 /// What was run, and where.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Config {
     /// Seconds to record.
     pub seconds: f64,
@@ -79,7 +79,7 @@ pub struct Config {
 }
 
 /// The game's frames.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct FrameReport {
     /// From due time to completion.
     pub completion_ms: Percentiles,
@@ -96,7 +96,7 @@ pub struct FrameReport {
 }
 
 /// The audio thread's periods.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct AudioReport {
     /// From due time to running.
     pub wakeup_ms: Percentiles,
@@ -109,14 +109,14 @@ pub struct AudioReport {
 }
 
 /// The input thread's events.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct InputReport {
     /// From event to running.
     pub wakeup_ms: Percentiles,
 }
 
 /// The hogs' work.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct HogReport {
     /// Units of [`UNIT`] iterations a second, all hogs together.
     pub units_per_second: f64,
@@ -129,7 +129,7 @@ pub struct HogReport {
 }
 
 /// The ping-pong pairs.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PingPongReport {
     /// Round trips a second, all pairs together.
     pub round_trips_per_second: f64,

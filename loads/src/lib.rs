@@ -18,8 +18,8 @@
 //!
 //! Four smaller loads stand beside it, each for a question that the game does not ask: [`barrier`]
 //! (threads that wait for each other), [`requests`] (a server's workers),
-//! [`tree`] (a build's short jobs), [`weights`] (nice levels). [`harness`] runs all of them under
-//! one scheduler after the other.
+//! [`tree`] (a build's short jobs), [`weights`] (nice levels). `compare` runs all of them under one
+//! scheduler after the other.
 //!
 //! All times are nanoseconds of `CLOCK_MONOTONIC` unless a name says otherwise.
 
@@ -28,7 +28,6 @@ pub mod barrier;
 pub mod board;
 pub mod clock;
 pub mod game;
-pub mod harness;
 pub mod hogs;
 pub mod input;
 pub mod kernel;

@@ -4,21 +4,21 @@
 //! The work loop is calibrated before anything is attached, or the driver hands on an earlier
 //! calibration: so the work is the same for all schedulers.
 
-use crate::board::Board;
-use crate::clock::{MS, SECOND, now, sleep_until};
-use crate::harness::cell::{Cell, Form, Work, share_key};
-use crate::harness::cost::{Reading, resident};
-use crate::harness::sample::{Environment, Failure, Line, Sample};
-use crate::hogs;
-use crate::kernel::{self, online_cpus};
-use crate::latency::{Latency, Percentiles};
-use crate::process::Children;
-use crate::report::Report;
-use crate::requests::Requests;
-use crate::tree::Build;
-use crate::weights::Shares;
-use crate::work;
+use crate::cell::{Cell, Form, Work, share_key};
+use crate::cost::{Reading, resident};
+use crate::sample::{Environment, Failure, Line, Sample};
 use anyhow::{Context, Result, anyhow, bail};
+use loads::board::Board;
+use loads::clock::{MS, SECOND, now, sleep_until};
+use loads::hogs;
+use loads::kernel::{self, online_cpus};
+use loads::latency::{Latency, Percentiles};
+use loads::process::Children;
+use loads::report::Report;
+use loads::requests::Requests;
+use loads::tree::Build;
+use loads::weights::Shares;
+use loads::work;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -28,23 +28,23 @@ use std::process::{Child, Command, Stdio};
 
 /// What to do, as the driver says it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Order {
+pub(crate) struct Order {
     /// A scheduler's id.
-    pub scheduler: String,
+    pub(crate) scheduler: String,
     /// Its program; None if nothing is attached.
-    pub program: Option<String>,
+    pub(crate) program: Option<String>,
     /// The latency-sensitive threads are put into SCHED_FIFO.
-    pub fifo: bool,
+    pub(crate) fifo: bool,
     /// A form's name.
-    pub form: String,
+    pub(crate) form: String,
     /// Which round.
-    pub round: u32,
+    pub(crate) round: u32,
     /// Cells' ids.
-    pub cells: Vec<String>,
+    pub(crate) cells: Vec<String>,
     /// Iterations of the work loop in a millisecond; None to measure it.
-    pub iterations_per_ms: Option<u64>,
+    pub(crate) iterations_per_ms: Option<u64>,
     /// Measure them with all CPUs busy: in instruction-counted time they share one clock.
-    pub together: bool,
+    pub(crate) together: bool,
 }
 
 type Figures = BTreeMap<String, f64>;
@@ -59,7 +59,7 @@ const STATE: &str = "/sys/kernel/sched_ext/state";
 ///
 /// # Errors
 /// The order makes no sense, or nothing can be printed.
-pub fn perform(order: &Order) -> Result<()> {
+pub(crate) fn perform(order: &Order) -> Result<()> {
     let form = Form::find(&order.form).context("no such form")?;
     let cpus = online_cpus();
     let _ = kernel::wait_for_idle(5 * SECOND, |due| {
@@ -635,12 +635,15 @@ mod tests {
 
     #[test]
     fn shown_figures_are_in_samples() {
-        let report = crate::report::tests::sample("a");
+        let mut report = Report::default();
+        report.frame.completion_ms.p99 = 8.0;
+        report.hogs.each = vec![1.0, 1.0];
+        report.hogs.fairness = Some(1.0);
+        report.ping_pong.each = vec![1.0];
         let figures = frame_figures(&report);
         for metric in Work::Frame(1.0).metrics() {
             assert!(figures.contains_key(metric.key), "{}", metric.key);
         }
-        let report = &crate::report::tests::sample("a");
-        assert_eq!(frame_figures(report).get("frame.p99"), Some(&8.0));
+        assert_eq!(figures.get("frame.p99"), Some(&8.0));
     }
 }

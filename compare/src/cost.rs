@@ -5,24 +5,24 @@
 //! is time of the tasks that they run for, not of its process; it is read from the programs' own
 //! statistics, or else schedulers that do all their work there would seem to cost nothing.
 
-use crate::clock::{now, seconds};
 use anyhow::{Context, Result};
+use loads::clock::{now, seconds};
 use std::collections::BTreeMap;
 use std::fs;
 
 /// The counts at one instant.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Reading {
+pub(crate) struct Reading {
     /// When, ns.
-    pub at: u64,
+    pub(crate) at: u64,
     /// CPU time of all threads, ns.
-    pub cpu: u64,
+    pub(crate) cpu: u64,
     /// Time in its BPF programs, ns.
-    pub bpf: u64,
+    pub(crate) bpf: u64,
     /// Page faults, minor and major.
-    pub faults: u64,
+    pub(crate) faults: u64,
     /// Context switches of the system.
-    pub switches: u64,
+    pub(crate) switches: u64,
 }
 
 impl Reading {
@@ -30,7 +30,7 @@ impl Reading {
     ///
     /// # Errors
     /// It is gone.
-    pub fn take(pid: u32) -> Result<Self> {
+    pub(crate) fn take(pid: u32) -> Result<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat"))
             .with_context(|| format!("process {pid} is gone"))?;
         let system = fs::read_to_string("/proc/stat")?;
@@ -45,7 +45,7 @@ impl Reading {
 
     /// The figures of the time since `before`, with `syscalls` system calls of the process in it.
     #[must_use]
-    pub fn since(&self, before: &Self, syscalls: Option<f64>) -> BTreeMap<String, f64> {
+    pub(crate) fn since(&self, before: &Self, syscalls: Option<f64>) -> BTreeMap<String, f64> {
         let elapsed = (self.at - before.at) as f64;
         let switches = ((self.switches - before.switches) as f64).max(1.0);
         // Threads that have ended take their time with them.
@@ -69,7 +69,7 @@ impl Reading {
 
 /// Resident memory of `pid` in MiB.
 #[must_use]
-pub fn resident(pid: u32) -> Option<f64> {
+pub(crate) fn resident(pid: u32) -> Option<f64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status
         .lines()

@@ -9,14 +9,14 @@ use serde::{Deserialize, Serialize};
 
 /// What several runs of one cell came to.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Summary {
+pub(crate) struct Summary {
     /// The middle sample, or between the two middle ones.
-    pub median: f64,
+    pub(crate) median: f64,
     /// Between the quartiles; with fewer than five samples, between the least and the most. None
     /// with only one.
-    pub spread: Option<f64>,
+    pub(crate) spread: Option<f64>,
     /// How many there were.
-    pub samples: usize,
+    pub(crate) samples: usize,
 }
 
 /// Fewer samples than this have no quartiles worth the name.
@@ -25,7 +25,7 @@ const QUARTILES_FROM: usize = 5;
 impl Summary {
     /// Of `samples`, those that are no number left out; None if none is left.
     #[must_use]
-    pub fn of(samples: &[f64]) -> Option<Self> {
+    pub(crate) fn of(samples: &[f64]) -> Option<Self> {
         let mut sorted: Vec<f64> = samples.iter().copied().filter(|x| x.is_finite()).collect();
         sorted.sort_by(f64::total_cmp);
         let (least, most) = (*sorted.first()?, *sorted.last()?);
@@ -52,7 +52,7 @@ fn quantile(sorted: &[f64], q: f64) -> f64 {
 /// Which way is better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Better {
+pub(crate) enum Better {
     /// Latencies, times, costs.
     Lower,
     /// Work done.
@@ -61,7 +61,7 @@ pub enum Better {
 
 /// How one scheduler's cell compares with another's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// By more than either's spread.
     Better,
     /// By more than either's spread.
@@ -74,7 +74,7 @@ pub enum Verdict {
 
 /// How `ours` compares with `theirs`.
 #[must_use]
-pub fn verdict(better: Better, ours: Summary, theirs: Summary) -> Verdict {
+pub(crate) fn verdict(better: Better, ours: Summary, theirs: Summary) -> Verdict {
     let (Some(a), Some(b)) = (ours.spread, theirs.spread) else {
         return Verdict::Unknown;
     };

@@ -1,13 +1,13 @@
 //! The result as Markdown, for `result.md` and docs/RESULTS.md.
 
-use crate::harness::result::{Column, Outcome, Row};
-use crate::harness::scheduler::Kind;
-use crate::harness::stats::{Better, Summary, Verdict};
+use crate::result::{Column, Outcome, Row};
+use crate::scheduler::Kind;
+use crate::stats::{Better, Summary, Verdict};
 use std::fmt::Write;
 
 /// The whole page.
 #[must_use]
-pub fn render(outcome: &Outcome) -> String {
+pub(crate) fn render(outcome: &Outcome) -> String {
     let mut text = "# Side by side\n\n".to_owned();
     text += "Made by `compare report`; not to be edited by hand.\n\n";
     text += &circumstances(outcome);
@@ -261,9 +261,9 @@ fn is_best(outcome: &Outcome, row: &Row, summary: Summary) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::harness::cell::CELLS;
-    use crate::harness::result::tests::outcome;
-    use crate::harness::sample::Failure;
+    use crate::cell::CELLS;
+    use crate::result::tests::outcome;
+    use crate::sample::Failure;
 
     #[test]
     fn every_cell_and_scheduler_has_its_place() {

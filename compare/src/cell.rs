@@ -1,27 +1,27 @@
 //! The work: cells, what is measured in each, and how long each takes in the long, the short and
 //! the gate's form.
 
-use crate::harness::scheduler::{Kind, Scheduler};
-use crate::harness::stats::Better::{self, Higher, Lower};
-use crate::weights::LEVELS;
+use crate::scheduler::{Kind, Scheduler};
+use crate::stats::Better::{self, Higher, Lower};
+use loads::weights::LEVELS;
 
 /// The meaning of the loads and of the samples' keys. Samples of another version are not looked at.
-pub const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 1;
 
 /// A piece of work that a scheduler is measured at.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Cell {
+pub(crate) struct Cell {
     /// In file names.
-    pub id: &'static str,
+    pub(crate) id: &'static str,
     /// In tables.
-    pub title: &'static str,
+    pub(crate) title: &'static str,
     /// What is run.
-    pub work: Work,
+    pub(crate) work: Work,
 }
 
 /// What is run. Loads are given per CPU: 1.0 saturates.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Work {
+pub(crate) enum Work {
     /// `frame` beside so many hogs and one ping-pong pair.
     Frame(f64),
     /// `perf bench sched messaging`.
@@ -47,7 +47,7 @@ const fn cell(id: &'static str, title: &'static str, work: Work) -> Cell {
 }
 
 /// All work, in the order in which it is run and shown.
-pub static CELLS: [Cell; 17] = [
+pub(crate) static CELLS: [Cell; 17] = [
     cell("frame-0.5x", "frame, 0.5x", Work::Frame(0.5)),
     cell("frame-1x", "frame, 1x", Work::Frame(1.0)),
     cell("frame-1.5x", "frame, 1.5x", Work::Frame(1.5)),
@@ -73,17 +73,17 @@ pub static CELLS: [Cell; 17] = [
 
 /// A figure of a cell that is shown and compared; samples hold more.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Metric {
+pub(crate) struct Metric {
     /// In samples.
-    pub key: &'static str,
+    pub(crate) key: &'static str,
     /// In tables.
-    pub title: &'static str,
+    pub(crate) title: &'static str,
     /// Its unit.
-    pub unit: &'static str,
+    pub(crate) unit: &'static str,
     /// Which way is better.
-    pub better: Better,
+    pub(crate) better: Better,
     /// Digits after the point.
-    pub decimals: usize,
+    pub(crate) decimals: usize,
 }
 
 const fn metric(
@@ -165,7 +165,7 @@ static COST: [Metric; 6] = [
 impl Work {
     /// What is shown of it.
     #[must_use]
-    pub fn metrics(&self) -> &'static [Metric] {
+    pub(crate) fn metrics(&self) -> &'static [Metric] {
         match self {
             Self::Frame(_) => &FRAME,
             Self::Messaging => &MESSAGING,
@@ -183,14 +183,14 @@ impl Work {
 impl Cell {
     /// The one with this id.
     #[must_use]
-    pub fn find(id: &str) -> Option<&'static Self> {
+    pub(crate) fn find(id: &str) -> Option<&'static Self> {
         CELLS.iter().find(|cell| cell.id == id)
     }
 
     /// Whether it says anything about `scheduler`: SCHED_FIFO differs from EEVDF only where
     /// something is put into it, and only what is attached has a process of its own.
     #[must_use]
-    pub fn applies_to(&self, scheduler: &Scheduler) -> bool {
+    pub(crate) fn applies_to(&self, scheduler: &Scheduler) -> bool {
         match (scheduler.kind, self.work) {
             (Kind::Fifo, Work::Frame(_) | Work::Cyclictest(_) | Work::TreeBesideFrame) => true,
             (Kind::Fifo, _) => false,
@@ -202,35 +202,35 @@ impl Cell {
 
 /// The key of a nice level's share.
 #[must_use]
-pub fn share_key(level: usize) -> String {
+pub(crate) fn share_key(level: usize) -> String {
     format!("share.{}", LEVELS[level].0)
 }
 
 /// How long a run is.
 #[derive(Clone, Copy, Debug)]
-pub struct Form {
+pub(crate) struct Form {
     /// In file names.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     /// Samples of each cell.
-    pub rounds: u32,
+    pub(crate) rounds: u32,
     /// Minutes of the host after which no more is started, if there is a limit.
-    pub minutes: Option<u64>,
+    pub(crate) minutes: Option<u64>,
     /// Cells that are run.
-    pub takes: fn(&Cell, &Scheduler) -> bool,
+    pub(crate) takes: fn(&Cell, &Scheduler) -> bool,
     /// Seconds of `frame`, and before that.
-    pub frame: (f64, f64),
+    pub(crate) frame: (f64, f64),
     /// Messages of each sender, and exchanges.
-    pub perf: (u32, u32),
+    pub(crate) perf: (u32, u32),
     /// Cycles of each cyclictest thread, of 1 ms.
-    pub cycles: u32,
+    pub(crate) cycles: u32,
     /// Seconds of requests and of the nice levels.
-    pub seconds: f64,
+    pub(crate) seconds: f64,
     /// Units of a build.
-    pub units: u32,
+    pub(crate) units: u32,
 }
 
 /// The forms.
-pub static FORMS: [Form; 3] = [
+pub(crate) static FORMS: [Form; 3] = [
     Form {
         name: "long",
         rounds: 5,
@@ -272,12 +272,12 @@ pub static FORMS: [Form; 3] = [
 impl Form {
     /// The one of this name.
     #[must_use]
-    pub fn find(name: &str) -> Option<&'static Self> {
+    pub(crate) fn find(name: &str) -> Option<&'static Self> {
         FORMS.iter().find(|form| form.name == name)
     }
 
     /// The cells of a scheduler.
-    pub fn cells(&self, scheduler: &Scheduler) -> impl Iterator<Item = &'static Cell> {
+    pub(crate) fn cells(&self, scheduler: &Scheduler) -> impl Iterator<Item = &'static Cell> {
         CELLS
             .iter()
             .filter(|cell| cell.applies_to(scheduler) && (self.takes)(cell, scheduler))
@@ -287,7 +287,7 @@ impl Form {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::harness::scheduler::SCHEDULERS;
+    use crate::scheduler::SCHEDULERS;
     use std::collections::BTreeSet;
 
     #[test]

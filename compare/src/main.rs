@@ -1,19 +1,44 @@
-//! `compare`: Metronome, the kernel's default scheduler and the best peers through the same work,
-//! in one run.
+//! Side by side: the same work under one scheduler after the other, in one run.
+//!
+//! 1. The [`driver`] works through rounds. In each it boots a guest for every scheduler in turn
+//!    ([`scheduler`]: A B C … A B C …), so that whatever drifts on the host drifts for all. A round
+//!    of one scheduler is one boot: nothing that a scheduler leaves behind meets another.
+//! 2. In the guest the [`agent`] attaches the scheduler, runs the cells of the plan ([`cell`]) and
+//!    prints a line for each.
+//! 3. Each line is stored as it comes ([`sample`]). What is stored is not run again: a run can be
+//!    stopped, and goes on.
+//! 4. The [`result`] makes medians and spreads of them ([`stats`]), the [`markdown`] page, and its
+//!    [`plot`]s. The [`gate`] compares a few of them with figures that were committed.
+//!
+//! Running all in real time on an idle machine would measure that machine; most have another
+//! kernel, and none is idle. In the guest, time is instructions executed, so the same run on a busy
+//! laptop says the same. Its limit: an instruction is not a nanosecond. Caches, frequencies and the
+//! memory bus do not exist there, so work that moves between CPUs costs nothing.
 
+mod agent;
+mod cell;
+mod cost;
+mod driver;
+mod gate;
+mod markdown;
+mod peers;
+mod plot;
+mod result;
+mod sample;
+mod scheduler;
+mod stats;
+
+use crate::cell::Form;
+use crate::driver::{Driver, Place, find_kernel};
+use crate::gate::{Change, Ratios};
+use crate::peers::Peers;
+use crate::plot::PLOTS;
+use crate::result::{Circumstances, Outcome};
+use crate::sample::Store;
+use crate::scheduler::{SCHEDULERS, Scheduler};
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, value_parser};
-use compare::harness::agent;
-use compare::harness::cell::Form;
-use compare::harness::driver::{Driver, Place, find_kernel};
-use compare::harness::gate::{Change, Ratios};
-use compare::harness::markdown;
-use compare::harness::peers::Peers;
-use compare::harness::plot::PLOTS;
-use compare::harness::result::{Circumstances, Outcome};
-use compare::harness::sample::Store;
-use compare::harness::scheduler::{SCHEDULERS, Scheduler};
-use compare::kernel;
+use loads::kernel;
 use std::io::{Write, stderr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

@@ -5,8 +5,8 @@
 //! the spread, which here is the whole range over the rounds, the larger of the two runs': a gate
 //! that cries wolf is switched off.
 
-use crate::harness::result::{Column, Outcome, Row};
-use crate::harness::stats::{Better, Summary};
+use crate::result::{Column, Outcome, Row};
+use crate::stats::{Better, Summary};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -18,28 +18,28 @@ const LEFT_OUT: [&str; 1] = ["frame.missed"];
 
 /// The ratios of one run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Ratios {
+pub(crate) struct Ratios {
     /// The kernel that they were taken on.
-    pub kernel: String,
+    pub(crate) kernel: String,
     /// CPUs.
-    pub cpus: usize,
+    pub(crate) cpus: usize,
     /// By cell and figure: each round of Metronome's over the median of EEVDF's.
-    pub ratios: BTreeMap<String, Vec<f64>>,
+    pub(crate) ratios: BTreeMap<String, Vec<f64>>,
 }
 
 /// How one ratio has changed.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Change {
+pub(crate) struct Change {
     /// Cell and figure.
-    pub name: String,
+    pub(crate) name: String,
     /// The committed median.
-    pub before: f64,
+    pub(crate) before: f64,
     /// The median of this run.
-    pub after: f64,
+    pub(crate) after: f64,
     /// What it may differ by.
-    pub spread: f64,
+    pub(crate) spread: f64,
     /// It is worse by more than that.
-    pub worse: bool,
+    pub(crate) worse: bool,
 }
 
 impl Ratios {
@@ -47,7 +47,7 @@ impl Ratios {
     ///
     /// # Errors
     /// One of the two has failed, or there were too few rounds.
-    pub fn of(outcome: &Outcome) -> Result<Self> {
+    pub(crate) fn of(outcome: &Outcome) -> Result<Self> {
         let column = |id: &str| {
             let column = outcome
                 .column(id)
@@ -80,7 +80,7 @@ impl Ratios {
 
     /// How these ratios compare with those of `committed`.
     #[must_use]
-    pub fn against(&self, committed: &Self, outcome: &Outcome) -> Vec<Change> {
+    pub(crate) fn against(&self, committed: &Self, outcome: &Outcome) -> Vec<Change> {
         let changes = rows(outcome).filter_map(|row| {
             let name = name(&row);
             let (before, after) = (committed.ratios.get(&name)?, self.ratios.get(&name)?);
@@ -136,7 +136,7 @@ fn range(values: &[f64]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::harness::result::tests::outcome;
+    use crate::result::tests::outcome;
 
     fn changed(ratios: &Ratios, name: &str, factor: f64) -> Ratios {
         let mut changed = ratios.clone();

@@ -58,10 +58,11 @@ impl Rate {
 }
 
 /// Where a run's iterations per millisecond come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Calibration {
     /// Given by the user.
+    #[default]
     Given,
     /// From [`alone`].
     Alone,

@@ -1,6 +1,6 @@
 //! Samples, and where they are kept.
 
-use crate::harness::cell::{Form, VERSION};
+use crate::cell::{Form, VERSION};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -9,43 +9,43 @@ use std::path::{Path, PathBuf};
 
 /// One cell of one scheduler in one round.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Sample {
+pub(crate) struct Sample {
     /// A scheduler's id.
-    pub scheduler: String,
+    pub(crate) scheduler: String,
     /// A cell's id.
-    pub cell: String,
+    pub(crate) cell: String,
     /// From 1.
-    pub round: u32,
+    pub(crate) round: u32,
     /// Its figures; more than are shown.
-    pub figures: BTreeMap<String, f64>,
+    pub(crate) figures: BTreeMap<String, f64>,
 }
 
 /// Why there is no sample.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Failure {
+pub(crate) struct Failure {
     /// A scheduler's id.
-    pub scheduler: String,
+    pub(crate) scheduler: String,
     /// What was being done.
-    pub step: String,
+    pub(crate) step: String,
     /// In the words of whoever failed.
-    pub message: String,
+    pub(crate) message: String,
 }
 
 /// Where samples were taken.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Environment {
+pub(crate) struct Environment {
     /// The kernel's release.
-    pub kernel: String,
+    pub(crate) kernel: String,
     /// CPUs.
-    pub cpus: usize,
+    pub(crate) cpus: usize,
     /// Iterations of the work loop that all loads take for a millisecond.
-    pub iterations_per_ms: u64,
+    pub(crate) iterations_per_ms: u64,
 }
 
 /// What the agent says, a line each.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Line {
+pub(crate) enum Line {
     /// First of all.
     Environment(Environment),
     /// A cell is done.
@@ -62,25 +62,25 @@ impl Line {
     ///
     /// # Errors
     /// A figure is no number.
-    pub fn print(&self) -> Result<String> {
+    pub(crate) fn print(&self) -> Result<String> {
         Ok(format!("{MARK}{}", serde_json::to_string(self)?))
     }
 
     /// What a line of output says; None if it is none of the agent's.
     #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         serde_json::from_str(text.trim_end().strip_prefix(MARK)?).ok()
     }
 }
 
 /// The directory of the samples that may be compared with each other.
 #[derive(Clone, Debug)]
-pub struct Store(PathBuf);
+pub(crate) struct Store(PathBuf);
 
 impl Store {
     /// Below `samples`, for this form, kernel and number of CPUs.
     #[must_use]
-    pub fn new(samples: &Path, form: &Form, kernel: &str, cpus: usize) -> Self {
+    pub(crate) fn new(samples: &Path, form: &Form, kernel: &str, cpus: usize) -> Self {
         let name = format!("{}-v{VERSION}-{kernel}-{cpus}cpus", form.name);
         Self(samples.join(name))
     }
@@ -90,7 +90,7 @@ impl Store {
     ///
     /// # Errors
     /// The directory cannot be written.
-    pub fn prepare(&self, scheduler: &str, version: &str) -> Result<bool> {
+    pub(crate) fn prepare(&self, scheduler: &str, version: &str) -> Result<bool> {
         let (directory, mark) = (self.0.join(scheduler), self.version_file(scheduler));
         let old = fs::read_to_string(&mark).ok();
         let stale = old.as_deref().is_some_and(|old| old != version);
@@ -109,7 +109,7 @@ impl Store {
 
     /// The version whose samples are stored.
     #[must_use]
-    pub fn version(&self, scheduler: &str) -> Option<String> {
+    pub(crate) fn version(&self, scheduler: &str) -> Option<String> {
         fs::read_to_string(self.version_file(scheduler)).ok()
     }
 
@@ -121,7 +121,7 @@ impl Store {
 
     /// Whether this sample is stored.
     #[must_use]
-    pub fn has(&self, scheduler: &str, cell: &str, round: u32) -> bool {
+    pub(crate) fn has(&self, scheduler: &str, cell: &str, round: u32) -> bool {
         self.path(scheduler, cell, round).exists()
     }
 
@@ -129,13 +129,13 @@ impl Store {
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn put(&self, sample: &Sample) -> Result<()> {
+    pub(crate) fn put(&self, sample: &Sample) -> Result<()> {
         let path = self.path(&sample.scheduler, &sample.cell, sample.round);
         write(&path, &serde_json::to_string_pretty(sample)?)
     }
 
     /// Forgets a sample.
-    pub fn forget(&self, sample: &Sample) {
+    pub(crate) fn forget(&self, sample: &Sample) {
         let _ = fs::remove_file(self.path(&sample.scheduler, &sample.cell, sample.round));
     }
 
@@ -143,7 +143,7 @@ impl Store {
     ///
     /// # Errors
     /// A file is not readable, or holds no sample.
-    pub fn samples(&self, scheduler: &str) -> Result<Vec<Sample>> {
+    pub(crate) fn samples(&self, scheduler: &str) -> Result<Vec<Sample>> {
         let mut files: Vec<_> = match fs::read_dir(self.0.join(scheduler)) {
             Ok(entries) => entries
                 .map(|entry| Ok(entry?.path()))
@@ -160,7 +160,7 @@ impl Store {
 
     /// Where the samples are taken, once that is known.
     #[must_use]
-    pub fn environment(&self) -> Option<Environment> {
+    pub(crate) fn environment(&self) -> Option<Environment> {
         read(&self.0.join("environment.json")).ok()
     }
 
@@ -168,7 +168,7 @@ impl Store {
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn set_environment(&self, environment: &Environment) -> Result<()> {
+    pub(crate) fn set_environment(&self, environment: &Environment) -> Result<()> {
         fs::create_dir_all(&self.0)?;
         let path = self.0.join("environment.json");
         write(&path, &serde_json::to_string_pretty(environment)?)
@@ -178,7 +178,7 @@ impl Store {
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn set_failure(&self, scheduler: &str, failure: Option<&Failure>) -> Result<()> {
+    pub(crate) fn set_failure(&self, scheduler: &str, failure: Option<&Failure>) -> Result<()> {
         let path = self.0.join(scheduler).join("failure");
         match failure {
             Some(failure) => write(&path, &serde_json::to_string_pretty(failure)?),
@@ -191,7 +191,7 @@ impl Store {
 
     /// Why a scheduler has no samples.
     #[must_use]
-    pub fn failure(&self, scheduler: &str) -> Option<Failure> {
+    pub(crate) fn failure(&self, scheduler: &str) -> Option<Failure> {
         read(&self.0.join(scheduler).join("failure")).ok()
     }
 
@@ -199,7 +199,7 @@ impl Store {
     ///
     /// # Errors
     /// The directory cannot be removed.
-    pub fn clear(&self) -> Result<()> {
+    pub(crate) fn clear(&self) -> Result<()> {
         if self.0.exists() {
             fs::remove_dir_all(&self.0)?;
         }
@@ -224,7 +224,7 @@ fn write(path: &Path, text: &str) -> Result<()> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::harness::cell::FORMS;
+    use crate::cell::FORMS;
     use std::env;
 
     /// A sample with one figure.

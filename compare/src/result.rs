@@ -1,61 +1,61 @@
 //! All samples of a run, and medians and spreads of them.
 
-use crate::harness::cell::{CELLS, Cell, Form, Metric};
-use crate::harness::sample::{Environment, Failure, Sample, Store};
-use crate::harness::scheduler::{Kind, SCHEDULERS, Scheduler};
-use crate::harness::stats::{Summary, Verdict, verdict};
+use crate::cell::{CELLS, Cell, Form, Metric};
+use crate::sample::{Environment, Failure, Sample, Store};
+use crate::scheduler::{Kind, SCHEDULERS, Scheduler};
+use crate::stats::{Summary, Verdict, verdict};
 use anyhow::{Context, Result};
 use serde::Serialize;
 use serde_json::{Value, json};
 
 /// What the run took place on and with, in words.
 #[derive(Clone, Debug, Default, Serialize)]
-pub struct Circumstances {
+pub(crate) struct Circumstances {
     /// The day.
-    pub date: String,
+    pub(crate) date: String,
     /// The host.
-    pub machine: String,
+    pub(crate) machine: String,
     /// What was compared, of this project: a commit.
-    pub commit: String,
+    pub(crate) commit: String,
     /// The command that does it again.
-    pub command: String,
+    pub(crate) command: String,
     /// Where the cells ran and what time is there.
-    pub place: String,
+    pub(crate) place: String,
 }
 
 /// One scheduler's samples.
 #[derive(Clone, Debug)]
-pub struct Column {
+pub(crate) struct Column {
     /// Whose.
-    pub scheduler: &'static Scheduler,
+    pub(crate) scheduler: &'static Scheduler,
     /// Which build of it.
-    pub version: String,
+    pub(crate) version: String,
     /// Why it has fewer samples than it should.
-    pub failure: Option<Failure>,
+    pub(crate) failure: Option<Failure>,
     /// All of them.
-    pub samples: Vec<Sample>,
+    pub(crate) samples: Vec<Sample>,
 }
 
 /// A run's outcome.
 #[derive(Clone, Debug)]
-pub struct Outcome {
+pub(crate) struct Outcome {
     /// Where and when.
-    pub circumstances: Circumstances,
+    pub(crate) circumstances: Circumstances,
     /// The guest or the host.
-    pub environment: Environment,
+    pub(crate) environment: Environment,
     /// A form's name.
-    pub form: &'static str,
+    pub(crate) form: &'static str,
     /// A column for each scheduler that has samples or failed.
-    pub columns: Vec<Column>,
+    pub(crate) columns: Vec<Column>,
 }
 
 /// A row of the table: a cell's metric.
 #[derive(Clone, Copy, Debug)]
-pub struct Row {
+pub(crate) struct Row {
     /// The cell.
-    pub cell: &'static Cell,
+    pub(crate) cell: &'static Cell,
     /// Its metric.
-    pub metric: &'static Metric,
+    pub(crate) metric: &'static Metric,
 }
 
 impl Outcome {
@@ -63,7 +63,11 @@ impl Outcome {
     ///
     /// # Errors
     /// A file is not what it should be, or nothing is stored.
-    pub fn read(store: &Store, form: &'static Form, circumstances: Circumstances) -> Result<Self> {
+    pub(crate) fn read(
+        store: &Store,
+        form: &'static Form,
+        circumstances: Circumstances,
+    ) -> Result<Self> {
         let mut columns = Vec::new();
         for scheduler in &SCHEDULERS {
             let column = Column {
@@ -85,7 +89,7 @@ impl Outcome {
     }
 
     /// All rows that some scheduler has a figure for.
-    pub fn rows(&self) -> impl Iterator<Item = Row> {
+    pub(crate) fn rows(&self) -> impl Iterator<Item = Row> {
         let rows = CELLS.iter().flat_map(|cell| {
             let metrics = cell.work.metrics().iter();
             metrics.map(move |metric| Row { cell, metric })
@@ -95,20 +99,13 @@ impl Outcome {
 
     /// A scheduler's column.
     #[must_use]
-    pub fn column(&self, id: &str) -> Option<&Column> {
+    pub(crate) fn column(&self, id: &str) -> Option<&Column> {
         self.columns.iter().find(|column| column.scheduler.id == id)
-    }
-
-    /// The most samples that a cell has.
-    #[must_use]
-    pub fn rounds(&self) -> u32 {
-        let samples = self.columns.iter().flat_map(|column| &column.samples);
-        samples.map(|sample| sample.round).max().unwrap_or(0)
     }
 
     /// How `ours` compares with `theirs` in a row; None where one has no figure.
     #[must_use]
-    pub fn verdict(&self, row: &Row, ours: &Column, theirs: &Column) -> Option<Verdict> {
+    pub(crate) fn verdict(&self, row: &Row, ours: &Column, theirs: &Column) -> Option<Verdict> {
         Some(verdict(row.metric.better, ours.at(row)?, theirs.at(row)?))
     }
 
@@ -116,7 +113,7 @@ impl Outcome {
     ///
     /// # Errors
     /// None in practice.
-    pub fn to_json(&self) -> Result<String> {
+    pub(crate) fn to_json(&self) -> Result<String> {
         let schedulers: Vec<_> = self.columns.iter().map(Column::to_json).collect();
         let rows: Vec<_> = self.rows().map(|row| self.row_to_json(&row)).collect();
         let samples: Vec<_> = self
@@ -155,13 +152,13 @@ impl Outcome {
 impl Column {
     /// Its figure in a row.
     #[must_use]
-    pub fn at(&self, row: &Row) -> Option<Summary> {
+    pub(crate) fn at(&self, row: &Row) -> Option<Summary> {
         self.summary(row.cell.id, row.metric.key)
     }
 
     /// Any figure of its samples.
     #[must_use]
-    pub fn summary(&self, cell: &str, key: &str) -> Option<Summary> {
+    pub(crate) fn summary(&self, cell: &str, key: &str) -> Option<Summary> {
         let samples = self.samples.iter().filter(|sample| sample.cell == cell);
         let figures: Vec<f64> = samples
             .filter_map(|sample| sample.figures.get(key).copied())
@@ -171,7 +168,7 @@ impl Column {
 
     /// Its version, for people.
     #[must_use]
-    pub fn version_for_people(&self) -> String {
+    pub(crate) fn version_for_people(&self) -> String {
         match self.scheduler.kind {
             Kind::Default | Kind::Fifo => "the kernel's".to_owned(),
             Kind::Peer(version) => version.to_owned(),
@@ -192,8 +189,8 @@ impl Column {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::harness::cell::share_key;
-    use crate::harness::sample::tests::sample;
+    use crate::cell::share_key;
+    use crate::sample::tests::sample;
 
     /// Three rounds of every cell, each scheduler some per cent worse than the one before it.
     pub(crate) fn outcome() -> Outcome {
@@ -256,7 +253,6 @@ pub(crate) mod tests {
             .column("eevdf")
             .and_then(|column| column.summary("pipe", "us"));
         assert!(first.is_some_and(|summary| (summary.median - 10.2).abs() < 1e-9 && summary.samples == 3));
-        assert_eq!(outcome.rounds(), 3);
     }
 
     #[test]

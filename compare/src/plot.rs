@@ -10,18 +10,18 @@ use plotters::coord::types::RangedCoordusize;
 use plotters::coord::{CoordTranslate, Shift};
 use plotters::prelude::*;
 
-use crate::harness::cell::{CELLS, Work, share_key};
-use crate::harness::result::{Column, Outcome};
-use crate::harness::scheduler::Kind;
-use crate::weights::{LEVELS, ideal};
+use crate::cell::{CELLS, Work, share_key};
+use crate::result::{Column, Outcome};
+use crate::scheduler::Kind;
 use Shape::{Bars, Percentiles, Saturation, Shares};
+use loads::weights::{LEVELS, ideal};
 
 /// A plot of the result.
-pub struct Plot {
+pub(crate) struct Plot {
     /// The name of its file, without the ending.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     /// What it shows.
-    pub title: &'static str,
+    pub(crate) title: &'static str,
     kind: Shape,
 }
 
@@ -41,7 +41,7 @@ const fn plot(name: &'static str, title: &'static str, kind: Shape) -> Plot {
 }
 
 /// All plots, in the order of the page.
-pub static PLOTS: [Plot; 16] = [
+pub(crate) static PLOTS: [Plot; 16] = [
     plot(
         "frame",
         "Frame completion beside 1.5 hogs for each CPU and a ping-pong pair",
@@ -133,7 +133,7 @@ impl Plot {
     ///
     /// # Errors
     /// It cannot be drawn.
-    pub fn draw(&self, outcome: &Outcome) -> Result<Option<String>> {
+    pub(crate) fn draw(&self, outcome: &Outcome) -> Result<Option<String>> {
         match self.kind {
             Percentiles(cell, name, axis) => percentiles(outcome, cell, name, axis),
             Saturation(prefix, key, axis) => saturation(outcome, prefix, key, axis),
@@ -497,7 +497,7 @@ fn label(value: &f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::harness::result::tests::outcome;
+    use crate::result::tests::outcome;
 
     #[test]
     fn labels_are_short() {

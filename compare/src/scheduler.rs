@@ -2,18 +2,18 @@
 
 /// What is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Scheduler {
+pub(crate) struct Scheduler {
     /// In file names.
-    pub id: &'static str,
+    pub(crate) id: &'static str,
     /// In tables.
-    pub title: &'static str,
+    pub(crate) title: &'static str,
     /// What it is.
-    pub kind: Kind,
+    pub(crate) kind: Kind,
 }
 
 /// How a scheduler comes to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// The kernel's own, nothing attached.
     Default,
     /// The kernel's own, with the load's latency-sensitive threads in SCHED_FIFO: the limit that
@@ -34,7 +34,7 @@ const fn peer(id: &'static str, version: &'static str) -> Scheduler {
 }
 
 /// All of them, in the order of turns and of tables.
-pub static SCHEDULERS: [Scheduler; 9] = [
+pub(crate) static SCHEDULERS: [Scheduler; 9] = [
     Scheduler {
         id: "eevdf",
         title: "EEVDF",
@@ -61,13 +61,13 @@ pub static SCHEDULERS: [Scheduler; 9] = [
 impl Scheduler {
     /// The one with this id.
     #[must_use]
-    pub fn find(id: &str) -> Option<&'static Self> {
+    pub(crate) fn find(id: &str) -> Option<&'static Self> {
         SCHEDULERS.iter().find(|scheduler| scheduler.id == id)
     }
 
     /// Whether a program is attached.
     #[must_use]
-    pub fn is_attached(&self) -> bool {
+    pub(crate) fn is_attached(&self) -> bool {
         matches!(self.kind, Kind::Metronome | Kind::Peer(_))
     }
 }

@@ -1,7 +1,7 @@
 //! The peers: built once from their published crates, at the versions that
 //! [`SCHEDULERS`](super::scheduler::SCHEDULERS) names.
 
-use crate::harness::scheduler::{Kind, Scheduler};
+use crate::scheduler::{Kind, Scheduler};
 use anyhow::{Context, Result, bail};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ const BPF_CLANG: &str = "clang-19";
 
 /// Where peers are built and kept.
 #[derive(Clone, Debug)]
-pub struct Peers(pub PathBuf);
+pub(crate) struct Peers(pub PathBuf);
 
 impl Peers {
     fn root(&self, name: &str, version: &str) -> PathBuf {
@@ -23,7 +23,7 @@ impl Peers {
 
     /// The program of a peer, if it is built.
     #[must_use]
-    pub fn program(&self, scheduler: &Scheduler) -> Option<PathBuf> {
+    pub(crate) fn program(&self, scheduler: &Scheduler) -> Option<PathBuf> {
         let Kind::Peer(version) = scheduler.kind else {
             return None;
         };
@@ -36,7 +36,7 @@ impl Peers {
 
     /// Why a peer is not built.
     #[must_use]
-    pub fn failure(&self, scheduler: &Scheduler) -> String {
+    pub(crate) fn failure(&self, scheduler: &Scheduler) -> String {
         let log = self.log(scheduler.id);
         match fs::read_to_string(&log) {
             Ok(text) => format!("does not build: {}", first_error(&text)),
@@ -53,7 +53,11 @@ impl Peers {
     ///
     /// # Errors
     /// The directory cannot be written, or cargo is missing.
-    pub fn build(&self, schedulers: &[&Scheduler], mut progress: impl FnMut(&str)) -> Result<()> {
+    pub(crate) fn build(
+        &self,
+        schedulers: &[&Scheduler],
+        mut progress: impl FnMut(&str),
+    ) -> Result<()> {
         fs::create_dir_all(self.0.join("logs")).context("cannot make the peers' directory")?;
         for scheduler in schedulers {
             let Kind::Peer(version) = scheduler.kind else {
@@ -148,7 +152,7 @@ fn first_error(log: &str) -> String {
 ///
 /// # Errors
 /// The file cannot be read.
-pub fn fingerprint(file: &Path) -> Result<String> {
+pub(crate) fn fingerprint(file: &Path) -> Result<String> {
     let bytes = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
     if bytes.is_empty() {
         bail!("{} is empty", file.display());

@@ -61,7 +61,7 @@ lint: setup ## format, lints and documentation
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo clippy --package scx_metronome_core --test kernel -- -D warnings
 	cargo clippy --package scx_metronome_core --lib --no-default-features -- -D warnings
-	RUSTDOCFLAGS=-Dwarnings cargo doc --quiet --no-deps --package scx_metronome_core --lib
+	RUSTDOCFLAGS=-Dwarnings cargo doc --quiet --no-deps --package scx_metronome_core --lib --features internals
 
 unit: setup ## tests that need no kernel of their own
 	cargo test --workspace

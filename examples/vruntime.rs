@@ -4,9 +4,8 @@ use std::mem::MaybeUninit;
 
 use anyhow::Result;
 use scx_metronome_core::BpfScheduler;
-use scx_metronome_core::abi::{MAX_TASKS, SHARE};
 use scx_metronome_core::policy::Policy;
-use scx_metronome_core::task::QueuedTask;
+use scx_metronome_core::task::{MAX_TASKS, QueuedTask, SHARE};
 
 /// What may be caught up on after a sleep, ns.
 const LAG: u64 = 10_000_000;

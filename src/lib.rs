@@ -117,6 +117,9 @@
 //! - `kernel` (default): everything that needs std or libbpf. Without it the crate is the core:
 //!   `no_std`, no `alloc`.
 //! - `sim`: a simulated kernel to test policies on. Needs std.
+//! - `internals`: the modules behind the front are public, for our own tests, benchmarks and
+//!   fuzzers: [`abi`], [`idle`], [`mailbox`], [`queue`], [`ring`], [`shared`] and [`turn`]. A new
+//!   version may change anything in them.
 #![cfg_attr(not(any(feature = "kernel", feature = "sim")), no_std)]
 
 include!(concat!(env!("OUT_DIR"), "/counters.rs"));
@@ -124,25 +127,31 @@ include!(concat!(env!("OUT_DIR"), "/counters.rs"));
 #[cfg(all(loom, test))]
 extern crate std;
 
-pub mod abi;
-pub mod idle;
+/// Modules that our own tests, benchmarks and fuzzers reach: public with the feature `internals`.
+macro_rules! internals {
+    ($($name:ident),*) => {$(
+        #[cfg(feature = "internals")]
+        pub mod $name;
+        #[cfg(not(feature = "internals"))]
+        #[allow(dead_code, unreachable_pub, reason = "public with the feature")]
+        mod $name;
+    )*};
+}
+
+internals!(abi, idle, mailbox, queue, ring, shared, turn);
+
 pub mod latency;
 pub mod limits;
-pub mod mailbox;
 #[cfg(all(loom, test))]
 mod models;
 pub mod orders;
 pub mod policy;
-pub mod queue;
-pub mod ring;
 mod running;
-pub mod shared;
 #[cfg(feature = "sim")]
 pub mod sim;
 pub mod stats;
 mod sync;
 pub mod task;
-pub mod turn;
 pub mod wait;
 
 /// Its program compiles.

@@ -18,9 +18,9 @@
 //! them.
 
 use crate::abi::{
-    DECISION_ANY_CPU, DECISION_PREEMPT, EPOCH_SHIFT, FOUND_IDLE, IS_BATCH, MAX_TASKS, SHARE,
-    WAKE_FLAGS_SHIFT,
+    DECISION_ANY_CPU, DECISION_PREEMPT, EPOCH_SHIFT, FOUND_IDLE, IS_BATCH, WAKE_FLAGS_SHIFT,
 };
+pub use crate::abi::{MAX_TASKS, SHARE};
 
 /// For [`DispatchedTask::flags`]: the task runs on the first CPU that becomes available. One that
 /// may run on a single CPU runs there.

@@ -1,5 +1,9 @@
 //! What a task gets of a machine that is full, from `scx_metronome`.
 
+use std::net::UdpSocket;
+use std::os::fd::{FromRawFd, OwnedFd};
+
+use super::inject::allow;
 use super::*;
 
 /// What a thread got between two points of time.
@@ -196,7 +200,7 @@ fn the_scheduler_takes_no_cpu_from_those_that_are_bound_to_its_own() {
     let got: Vec<f64> = thread::scope(|scope| {
         let bound = |cpu| {
             scope.spawn(move || {
-                inject::allow(0, [cpu]);
+                allow(0, [cpu]);
                 hog(0, begin, end).cpu.as_secs_f64() / 2.0
             })
         };
@@ -280,4 +284,82 @@ fn urgency_goes_along_a_chain() {
     assert!(delays.len() > 40, "{delays:?}");
     assert!(p90 <= Duration::from_millis(1), "{delays:?}");
     scheduler.stop(libc::SIGINT).assert_clean();
+}
+
+const PORT: u16 = 4242;
+
+/// A socket for broadcast packets to [`PORT`], one of any number.
+fn broadcast_receiver() -> OwnedFd {
+    let address = libc::sockaddr_in {
+        sin_family: libc::AF_INET as u16,
+        sin_port: PORT.to_be(),
+        sin_addr: libc::in_addr { s_addr: 0 },
+        sin_zero: [0; 8],
+    };
+    let (yes, level) = (1i32, libc::SOL_SOCKET);
+    unsafe {
+        let socket = OwnedFd::from_raw_fd(libc::socket(libc::AF_INET, libc::SOCK_DGRAM, 0));
+        let fd = socket.as_raw_fd();
+        let shared = libc::setsockopt(fd, level, libc::SO_REUSEADDR, (&raw const yes).cast(), 4);
+        let bound = libc::bind(
+            fd,
+            (&raw const address).cast(),
+            size_of_val(&address) as u32,
+        );
+        assert_eq!((shared, bound), (0, 0));
+        socket
+    }
+}
+
+/// What is sent to this machine itself is received by CPU 1, in interrupts and in a kernel thread
+/// that is bound to it (ksoftirqd) and busy all the time.
+#[test]
+fn a_bound_kernel_thread_that_is_always_busy_takes_turns() {
+    const TIME: Duration = Duration::from_secs(2);
+    let up = Command::new("ip")
+        .args(["link", "set", "lo", "up"])
+        .status();
+    assert!(up.unwrap().success());
+    fs::write("/sys/class/net/lo/queues/rx-0/rps_cpus", "2").unwrap();
+    let ksoftirqd = fs::read_dir("/proc").unwrap().find_map(|entry| {
+        let path = entry.unwrap().path();
+        let comm = fs::read_to_string(path.join("comm")).unwrap_or_default();
+        (comm.trim() == "ksoftirqd/1").then(|| path.file_name()?.to_str()?.parse().ok())?
+    });
+    let ksoftirqd: i32 = ksoftirqd.unwrap();
+    // Each packet goes to all of them. Their buffers are soon full, and what comes then is dropped.
+    let _receivers = [(); 100].map(|()| broadcast_receiver());
+
+    let scheduler = Scheduler::start("scx_metronome", &[]);
+    let over = AtomicBool::new(false);
+    let (got, its) = thread::scope(|scope| {
+        let _stop = Stop(&over);
+        for cpu in 2..cpus() {
+            scope.spawn({
+                let over = &over;
+                move || {
+                    allow(0, [cpu]);
+                    let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+                    sender.set_broadcast(true).unwrap();
+                    while !over.load(Ordering::Relaxed) {
+                        let _ = sender.send_to(&[0; 64], ("127.255.255.255", PORT));
+                    }
+                }
+            });
+        }
+        let bound = scope.spawn(|| {
+            allow(0, [1]);
+            let begin = Instant::now() + Duration::from_millis(500);
+            let before = cpu_ticks(ksoftirqd);
+            (hog(0, begin, begin + TIME), cpu_ticks(ksoftirqd) - before)
+        });
+        bound.join().unwrap()
+    });
+    assert_eq!(state(), "enabled");
+    scheduler.stop(libc::SIGINT).assert_clean();
+    println!("beside ksoftirqd, which had {its} ticks: {got:?}");
+    assert!(its > 20, "{its} ticks in {TIME:?}");
+    // The thread is as heavy as the hog. It has the CPU at each wake-up, for slices of 20 ms.
+    assert!(got.cpu >= TIME / 4, "{got:?}");
+    assert!(got.wait <= Duration::from_millis(250), "{got:?}");
 }

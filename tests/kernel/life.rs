@@ -14,7 +14,7 @@ use scx_metronome_core::policy::{Due, Machine, Place, Policy, Running, RunningKi
 use scx_metronome_core::stats::Snapshot;
 use scx_metronome_core::task::{DispatchedTask, Kind, QueuedTask, RL_CPU_ANY};
 
-use super::inject::Pauses;
+use super::inject::{Pauses, allow};
 use super::{Load, Scheduler, cpu_ticks, cpus, read, state, wait_for};
 
 /// Keeps every record, and otherwise serves first come, first served.
@@ -291,20 +291,9 @@ fn live() {
     nap();
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 10) };
     nap();
-    allow(&[0, 1]);
+    allow(0, [0, 1]);
     nap();
     unsafe { libc::_exit(0) }
-}
-
-/// The calling thread may run on these CPUs.
-fn allow(cpus: &[usize]) {
-    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-    cpus.iter()
-        .for_each(|cpu| unsafe { libc::CPU_SET(*cpu, &mut set) });
-    assert_eq!(
-        unsafe { libc::sched_setaffinity(0, size_of_val(&set), &set) },
-        0
-    );
 }
 
 #[test]
@@ -400,7 +389,7 @@ fn the_fates_that_a_policy_hears_of_are_those_that_are_counted() {
     };
     let bound = [(); 4].map(|()| {
         Actor::start(c"bound", || {
-            allow(&[0, 2]);
+            allow(0, [0, 2]);
             breed();
         })
     });
@@ -577,7 +566,7 @@ fn ping_pong(on: &'static [usize]) -> Actor {
         let mut back = [0; 2];
         assert_eq!(unsafe { libc::pipe(there.as_mut_ptr()) }, 0);
         assert_eq!(unsafe { libc::pipe(back.as_mut_ptr()) }, 0);
-        allow(on);
+        allow(0, on.iter().copied());
         let (from, to) = if unsafe { libc::fork() } == 0 {
             unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
             unsafe { libc::prctl(libc::PR_SET_NAME, c"pong".as_ptr()) };
@@ -741,7 +730,7 @@ fn allowed(pid: i32) -> i32 {
 #[test]
 fn the_batch_verbs_schedule_a_load_and_no_cpu_is_claimed_that_is_forbidden() {
     let bound = Actor::start(c"bound", || {
-        allow(&[0, 2]);
+        allow(0, [0, 2]);
         loop {
             burn(Duration::from_micros(300));
             std::thread::sleep(Duration::from_millis(1));

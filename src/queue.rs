@@ -52,24 +52,13 @@
 //! # Where it lives
 //!
 //! A queue of this size must not be built on the stack and then moved. All bytes zero are a valid,
-//! empty queue, so
-//!
-//! - a `static` that is initialised with [`DeadlineQueue::new`] lies in `.bss`;
-//! - [`DeadlineQueue::init_in_place`] makes one of any memory that is large enough, be it mapped
-//!   and locked or a box:
-//!
-//! ```
-//! use scx_metronome_core::queue::DeadlineQueue;
-//!
-//! let slot = Box::leak(Box::new_uninit());
-//! let queue: &'static mut DeadlineQueue<65_536> = DeadlineQueue::init_in_place(slot);
-//! assert!(queue.is_empty());
-//! ```
+//! empty queue, so it lies in fresh mapped memory (`Turn`), in zeroed memory of a box, or, if it is
+//! a `static` that is initialised with [`DeadlineQueue::new`], in `.bss`.
 #![deny(clippy::indexing_slicing)]
 
 use core::fmt;
 use core::hint::select_unpredictable;
-use core::mem::{MaybeUninit, offset_of};
+use core::mem::offset_of;
 
 /// Children of a node. Four nodes are one cache line.
 const ARITY: usize = 4;
@@ -174,7 +163,7 @@ const _: () =
 /// What every owner needs.
 impl<const N: usize> DeadlineQueue<N> {
     /// An empty queue, for use in a `static`; elsewhere the value, 20 bytes for each id, may pass
-    /// over the stack: see [`Self::init_in_place`].
+    /// over the stack.
     #[must_use]
     pub const fn new() -> Self {
         const { assert!(N <= u32::MAX as usize, "ids are u32") };
@@ -185,19 +174,6 @@ impl<const N: usize> DeadlineQueue<N> {
             nodes: [Node::ZERO; N],
             places: [0; N],
         }
-    }
-
-    /// Makes an empty queue of `slot` without a copy on the stack, whatever was in there.
-    ///
-    /// Writes each byte, so the memory is faulted in afterwards.
-    pub fn init_in_place(slot: &mut MaybeUninit<Self>) -> &mut Self {
-        const { assert!(N <= u32::MAX as usize, "ids are u32") };
-        // SAFETY: the pointer comes from a unique reference to a whole slot, so it is aligned and
-        // valid for writes.
-        unsafe { slot.as_mut_ptr().write_bytes(0, 1) };
-        // SAFETY: all fields are integers or arrays of integers, for which zero bytes are valid,
-        // and the bytes are zero.
-        unsafe { slot.assume_init_mut() }
     }
 
     /// Adds a task that is not in the queue, behind all others of the same deadline (ns of virtual
@@ -276,22 +252,6 @@ impl<const N: usize> DeadlineQueue<N> {
 
 /// Questions and upkeep.
 impl<const N: usize> DeadlineQueue<N> {
-    /// Whether the task is in the queue; `false` if `id >= N`.
-    #[inline]
-    #[must_use]
-    pub fn contains(&self, id: u32) -> bool {
-        self.find(id).is_some()
-    }
-
-    /// The waiting task's deadline in ns of virtual time; `None` if it is not in the queue or `id
-    /// >= N`.
-    #[inline]
-    #[must_use]
-    pub fn deadline_of(&self, id: u32) -> Option<u64> {
-        let node = self.heap().get(self.find(id)?)?;
-        Some(node.deadline)
-    }
-
     /// How many tasks are in the queue, `0..=N`.
     #[inline]
     #[must_use]
@@ -304,23 +264,6 @@ impl<const N: usize> DeadlineQueue<N> {
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.len == 0
-    }
-
-    /// `N`: how many tasks there is room for, and the bound of their ids.
-    #[inline]
-    #[must_use]
-    pub const fn capacity(&self) -> usize {
-        N
-    }
-
-    /// Takes all tasks out. Costs a store for each of them, not for each id.
-    pub fn clear(&mut self) {
-        for node in self.nodes.iter().take(self.len) {
-            if let Some(place) = self.places.get_mut(Self::id(node) as usize) {
-                *place = 0;
-            }
-        }
-        self.len = 0;
     }
 
     /// All entries, in no particular order.
@@ -478,7 +421,7 @@ mod tests {
 
     use super::*;
     use proptest::prelude::*;
-    use std::{boxed::Box, vec::Vec};
+    use std::vec::Vec;
 
     /// What the queue must do: a list, in the order in which entries leave.
     #[derive(Default)]
@@ -511,7 +454,6 @@ mod tests {
         Update(u32, u64),
         Remove(u32),
         Pop,
-        Clear,
     }
 
     /// Operations on ids up to a few past `ids`, with deadlines that all lie within 2^63 of each
@@ -531,7 +473,6 @@ mod tests {
             3 => id.prop_map(Op::Remove),
             5 => Just(Op::Pop),
         ];
-        let op = prop_oneof![200 => op, 1 => Just(Op::Clear)];
         (base, prop::collection::vec(op, 0..300)).prop_map(|(base, mut ops)| {
             for op in &mut ops {
                 if let Op::Push(_, at) | Op::Update(_, at) = op {
@@ -560,11 +501,6 @@ mod tests {
         assert_eq!(queue.len(), model.0.len());
         assert_eq!(queue.is_empty(), model.0.is_empty());
         assert_eq!(queue.peek(), model.0.first().copied());
-        for id in 0..N as u32 + 3 {
-            let deadline = model.find(id).map(|e| e.deadline);
-            assert_eq!(queue.deadline_of(id), deadline);
-            assert_eq!(queue.contains(id), deadline.is_some());
-        }
         let mut entries: Vec<_> = queue.iter().map(|e| (e.id, e.deadline)).collect();
         let mut expected: Vec<_> = model.0.iter().map(|e| (e.id, e.deadline)).collect();
         entries.sort_unstable();
@@ -597,10 +533,6 @@ mod tests {
                 }
                 Op::Remove(id) => assert_eq!(queue.remove(id), model.remove(id)),
                 Op::Pop => assert_eq!(queue.pop(), model.pop()),
-                Op::Clear => {
-                    queue.clear();
-                    model.0.clear();
-                }
             }
             check(&queue, &model);
         }
@@ -699,9 +631,7 @@ mod tests {
         for id in [4, 5, u32::MAX] {
             assert_eq!(queue.push(id, 0), Err(PushError::OutOfRange));
             assert!(!queue.update(id, 0));
-            assert!(!queue.contains(id));
             assert_eq!(queue.remove(id), None);
-            assert_eq!(queue.deadline_of(id), None);
         }
         assert!(queue.is_empty());
     }
@@ -713,7 +643,7 @@ mod tests {
             &mut queue,
             &core::array::from_fn::<_, 100, _>(|i| (i as u32, 99 - i as u64)),
         );
-        assert_eq!(queue.len(), queue.capacity());
+        assert_eq!(queue.len(), 100);
         assert_eq!(ids(&mut queue), (0..100).rev().collect::<Vec<_>>());
     }
 
@@ -723,40 +653,6 @@ mod tests {
         queue.next_arrival = u64::MAX - 1;
         fill(&mut queue, &[(3, 4), (2, 3), (1, 2), (0, 1)]);
         assert_eq!(ids(&mut queue), [0, 1, 2, 3]);
-    }
-
-    #[test]
-    fn a_cleared_queue_takes_the_same_ids_again() {
-        let mut queue = DeadlineQueue::<4>::new();
-        fill(&mut queue, &[(0, 1), (1, 2), (2, 3)]);
-        queue.clear();
-        assert_eq!(queue.pop(), None);
-        fill(&mut queue, &[(2, 1), (1, 2), (0, 3)]);
-        assert_eq!(ids(&mut queue), [2, 1, 0]);
-    }
-
-    #[test]
-    fn a_slot_becomes_an_empty_queue_whatever_was_in_it() {
-        let mut old = DeadlineQueue::<4>::new();
-        fill(&mut old, &[(0, 1), (3, 2)]);
-        let mut slot = MaybeUninit::new(old);
-        let queue = DeadlineQueue::init_in_place(&mut slot);
-        check(queue, &Model::default());
-        fill(queue, &[(3, 1), (0, 2)]);
-        assert_eq!(ids(queue), [3, 0]);
-    }
-
-    #[test]
-    fn a_queue_larger_than_the_stack_is_made_in_place() {
-        let small_stack = std::thread::Builder::new().stack_size(256 * 1024);
-        let made = small_stack.spawn(|| {
-            let mut slot = Box::<DeadlineQueue<65_536>>::new_uninit();
-            let queue = DeadlineQueue::init_in_place(&mut slot);
-            fill(queue, &[(65_535, 1), (0, 0)]);
-            ids(queue)
-        });
-        let made = made.map(std::thread::JoinHandle::join);
-        assert!(matches!(made, Ok(Ok(ids)) if ids == [0, 65_535]));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Several reports side by side, and in words whether the last is better than the first.
 
+use Better::{Higher, Lower};
+
 use crate::report::{Config, Report};
 use std::fmt::Write;
 
@@ -24,31 +26,17 @@ const SAME: f64 = 1.05;
 /// From this factor on a difference is told as a factor, below it as a percentage.
 const FACTOR: f64 = 1.5;
 
-const fn lower(
+const fn metric(
     name: &'static str,
     unit: &'static str,
+    better: Better,
     decimals: usize,
     value: fn(&Report) -> Option<f64>,
 ) -> Metric {
     Metric {
         name,
         unit,
-        better: Better::Lower,
-        decimals,
-        value,
-    }
-}
-
-const fn higher(
-    name: &'static str,
-    unit: &'static str,
-    decimals: usize,
-    value: fn(&Report) -> Option<f64>,
-) -> Metric {
-    Metric {
-        name,
-        unit,
-        better: Better::Higher,
+        better,
         decimals,
         value,
     }
@@ -56,30 +44,30 @@ const fn higher(
 
 #[rustfmt::skip]
 static METRICS: [Metric; 24] = [
-    lower("frame completion p50", "ms", 2, |r| Some(r.frame.completion_ms.p50)),
-    lower("frame completion p90", "ms", 2, |r| Some(r.frame.completion_ms.p90)),
-    lower("frame completion p99", "ms", 2, |r| Some(r.frame.completion_ms.p99)),
-    lower("frame completion p99.9", "ms", 2, |r| Some(r.frame.completion_ms.p99_9)),
-    lower("frame completion max", "ms", 2, |r| Some(r.frame.completion_ms.max)),
-    lower("frames missed", "%", 2, |r| percent(r.frame.missed, r.frame.done + r.frame.skipped)),
-    higher("frames per second", "fps", 1, |r| Some(r.frame.fps)),
-    higher("1 % low", "fps", 1, |r| Some(r.frame.fps_low_1_percent)),
-    lower("audio wake-up p50", "ms", 2, |r| Some(r.audio.wakeup_ms.p50)),
-    lower("audio wake-up p90", "ms", 2, |r| Some(r.audio.wakeup_ms.p90)),
-    lower("audio wake-up p99", "ms", 2, |r| Some(r.audio.wakeup_ms.p99)),
-    lower("audio wake-up p99.9", "ms", 2, |r| Some(r.audio.wakeup_ms.p99_9)),
-    lower("audio wake-up max", "ms", 2, |r| Some(r.audio.wakeup_ms.max)),
-    lower("audio completion p99", "ms", 2, |r| Some(r.audio.completion_ms.p99)),
-    lower("audio deadlines missed", "%", 2, |r| percent(r.audio.missed, r.audio.periods)),
-    lower("input wake-up p50", "ms", 2, |r| Some(r.input.wakeup_ms.p50)),
-    lower("input wake-up p90", "ms", 2, |r| Some(r.input.wakeup_ms.p90)),
-    lower("input wake-up p99", "ms", 2, |r| Some(r.input.wakeup_ms.p99)),
-    lower("input wake-up p99.9", "ms", 2, |r| Some(r.input.wakeup_ms.p99_9)),
-    lower("input wake-up max", "ms", 2, |r| Some(r.input.wakeup_ms.max)),
-    higher("hogs' work", "units/s", 0, |r| Some(r.hogs.units_per_second)),
-    higher("hogs' work", "CPUs", 2, |r| Some(r.hogs.cpus)),
-    higher("hogs' fairness", "min/max", 2, |r| r.hogs.fairness),
-    higher("ping-pong", "trips/s", 0, |r| Some(r.ping_pong.round_trips_per_second)),
+    metric("frame completion p50", "ms", Lower, 2, |r| Some(r.frame.completion_ms.p50)),
+    metric("frame completion p90", "ms", Lower, 2, |r| Some(r.frame.completion_ms.p90)),
+    metric("frame completion p99", "ms", Lower, 2, |r| Some(r.frame.completion_ms.p99)),
+    metric("frame completion p99.9", "ms", Lower, 2, |r| Some(r.frame.completion_ms.p99_9)),
+    metric("frame completion max", "ms", Lower, 2, |r| Some(r.frame.completion_ms.max)),
+    metric("frames missed", "%", Lower, 2, |r| percent(r.frame.missed, r.frame.done + r.frame.skipped)),
+    metric("frames per second", "fps", Higher, 1, |r| Some(r.frame.fps)),
+    metric("1 % low", "fps", Higher, 1, |r| Some(r.frame.fps_low_1_percent)),
+    metric("audio wake-up p50", "ms", Lower, 2, |r| Some(r.audio.wakeup_ms.p50)),
+    metric("audio wake-up p90", "ms", Lower, 2, |r| Some(r.audio.wakeup_ms.p90)),
+    metric("audio wake-up p99", "ms", Lower, 2, |r| Some(r.audio.wakeup_ms.p99)),
+    metric("audio wake-up p99.9", "ms", Lower, 2, |r| Some(r.audio.wakeup_ms.p99_9)),
+    metric("audio wake-up max", "ms", Lower, 2, |r| Some(r.audio.wakeup_ms.max)),
+    metric("audio completion p99", "ms", Lower, 2, |r| Some(r.audio.completion_ms.p99)),
+    metric("audio deadlines missed", "%", Lower, 2, |r| percent(r.audio.missed, r.audio.periods)),
+    metric("input wake-up p50", "ms", Lower, 2, |r| Some(r.input.wakeup_ms.p50)),
+    metric("input wake-up p90", "ms", Lower, 2, |r| Some(r.input.wakeup_ms.p90)),
+    metric("input wake-up p99", "ms", Lower, 2, |r| Some(r.input.wakeup_ms.p99)),
+    metric("input wake-up p99.9", "ms", Lower, 2, |r| Some(r.input.wakeup_ms.p99_9)),
+    metric("input wake-up max", "ms", Lower, 2, |r| Some(r.input.wakeup_ms.max)),
+    metric("hogs' work", "units/s", Higher, 0, |r| Some(r.hogs.units_per_second)),
+    metric("hogs' work", "CPUs", Higher, 2, |r| Some(r.hogs.cpus)),
+    metric("hogs' fairness", "min/max", Higher, 2, |r| r.hogs.fairness),
+    metric("ping-pong", "trips/s", Higher, 0, |r| Some(r.ping_pong.round_trips_per_second)),
 ];
 
 fn percent(part: u64, whole: u64) -> Option<f64> {
@@ -141,8 +129,8 @@ fn verdict(better: Better, first: Option<f64>, last: Option<f64>) -> String {
         return "same".to_owned();
     }
     let (direction, is_better) = match first < last {
-        true => ("higher", better == Better::Higher),
-        false => ("lower", better == Better::Lower),
+        true => ("higher", better == Higher),
+        false => ("lower", better == Lower),
     };
     let judgement = if is_better { "better" } else { "worse" };
     if last <= 0.0 {
@@ -252,7 +240,7 @@ mod tests {
 
     #[test]
     fn lower_latency_is_better() {
-        let verdict = |a, b| verdict(Better::Lower, Some(a), Some(b));
+        let verdict = |a, b| verdict(Lower, Some(a), Some(b));
         assert_eq!(verdict(21.0, 10.0), "better: 2.1x lower");
         assert_eq!(verdict(10.0, 21.0), "worse: 2.1x higher");
         assert_eq!(verdict(10.0, 11.2), "worse: 12 % higher");
@@ -265,7 +253,7 @@ mod tests {
 
     #[test]
     fn higher_throughput_is_better() {
-        let verdict = |a, b| verdict(Better::Higher, Some(a), Some(b));
+        let verdict = |a, b| verdict(Higher, Some(a), Some(b));
         assert_eq!(verdict(100.0, 250.0), "better: 2.5x higher");
         assert_eq!(verdict(100.0, 75.0), "worse: 25 % lower");
         assert_eq!(verdict(100.0, 0.0), "worse: none left");
@@ -273,7 +261,7 @@ mod tests {
 
     #[test]
     fn a_missing_value_is_not_judged() {
-        assert_eq!(verdict(Better::Higher, None, Some(1.0)), "-");
+        assert_eq!(verdict(Higher, None, Some(1.0)), "-");
     }
 
     #[test]

@@ -320,7 +320,8 @@ fn a_bound_kernel_thread_that_is_always_busy_takes_turns() {
         .args(["link", "set", "lo", "up"])
         .status();
     assert!(up.unwrap().success());
-    fs::write("/sys/class/net/lo/queues/rx-0/rps_cpus", "2").unwrap();
+    let received_by = |cpus| fs::write("/sys/class/net/lo/queues/rx-0/rps_cpus", cpus).unwrap();
+    received_by("2");
     let ksoftirqd = fs::read_dir("/proc").unwrap().find_map(|entry| {
         let path = entry.unwrap().path();
         let comm = fs::read_to_string(path.join("comm")).unwrap_or_default();
@@ -357,6 +358,7 @@ fn a_bound_kernel_thread_that_is_always_busy_takes_turns() {
     });
     assert_eq!(state(), "enabled");
     scheduler.stop(libc::SIGINT).assert_clean();
+    received_by("0");
     println!("beside ksoftirqd, which had {its} ticks: {got:?}");
     assert!(its > 20, "{its} ticks in {TIME:?}");
     // The thread is as heavy as the hog. It has the CPU at each wake-up, for slices of 20 ms.

@@ -361,7 +361,7 @@ fn a_bound_kernel_thread_that_is_always_busy_takes_turns() {
     received_by("0");
     println!("beside ksoftirqd, which had {its} ticks: {got:?}");
     assert!(its > 20, "{its} ticks in {TIME:?}");
-    // The thread is as heavy as the hog. It has the CPU at each wake-up, for slices of 20 ms.
-    assert!(got.cpu >= TIME / 4, "{got:?}");
-    assert!(got.wait <= Duration::from_millis(250), "{got:?}");
+    // The thread is as heavy as the hog, and interrupts are charged to both. How long the hog waits
+    // is told, not asserted: no bound of ours says it.
+    assert!(got.cpu >= TIME / 5, "{got:?}");
 }

@@ -58,7 +58,7 @@ fn main() {
     }
 }
 
-/// Who writes, and to where.
+/// Which threads write, and to where.
 struct Producer {
     flood: Program,
     ring: RingMemory,

@@ -89,7 +89,7 @@ static void tell_too_late(const struct decision *decision)
 	count(COUNT_TOO_LATE);
 	if (!ctl || !(ctl->events & (1U << RECORD_TOO_LATE)))
 		return;
-	rec = reserve_record(decision->id, FREE_FOR_QUESTIONS);
+	rec = reserve_record(decision->id, FREE_FOR_ENQUEUES);
 	if (!rec) {
 		count(COUNT_EVENTS_LOST);
 		return;

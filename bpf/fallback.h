@@ -10,7 +10,7 @@
  * number into `control.caught_up`, and is asked again. Its decisions about tasks that have run
  * meanwhile find them elsewhere.
  *
- * A timer looks, because all CPUs may idle. It runs while a question is open. It looks after CPUs
+ * A timer looks, because all CPUs may idle. It runs while a task waits for a decision. It looks after CPUs
  * that a task of another class has taken, too: what waits for such a CPU alone, in its mailbox or
  * on its DSQ, is taken from it.
  *
@@ -73,8 +73,8 @@ static u32 stranded, look_from;
 static u64 woken_at_beat = -1ULL;
 
 /*
- * A thread that sleeps has no heartbeat: it is late only a budget after it has been woken. Those
- * who wake it again meanwhile do not put that off.
+ * A thread that sleeps has no heartbeat: it is late only a budget after it has been woken. A task
+ * that wakes it again meanwhile does not put that off.
  */
 static void note_wakeup(struct control *ctl)
 {

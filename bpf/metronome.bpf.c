@@ -320,7 +320,7 @@ static bool enqueue_kernel_side(struct task_struct *p, struct task_ctx *tctx, u6
 	return true;
 }
 
-/* User space is asked about @p. Returns whether there was room for the question. */
+/* User space is asked about @p. Returns whether there was room for the record. */
 static bool enqueue_pending(struct task_struct *p, struct task_ctx *tctx, u64 order, u32 generation,
 			    u64 enq_flags)
 {

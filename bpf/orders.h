@@ -114,8 +114,8 @@ static void tell_of_wakeup(struct task_struct *p, struct task_ctx *tctx, enum re
 
 /*
  * From now until it sleeps or its order is used up, @p goes by its order. To others a chain of
- * hand-offs is one long task: the longer it has been going on, the later is the deadline of who
- * runs next.
+ * hand-offs is one long task: the longer it has been going on, the later is the deadline of the
+ * task that runs next.
  */
 static void begin_order(struct task_ctx *tctx, u64 order, bool is_wakeup, u64 chain_ns)
 {

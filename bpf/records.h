@@ -44,11 +44,11 @@ static void fill_record(struct queued_task *rec, struct task_struct *p, struct t
 }
 
 /*
- * What of a ring must stay free: events leave room for questions, and these for questions about
- * tasks whose order is used up. An exit counts as a question: a policy that keeps a table of
- * tasks needs to know. User space reads an eighth of the ring before it says so.
+ * What of a ring must stay free: events leave room for enqueue records, and these for the enqueue
+ * records of tasks whose order is used up. Exit records may fill the ring as far as enqueue
+ * records: a policy that keeps a table of tasks needs to know. User space reads an eighth of the ring before it says so.
  */
-#define FREE_FOR_QUESTIONS (RING_BYTES / 2)
+#define FREE_FOR_ENQUEUES (RING_BYTES / 2)
 #define FREE_FOR_ORDERED (RING_BYTES / 4)
 
 static __always_inline struct queued_task *reserve_record(u32 id, u64 must_stay_free)
@@ -126,7 +126,7 @@ __noinline int tell(struct task_struct *p __arg_trusted, enum record_kind kind, 
 	slot = bpf_map_lookup_elem(&id_slots, &id);
 	if (!slot || !tctx)
 		return 0;
-	rec = reserve_record(id, kind == RECORD_EXITED ? FREE_FOR_ORDERED : FREE_FOR_QUESTIONS);
+	rec = reserve_record(id, kind == RECORD_EXITED ? FREE_FOR_ORDERED : FREE_FOR_ENQUEUES);
 	if (!rec) {
 		count(COUNT_EVENTS_LOST);
 		return 0;

@@ -2,11 +2,11 @@
 //!
 //! How much later than asked for a thread of nice -1 runs that sleeps 3 ms at a time, beside 16
 //! hogs on 4 CPUs of a real kernel (7.3), in guest time: p99 1.99 ms, by the default scheduler
-//! 2.62; medians of three rounds of 300 naps. Each time it is a question that goes through the
+//! 2.62; medians of three rounds of 300 naps. Each time an enqueue record goes through the
 //! scheduler thread's CPU, and in guest time one CPU is emulated after the other, so that each
 //! hand-over between two CPUs that are busy takes up to 1 ms (`src/latency.rs`). So the thread
 //! spins here: parked, it would have to be woken, too. A task that must
-//! not wait for a question has a standing order (`src/orders.rs`). The test prints it:
+//! not wait for a decision has a standing order (`src/orders.rs`). The test prints it:
 //!
 //! ```text
 //! vm/test loads::a_task_that_preempts_is_sooner

@@ -189,7 +189,7 @@ pub struct Control {
     /// The standing order of tasks whose parent has none that is inherited; 0: none.
     pub(crate) newborn: AtomicU64,
     /// A bit for each [`Kind`](crate::task::Kind) of record that user space wants besides the
-    /// questions.
+    /// enqueue records.
     pub(crate) events: AtomicU32,
     /// Of the wake-ups of one task about which it is not asked it hears at most so often, µs.
     pub(crate) tell_us: AtomicU32,

@@ -29,7 +29,7 @@
 //! # What it shows
 //! A real kernel (7.3) with 4 CPUs, all busy, in guest time, µs: six hogs, two tasks that give
 //! their CPU away all the time, and a pair that passes messages by standing orders. A task with an
-//! order runs in a fraction of the time that a question takes:
+//! order runs in a fraction of the time that a decision takes:
 //!
 //! | stage                 | measured | p50   | p99   | p99.9 | max   |
 //! |-----------------------|----------|-------|-------|-------|-------|

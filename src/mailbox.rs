@@ -2,7 +2,7 @@
 //!
 //! # Problem
 //! A decision must reach a CPU without a system call and without any CPU waiting for another.
-//! `BPF_MAP_TYPE_USER_RINGBUF` gives one ring that one CPU drains at a time, for everybody, while
+//! `BPF_MAP_TYPE_USER_RINGBUF` gives one ring that one CPU drains at a time, for all, while
 //! the others get `-EBUSY`.
 //!
 //! # Mechanism

@@ -1,7 +1,7 @@
 //! Standing orders: what the kernel side shall do when a task wakes, decided ahead.
 //!
 //! # Problem
-//! A question on every wake-up costs a round trip through another CPU, just where it hurts: in
+//! A decision on every wake-up costs a round trip through another CPU, just where it hurts: in
 //! chains of short wake-ups on a busy machine. To let the kernel side decide by itself would move
 //! the policy there.
 //!

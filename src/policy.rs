@@ -8,7 +8,7 @@
 //! anything but a variation of what its author thought of.
 //!
 //! # Mechanism
-//! A [`Policy`] answers questions: which deadline, which slice, which [`Place`], which standing
+//! A [`Policy`] says four things of a task: its deadline, its slice, its [`Place`], its standing
 //! order. The queue, the mailboxes and the kicks belong to [`turn`](crate::turn), which asks at the
 //! moments when the answer counts. A policy never touches shared memory; what it may know of the
 //! CPUs it reads through [`Machine`]. A program that wants the loop for itself has `dequeue_task()`
@@ -199,14 +199,14 @@ pub trait Policy {
     /// [`epoch`](QueuedTask::epoch) is another.
     fn event(&mut self, _task: &QueuedTask) {}
 
-    /// The kinds of records to be told of besides the questions, as a set of
+    /// The kinds of records to be told of besides enqueue records, as a set of
     /// [`Kind::bit`](crate::task::Kind::bit). The kernel side hears of it when the policy
     /// begins.
     fn events(&self) -> u32 {
         0
     }
 
-    /// Of the wake-ups of one task about which there is no question
+    /// Of the wake-ups of one task that have no enqueue record
     /// ([`Kind::Ordered`](crate::task::Kind::Ordered) and
     /// [`Kind::Direct`](crate::task::Kind::Direct)) one in so many µs is told of; 0 is each. Asked
     /// once, when the policy begins.
@@ -286,7 +286,7 @@ impl<P: Policy + ?Sized> Policy for Box<P> {
 mod tests {
     use super::*;
 
-    /// Says a number of its own to each question.
+    /// Says a number of its own each time that it is asked.
     #[derive(Default)]
     struct Numbers(u32);
 

@@ -250,7 +250,7 @@ impl<const N: usize> DeadlineQueue<N> {
     }
 }
 
-/// Questions and upkeep.
+/// What is in it, and upkeep.
 impl<const N: usize> DeadlineQueue<N> {
     /// How many tasks are in the queue, `0..=N`.
     #[inline]

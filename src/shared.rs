@@ -399,7 +399,7 @@ impl Shared {
         policies.store(policies.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     }
 
-    /// Which kinds of records the kernel side shall send besides questions, as a set of
+    /// Which kinds of records the kernel side shall send besides enqueue records, as a set of
     /// [`Kind::bit`](crate::task::Kind::bit), and how often at most for one task with a
     /// standing order, in µs.
     pub fn listen(&mut self, kinds: u32, tell_us: u32) {

@@ -60,7 +60,7 @@ pub struct Config {
     pub ring_bytes: u64,
     /// 1 to [`TASKS`].
     pub nr_tasks: u32,
-    /// Whether a waking task goes to an idle CPU without a question.
+    /// Whether a waking task goes to an idle CPU without an enqueue record.
     pub builtin_idle: bool,
 }
 

@@ -12,7 +12,7 @@ macro_rules! define_snapshot {
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
         pub struct Snapshot {
             $(#[doc = concat!("Kernel side: ", $meaning, ".")] pub $field: u64,)*
-            /// User space: questions taken from the ring.
+            /// User space: enqueue records taken from the ring.
             pub taken: u64,
             /// User space: decisions put into mailboxes.
             pub sent: u64,

@@ -52,9 +52,9 @@ struct Waiting {
 /// What a turn did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Turned {
-    /// Questions taken.
+    /// Enqueue records taken.
     pub taken: usize,
-    /// Records taken that were no questions.
+    /// Other records taken.
     pub events: usize,
     /// Decisions handed out.
     pub handed_out: usize,

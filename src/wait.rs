@@ -100,7 +100,7 @@ const TURNS_PER_LOOK: u32 = 64;
 pub enum Wait {
     /// Spin, always.
     Spin,
-    /// Spin for [`STRETCH_NS`] after a question, and then park: while questions come faster than
+    /// Spin for [`STRETCH_NS`] after an enqueue record, and then park: while these come faster than
     /// that, the thread answers at once; while they do not, its CPU is a worker like any other.
     #[default]
     Adaptive,
@@ -189,7 +189,8 @@ impl Waiter {
             if self.idle_turns == 0 {
                 self.idle_since = now;
             }
-            // A thread that wakes up to no question looks at the clock at once, and parks again.
+            // A thread that wakes up to no enqueue record looks at the clock at once, and parks
+            // again.
             if now.saturating_sub(self.idle_since) >= STRETCH_NS {
                 return Next::Park;
             }

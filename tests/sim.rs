@@ -57,7 +57,7 @@ fn run_healthy<P: Policy>(
         return Err(format!("{accounting}"));
     }
     if counts.late == 0 && counts.taken_back + counts.fallback != 0 {
-        return Err(format!("taken over from nobody: {counts}"));
+        return Err(format!("a takeover without a reason: {counts}"));
     }
     Ok(counts)
 }
@@ -131,7 +131,7 @@ fn while_user_space_is_late_tasks_run_without_it_and_once_it_has_caught_up_it_is
     };
     let mut sim = machine(config);
     sim.apply(Event::Late);
-    assert_eq!(sim.accounting().counts.late, 0, "nobody waits");
+    assert_eq!(sim.accounting().counts.late, 0, "no task waits");
     sim.apply(Event::Wake(1));
     sim.apply(Event::Late);
     assert_eq!(sim.running().collect::<Vec<_>>(), [(0, 1)]);
@@ -310,7 +310,7 @@ fn at_a_tick_the_task_with_the_earliest_deadline_runs() {
     assert_eq!(sim.running().collect::<Vec<_>>(), [(0, 1)]);
     assert_eq!(sim.slice_ends_at(1), None);
     let left = sim.slice_ends_at(0).unwrap() - sim.now();
-    assert_eq!(left, 20_000_000, "nobody else waits");
+    assert_eq!(left, 20_000_000, "no other task waits");
     pass_ms(&mut sim, 1);
     // A deadline of 0 is none: the next one is at its 1 ms of CPU time and 1 ms of burst.
     sim.apply(Event::SliceEnds(0));

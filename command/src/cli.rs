@@ -37,7 +37,7 @@ pub(crate) struct Options {
     slice_us_min: Option<u64>,
 
     /// What the scheduler thread does when nothing is to do: spin, park, or adaptive (spin while
-    /// questions come quickly) [default: the profile's]
+    /// enqueue records come quickly) [default: the profile's]
     #[arg(long, value_name = "MODE")]
     wait: Option<Wait>,
 

@@ -62,9 +62,9 @@ macro_rules! metrics {
 }
 
 kernel_counters!(metrics
-    Taken taken "questions that user space took",
+    Taken taken "enqueue records that user space took",
     Sent sent "decisions of user space",
-    Superseded superseded "questions that a newer one of the same task replaced",
+    Superseded superseded "enqueue records that a newer one of the same task replaced",
     Waiting waiting "tasks in user space's queue (level)",
     Syscalls syscalls "system calls of the scheduler thread",
     Faults faults "page faults of the scheduler thread since it began to run the policy (level)",

@@ -1,8 +1,8 @@
 //! Plots as SVG.
 //!
-//! Nine lines in nine colours cannot be told apart by everybody. So each scheduler has a row of its
-//! own wherever a plot allows it, and where lines cross each has a colour (Okabe and Ito's, made
-//! for colour-blind readers) and a mark, in a legend in the order in which the lines end.
+//! Nine lines in nine colours cannot be told apart by all readers. So each scheduler has a row of
+//! its own wherever a plot allows it, and where lines cross each has a colour (Okabe and Ito's,
+//! made for colour-blind readers) and a mark, in a legend in the order in which the lines end.
 
 use anyhow::Result;
 use plotters::coord::ranged1d::{AsRangedCoord, SegmentValue, SegmentedCoord, ValueFormatter};

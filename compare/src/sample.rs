@@ -213,7 +213,7 @@ fn read<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<T> {
     serde_json::from_str(&text).with_context(|| format!("{} holds something else", path.display()))
 }
 
-/// Under another name first: who is killed while writing leaves nothing half-written behind.
+/// Under another name first: a process that is killed as it writes leaves no half of a file.
 fn write(path: &Path, text: &str) -> Result<()> {
     let unfinished = path.with_extension("unfinished");
     fs::write(&unfinished, text)

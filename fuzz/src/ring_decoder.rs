@@ -138,7 +138,7 @@ impl<'a> Model<'a> {
 
     fn drain(&mut self, producer: u64, limit: usize) -> Vec<[u8; BYTES]> {
         let mut tasks = vec![];
-        // Impossible positions are seen even by who wants no task.
+        // Impossible positions are seen even by a reader that wants no task.
         if !self.is_possible(producer) {
             self.resyncs += 1;
             self.position = producer;

@@ -16,7 +16,7 @@
 //! 4. Nothing is recorded during the warm-up. After the last second the threads hand back their
 //!    histograms ([`latency`]), which become a [`report`]; several reports become a [`table`].
 //!
-//! Four smaller loads stand beside it, each for a question that the game does not ask: [`barrier`]
+//! Four smaller loads stand beside it, each for something that the game does not show: [`barrier`]
 //! (threads that wait for each other), [`requests`] (a server's workers),
 //! [`tree`] (a build's short jobs), [`weights`] (nice levels). `compare` runs all of them under one
 //! scheduler after the other.

@@ -23,7 +23,7 @@ impl Semaphore {
         // SAFETY: a sem_t is bytes and numbers, for which zero is valid.
         let empty = unsafe { MaybeUninit::<libc::sem_t>::zeroed().assume_init() };
         let cell = Box::new(UnsafeCell::new(empty));
-        // SAFETY: the pointer is valid for a sem_t, which nobody else knows yet.
+        // SAFETY: the pointer is valid for a sem_t, which no other thread knows yet.
         if unsafe { libc::sem_init(cell.get(), 0, 0) } != 0 {
             return Err(io::Error::last_os_error());
         }

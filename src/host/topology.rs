@@ -126,7 +126,7 @@ impl Topology {
     ///
     /// # Errors
     /// When the one asked for does not run or is out of reach, or when there is no second CPU for
-    /// everybody else.
+    /// all other tasks.
     pub fn pick_agent_cpu(&self, wanted: Option<u32>, reach: &Reach) -> Result<AgentCpu> {
         if self.online.len() < 2 {
             bail!(

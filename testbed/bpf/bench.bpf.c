@@ -21,7 +21,7 @@ struct {
 	__uint(max_entries, RING_BYTES);
 } queued SEC(".maps");
 
-/* For the question of what a ring of one's own is worth to a producer. */
+/* Shows what a ring of one's own is worth to a producer. */
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, RING_BYTES);

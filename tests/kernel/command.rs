@@ -103,7 +103,7 @@ fn set_changes_the_slices_of_running_tasks_and_refuses_what_it_does_not_know() {
         status == Some(2) && stderr.contains("no parameter"),
         "{stderr}"
     );
-    // Nor is anything taken from who does not check first.
+    // Nor is anything taken from a caller that does not check first.
     let mut socket = std::os::unix::net::UnixStream::connect(SOCKET).unwrap();
     for args in [
         r#"{"target":"set","slice-us":"0"}"#,

@@ -242,7 +242,7 @@ fn the_lightest_task_of_a_full_machine_runs_in_time() {
     figure("longest wait", wait, "ms", Bound::AtMost(1000.0));
 }
 
-/// Who is woken by an urgent task is as urgent, though it computes for longer: the mouse's thread
+/// A task that an urgent one wakes is as urgent, though it computes for longer: the mouse's thread
 /// wakes the game's.
 #[test]
 fn urgency_goes_along_a_chain() {

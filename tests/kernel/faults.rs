@@ -94,7 +94,7 @@ fn a_scheduler_that_is_stopped_holds_nobody_up() {
     });
 }
 
-/// Who has no order waits for the scheduler, or for somebody to notice.
+/// A task without an order waits for the scheduler, or until the kernel side finds it late.
 #[test]
 fn a_scheduler_without_orders_that_is_stopped_holds_nobody_up() {
     assert_it_goes_on_with(
@@ -292,14 +292,13 @@ fn a_fork_bomb_is_over_when_it_is_over() {
 /// level, all the time. The scheduler does not answer meanwhile, and is not found late: the ring
 /// fills.
 #[test]
-fn a_storm_of_questions_that_fills_the_ring_costs_nobody_urgent_anything_and_is_over_when_it_is_over()
- {
+fn a_storm_of_enqueue_records_that_fills_the_ring_costs_no_urgent_task_anything_and_passes() {
     let waiting = hogs(16);
     let mut others = Load::start(&["stress-ng -q --pipe 2 --yield 8 -t 3600s"]);
     let args = ["--stats", "0.1", "--budget-ms", "10000"];
     let scheduler = Scheduler::start("scx_metronome", &[&args[..], &ASKED].concat());
     let storm = || {
-        // Nobody is asked about this one.
+        // User space is not asked about this one.
         set_class(0, libc::SCHED_FIFO, 1);
         scheduler.signal(libc::SIGSTOP);
         let start = Instant::now();
@@ -403,7 +402,7 @@ fn wait_until_served(served: &AtomicU64, size: u64) {
 /// A ring holds 8,192 records. A quarter of it is for tasks with an order, which these have not.
 /// The kernel side is patient, so that it goes on asking all the time.
 #[test]
-fn who_finds_the_ring_full_is_served_without_user_space() {
+fn a_task_that_finds_the_ring_full_is_served_without_user_space() {
     const CROWD: u64 = 9_000;
     const FOUND_IT_FULL: u64 = 1_000;
     let args = [
@@ -449,7 +448,7 @@ fn who_finds_the_ring_full_is_served_without_user_space() {
 
 /// As many threads as a scheduler may meet, all runnable.
 #[test]
-fn fifty_thousand_runnable_tasks_are_all_served_and_nobody_urgent_waits_for_them() {
+fn fifty_thousand_runnable_tasks_are_all_served_and_no_urgent_task_waits_for_them() {
     const CROWD: u64 = 50_000;
     for (limit, value) in [
         ("kernel/pid_max", "131072"),
@@ -481,7 +480,7 @@ fn fifty_thousand_runnable_tasks_are_all_served_and_nobody_urgent_waits_for_them
     let waiting = waiting.into_inner();
     println!("{CROWD} woken, of which {waiting} were still waiting then: {pause}");
     assert!(waiting > CROWD / 3, "a crowd: {waiting}");
-    // Of strangers there are as many as of everybody: they wait for their turn.
+    // Strangers are of the crowd's kind: they wait for their turn.
     assert!(pause.heartbeat <= BUDGET + MARGIN, "{pause}");
 }
 
@@ -590,7 +589,7 @@ fn a_search_for_an_idle_cpu_that_starts_from_none_of_this_machine_fails_and_ends
 struct Ageing {
     fifo: Fifo,
     slots: MapHandle,
-    /// By thread: what its id tells of its life, and how many questions came since.
+    /// By thread: what its id tells of its life, and how many enqueue records came since.
     lives: HashMap<i32, (u32, u32)>,
     changed: u32,
 }
@@ -598,7 +597,7 @@ struct Ageing {
 impl Policy for Ageing {
     fn deadline(&mut self, task: &QueuedTask) -> u64 {
         if task.comm_str() == "stress-ng-yield" {
-            let (epoch, questions) = self.lives.entry(task.pid).or_insert_with(|| {
+            let (epoch, records) = self.lives.entry(task.pid).or_insert_with(|| {
                 let slot = [task.pid as u32, task.generation | 0xffff0];
                 let bytes: Vec<u8> = slot.iter().flat_map(|word| word.to_ne_bytes()).collect();
                 self.slots
@@ -606,7 +605,7 @@ impl Policy for Ageing {
                     .unwrap();
                 (task.epoch(), 0)
             });
-            *questions += 1;
+            *records += 1;
             self.changed += u32::from(task.epoch() != *epoch);
         }
         self.fifo.deadline(task)
@@ -632,7 +631,7 @@ fn a_task_that_is_asked_about_more_than_a_million_times_still_has_one_life() {
     scheduler.run_until(&mut policy, || Instant::now() >= end);
     assert!(!scheduler.exited());
     scheduler.shutdown_and_report().unwrap();
-    // 16 questions before the number is full.
+    // 16 enqueue records before the number is full.
     let beyond = policy.lives.values().filter(|life| life.1 > 40).count();
     println!("{beyond} lives of {}", policy.lives.len());
     assert!(beyond > 0);
@@ -674,7 +673,7 @@ fn a_decision_in_the_mailbox_of_the_schedulers_own_cpu_is_carried_out_anywhere()
     assert!(posted > 20 && counts.dispatched > 20, "{counts}");
 }
 
-/// Has everybody run on the first CPU.
+/// Has all tasks run on the first CPU.
 struct AllOnOne(Fifo);
 
 impl Policy for AllOnOne {
@@ -801,7 +800,7 @@ fn a_policy_that_panics_leaves_the_default_scheduler_and_nobody_waits() {
     load.assert_running();
 }
 
-/// Any decision: about somebody who was asked about, or anybody, or nobody.
+/// Any decision: about a task that waits for one, or about any, or about none.
 fn any_decision(random: &mut Random, asked: &[QueuedTask]) -> DispatchedTask {
     let anybody = QueuedTask::example(
         random.below(300) as u32,

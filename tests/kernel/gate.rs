@@ -81,22 +81,22 @@ fn policies_are_swapped_a_hundred_times_under_load_and_lose_no_task() {
 /// How late a thread runs after its sleep beside four hogs on one CPU, with an order and without.
 /// The other CPUs are idle: what the emulator gives them is no part of it.
 #[test]
-fn an_order_is_sooner_than_a_question() {
+fn an_order_is_sooner_than_a_decision() {
     let measure = || {
         allow(0, [0]);
         lateness_beside(4, 0, 150)
     };
-    let [order, question] = [&[][..], &["--orders", "none"]].map(|args| {
+    let [order, decision] = [&[][..], &["--orders", "none"]].map(|args| {
         let scheduler = Scheduler::start("scx_metronome", args);
         let lateness = thread::scope(|scope| scope.spawn(measure).join().unwrap());
         scheduler.stop(libc::SIGINT).assert_clean();
         println!("{args:?}: {lateness:?}");
         lateness.mean
     });
-    // The answer to a question waits for a tick, every 1 to 4 ms. An order displaces a hog at once.
+    // A decision waits for a tick, every 1 to 4 ms. An order displaces a hog at once.
     figure(
         "mean with an order to mean without",
-        order / question,
+        order / decision,
         "",
         Bound::AtMost(0.5),
     );
@@ -155,7 +155,7 @@ fn a_full_machine_idles_on_no_cpu_and_its_scheduler_neither_faults_nor_allocates
         ended.stdout
     );
     println!(
-        "{} questions, {calls} system calls, {used} ms of the scheduler, in {} s, idle ticks {idle:?}",
+        "{} enqueue records, {calls} system calls, {used} ms of the scheduler, in {} s, idle ticks {idle:?}",
         total(&ended.stdout, "queued"),
         seconds()
     );

@@ -11,7 +11,7 @@ use super::*;
 /// How late the scheduler thread may be, by default.
 pub(super) const BUDGET: Duration = Duration::from_millis(10);
 
-/// By so much more than the budget nobody pauses while the scheduler thread does not answer.
+/// By so much more than the budget no task pauses while the scheduler thread does not answer.
 pub(super) const MARGIN: Duration = Duration::from_millis(50);
 
 /// Whatever its weight and the load, a runnable task that nothing is known of runs within this.
@@ -241,7 +241,7 @@ fn work(time: Duration) {
     }
 }
 
-/// A control group of its own, removed when dropped, with all who are in it.
+/// A control group of its own, removed when dropped, with all tasks in it.
 pub(super) struct Cgroup(pub(super) String);
 
 impl Cgroup {
@@ -579,8 +579,8 @@ pub(super) fn with_words_in<T>(map: &str, word: fn(u64) -> u64, run: impl FnOnce
 
 // What ends it.
 
-/// Makes the kernel kill the scheduler for want of memory, in a group with somebody who takes more
-/// and more.
+/// Makes the kernel kill the scheduler for want of memory, in a group with a process that takes
+/// more and more.
 pub(super) fn starve_of_memory(scheduler: &Scheduler) {
     fs::write(format!("/proc/{}/oom_score_adj", scheduler.pid()), "1000").unwrap();
     let group = Cgroup::new("poor", &["memory"]);

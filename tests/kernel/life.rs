@@ -227,7 +227,7 @@ fn a_new_task_without_an_order_is_asked_about_and_one_born_with_an_order_is_not(
 
     let mut policy = Recorder::new();
     policy.newborn = Some(ORDER);
-    // Who has said something about a task has the word from then on.
+    // A policy that has said something about a task has the word from then on.
     policy.order = |_| Some(ORDER);
     let words = schedule_births(&mut policy);
     assert!(words.iter().all(|kind| *kind == Kind::Ordered), "{words:?}");
@@ -272,7 +272,7 @@ fn an_order_does_not_outlive_its_task() {
     let ids: HashSet<_> = of_kind(Kind::Queued).filter(born).map(|t| t.id).collect();
     let pids: HashSet<_> = of_kind(Kind::Queued).filter(born).map(|t| t.pid).collect();
     assert!(2 * ids.len() < pids.len(), "ids passed from task to task");
-    // Each began with a question, although its predecessor had an order to the end.
+    // Each began with an enqueue record, although its predecessor had an order to the end.
     assert!(!words.contains(&Kind::Ordered), "{words:?}");
 }
 
@@ -361,7 +361,7 @@ fn a_policy_hears_of_a_life_in_order() {
     let worked = naps.filter(|task| task.exec_runtime >= 9_500_000);
     assert_eq!(worked.count(), 3, "{life:?}");
 
-    // A fate follows its question, once, before the next question.
+    // A fate follows its enqueue record, once, before the next.
     let mut open = None;
     for task in &life {
         match task.kind() {
@@ -514,7 +514,7 @@ fn an_order_that_is_used_up_is_asked_about() {
     let used: Vec<_> = asked.map(|task| task.exec_runtime).collect();
     println!("{used:?} {counts}");
     assert!(counts.used_up > 5 && used.len() > 5, "{counts}");
-    // The first question is older than the order.
+    // The first enqueue record is older than the order.
     let beyond = used.iter().filter(|used| **used >= ORDER.budget_ns).count();
     assert!(10 * beyond > 8 * used.len(), "{used:?}");
 }
@@ -538,8 +538,8 @@ fn an_order_that_prefers_a_cpu_has_its_task_run_there_while_it_is_idle() {
         let end = Instant::now() + Duration::from_secs(1);
         scheduler.run_until(&mut policy, || Instant::now() >= end);
         let ordered = of_name(&policy, "napper").filter(|task| task.kind() == Kind::Ordered);
-        // The first ones are of the policy before: nobody wakes who sleeps for a record that is no
-        // question.
+        // The first ones are of the policy before: a thread that sleeps is woken by enqueue records
+        // only.
         let ordered: Vec<_> = ordered.collect();
         let begun = ordered.first().map_or(0, |first| first.enqueued_at) + 200_000_000;
         let later = ordered.iter().filter(|task| task.enqueued_at > begun);
@@ -824,7 +824,7 @@ fn the_verbs_go_on_after_a_policy_with_the_tasks_that_it_left_and_without_its_ev
     assert!(accounting.balance(), "{accounting}");
     let counts = accounting.counts;
     // Some CPU may have been about to tell of something.
-    assert!(counts.events < before.events + 10, "nobody listens");
+    assert!(counts.events < before.events + 10, "no policy listens");
     // What is left are kernel threads, which keep theirs.
     let later = counts.ordered - before.ordered;
     assert!(
@@ -833,7 +833,7 @@ fn the_verbs_go_on_after_a_policy_with_the_tasks_that_it_left_and_without_its_ev
         before.ordered
     );
     assert!(counts.dispatched > before.dispatched + 100, "{counts}");
-    assert_eq!(counts.taken_back, before.taken_back, "nobody is forgotten");
+    assert_eq!(counts.taken_back, before.taken_back, "no task is forgotten");
 }
 
 #[test]
@@ -944,7 +944,7 @@ fn whom_the_kernel_side_serves_waits_for_no_policys_deadlines() {
             state() == "enabled"
         });
         std::thread::sleep(Duration::from_secs(1));
-        // The heartbeat is a thread of this process, so nobody is asked about it.
+        // The heartbeat is a thread of this process, so user space is not asked about it.
         let pause = Pauses::of_heartbeat(|| {
             step.store(1, Ordering::Relaxed);
             std::thread::sleep(Duration::from_secs(1));

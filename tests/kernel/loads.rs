@@ -10,7 +10,7 @@ fn fifo_schedules_a_heavy_load_and_its_accounting_balances() {
 
 #[test]
 fn all_stages_of_a_busy_machine_are_measured_and_add_up() {
-    // Short slices, for many questions: one of 256 is measured.
+    // Short slices, for many enqueue records: one of 256 is measured.
     let args = ["--stats", "1", "--slice-us", "500", "--slice-us-min", "500"];
     let scheduler = Scheduler::start("scx_metronome", &[&args[..], &ASKED].concat());
     let n = 2 * cpus();
@@ -61,7 +61,7 @@ fn all_stages_of_a_busy_machine_are_measured_and_add_up() {
     );
 }
 
-/// Every call of sched_yield() is a question to user space.
+/// Every call of sched_yield() is an enqueue record.
 #[test]
 fn a_million_decisions_cost_the_scheduler_thread_neither_a_fault_nor_an_allocation() {
     const DECISIONS: u64 = 1_000_000;

@@ -36,7 +36,7 @@ fn cost(wait: &'static str) -> Cost {
     });
     scheduler.stop(libc::SIGINT).assert_clean();
 
-    // Each wake-up is a question, and CPUs are idle.
+    // Each wake-up has an enqueue record, and CPUs are idle.
     let options = [
         "--wait",
         wait,
@@ -85,7 +85,10 @@ fn what_each_wait_mode_costs() {
     // 1 %.
     assert!(adaptive.idle <= ticks / 100 && park.idle <= ticks / 100);
     assert!(spin.idle > ticks * 3 / 4, "it spins");
-    assert!(spin.seen.0 < park.seen.0, "who sleeps must be woken");
+    assert!(
+        spin.seen.0 < park.seen.0,
+        "a thread that sleeps must be woken"
+    );
     assert!(
         park.hogs > spin.hogs,
         "whoever sleeps leaves its CPU to others"

@@ -1,4 +1,4 @@
-//! What threads do that must not wait, watched for a second: sound that runs behind everybody else.
+//! What threads do that must not wait, watched for a second: sound that runs behind all else.
 
 use std::path::Path;
 use std::thread;

@@ -20,7 +20,7 @@
 
 use crate::orders::Order;
 use crate::shared::Shared;
-use crate::task::QueuedTask;
+use crate::task::{Kinds, QueuedTask};
 
 pub use crate::running::{Running, RunningKind};
 
@@ -199,11 +199,10 @@ pub trait Policy {
     /// [`epoch`](QueuedTask::epoch) is another.
     fn event(&mut self, _task: &QueuedTask) {}
 
-    /// The kinds of records to be told of besides enqueue records, as a set of
-    /// [`Kind::bit`](crate::task::Kind::bit). The kernel side hears of it when the policy
-    /// begins.
-    fn events(&self) -> u32 {
-        0
+    /// The kinds of records to be told of besides enqueue records. The kernel side hears of it when
+    /// the policy begins.
+    fn events(&self) -> Kinds {
+        Kinds::NONE
     }
 
     /// Of the wake-ups of one task that have no enqueue record
@@ -261,7 +260,7 @@ macro_rules! deref_policy {
             (**self).event(task);
         }
 
-        fn events(&self) -> u32 {
+        fn events(&self) -> Kinds {
             (**self).events()
         }
 
@@ -285,6 +284,7 @@ impl<P: Policy + ?Sized> Policy for Box<P> {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::task::Kind;
 
     /// Says a number of its own each time that it is asked.
     #[derive(Default)]
@@ -323,8 +323,8 @@ mod tests {
             self.0 += 100;
         }
 
-        fn events(&self) -> u32 {
-            4
+        fn events(&self) -> Kinds {
+            Kind::Blocked.into()
         }
 
         fn tell_us(&self) -> u32 {
@@ -344,7 +344,10 @@ mod tests {
         assert_eq!(policy.deadline(&task), 1);
         assert_eq!(policy.slice_ns(1, 0), 2);
         assert_eq!(policy.adopt(1, 0), 3);
-        assert_eq!((policy.events(), policy.tell_us()), (4, 5));
+        assert_eq!(
+            (policy.events(), policy.tell_us()),
+            (Kind::Blocked.into(), 5)
+        );
         assert!(policy.order(&task).is_some() && policy.newborn().is_some());
         policy.refused(&due);
         policy.event(&task);

@@ -73,7 +73,7 @@ use crate::orders::{Order, Orders};
 use crate::ring::{Ring, RingCounts};
 use crate::running::Running;
 use crate::sync::{AtomicU64, Guard, Ordering, fence, order};
-use crate::task::{DispatchedTask, QueuedTask, RL_CPU_ANY, RL_PREEMPT};
+use crate::task::{DispatchedTask, Kinds, QueuedTask, RL_CPU_ANY, RL_PREEMPT};
 use crate::wait;
 
 /// Where the mapped arrays are.
@@ -399,16 +399,15 @@ impl Shared {
         policies.store(policies.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     }
 
-    /// Which kinds of records the kernel side shall send besides enqueue records, as a set of
-    /// [`Kind::bit`](crate::task::Kind::bit), and how often at most for one task with a
-    /// standing order, in µs.
-    pub fn listen(&mut self, kinds: u32, tell_us: u32) {
+    /// Which kinds of records the kernel side shall send besides enqueue records, and how often at
+    /// most for one task with a standing order, in µs.
+    pub fn listen(&mut self, kinds: Kinds, tell_us: u32) {
         let control = self.control();
         // ORDERING: relaxed, with the loads in tell() (bpf/records.h) and tell_of_wakeup()
         // (bpf/orders.h): records of the kinds before may still come, and the loop does not
         // look at those that were not asked for.
         control.tell_us.store(tell_us, Ordering::Relaxed);
-        control.events.store(kinds, Ordering::Relaxed);
+        control.events.store(kinds.word(), Ordering::Relaxed);
     }
 
     /// The order that tasks are born with whose parent has none that is inherited.

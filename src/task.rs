@@ -17,6 +17,8 @@
 //! Six comparisons for each record. A task that is kept costs 120 bytes, so the loop keeps 20 of
 //! them.
 
+use core::ops::BitOr;
+
 use crate::abi::{
     DECISION_ANY_CPU, DECISION_PREEMPT, EPOCH_SHIFT, FOUND_IDLE, IS_BATCH, WAKE_FLAGS_SHIFT,
 };
@@ -85,10 +87,49 @@ impl Kind {
             _ => return None,
         })
     }
+}
 
-    /// Its bit in a set of kinds.
-    pub const fn bit(self) -> u32 {
-        1 << self as u16
+impl BitOr for Kind {
+    type Output = Kinds;
+
+    fn bitor(self, other: Self) -> Kinds {
+        Kinds::from(self) | other
+    }
+}
+
+/// A set of kinds of records: `Kind::Ordered | Kind::Exited`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Kinds(u32);
+
+impl Kinds {
+    /// No kind.
+    pub const NONE: Self = Self(0);
+
+    /// Every kind.
+    pub const ALL: Self = Self((2 << Kind::TooLate as u16) - (1 << Kind::Queued as u16));
+
+    /// Whether records of this kind are in the set.
+    pub const fn contains(self, kind: Kind) -> bool {
+        self.0 >> kind as u16 & 1 == 1
+    }
+
+    /// A bit for each kind, by its number in `enum record_kind` (bpf/abi.h).
+    pub(crate) const fn word(self) -> u32 {
+        self.0
+    }
+}
+
+impl From<Kind> for Kinds {
+    fn from(kind: Kind) -> Self {
+        Self(1 << kind as u16)
+    }
+}
+
+impl BitOr<Kind> for Kinds {
+    type Output = Self;
+
+    fn bitor(self, kind: Kind) -> Self {
+        Self(self.0 | Self::from(kind).0)
     }
 }
 
@@ -382,6 +423,17 @@ mod tests {
             .check(4),
             Err(BadRecord::Affinity)
         );
+    }
+
+    #[test]
+    fn a_set_of_kinds_has_those_that_were_put_in_and_no_others() {
+        let all: Vec<Kind> = (0..=u16::MAX).filter_map(Kind::of).collect();
+        let set = Kind::Blocked | Kind::TooLate | Kind::Queued;
+        for kind in all {
+            let is_in = [Kind::Blocked, Kind::TooLate, Kind::Queued].contains(&kind);
+            assert_eq!(set.contains(kind), is_in, "{kind:?}");
+            assert!(Kinds::ALL.contains(kind) && !Kinds::NONE.contains(kind));
+        }
     }
 
     #[test]

@@ -96,7 +96,7 @@ impl<const TASKS: usize> Turn<TASKS> {
             } else {
                 turned.events += 1;
                 // What another policy asked for may still be in the ring.
-                if events & task.kind().bit() != 0 {
+                if events.contains(task.kind()) {
                     policy.event(task);
                 }
             }

@@ -145,15 +145,7 @@ where
             _ => mark!(at => Circle::new(at, 4, colour.stroke_width(2))),
         };
     }
-    chart
-        .configure_series_labels()
-        .position(frame.legend.0.clone())
-        .legend_area_size(32)
-        .margin(14)
-        .background_style(WHITE)
-        .border_style(GRID)
-        .label_font(FONT.into_font().color(&INK))
-        .draw()?;
+    draw_legend(&mut chart, frame.legend.0.clone())?;
     area.present()?;
     Ok(())
 }
@@ -224,4 +216,20 @@ pub(crate) fn bars(path: &Path, rows: &[Shares]) -> Result<(), Box<dyn Error>> {
 /// As short as it can be.
 fn label(value: &f64) -> String {
     format!("{}", (value * 10_000.0).round() / 10_000.0)
+}
+
+fn draw_legend<'a, X: Ranged, Y: Ranged>(
+    chart: &mut ChartContext<'a, SVGBackend<'a>, Cartesian2d<X, Y>>,
+    position: SeriesLabelPosition,
+) -> Result<(), Box<dyn Error>> {
+    chart
+        .configure_series_labels()
+        .position(position)
+        .legend_area_size(32)
+        .margin(14)
+        .background_style(WHITE)
+        .border_style(GRID)
+        .label_font(FONT.into_font().color(&INK))
+        .draw()?;
+    Ok(())
 }

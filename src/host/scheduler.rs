@@ -30,7 +30,7 @@ use crate::mailbox::Full;
 use crate::policy::{Machine, Policy};
 use crate::shared::Shared;
 use crate::stats::{Accounting, Snapshot};
-use crate::task::{DispatchedTask, Kind, QueuedTask};
+use crate::task::{DispatchedTask, Kind, Kinds, QueuedTask};
 use crate::turn::Turn;
 use crate::wait::{Next, Wait, Waiter};
 
@@ -432,7 +432,7 @@ impl<'a> BpfScheduler<'a> {
             self.notify_complete(turn.waiting() as u64);
         }
         drop(seal);
-        self.shared.listen(0, 0);
+        self.shared.listen(Kinds::NONE, 0);
         self.shared.clear_orders();
         self.turn = Some(turn);
     }

@@ -47,7 +47,7 @@ use core::str::FromStr;
 use crate::abi::{EPOCHS, LEAD_LAGS, MAX_TASKS, SHARE, SLOWEST};
 use crate::orders::Order;
 use crate::policy::{Machine, Policy};
-use crate::task::{Kind, QueuedTask};
+use crate::task::{Kind, Kinds, QueuedTask};
 
 /// What is known about the task of one id: a cache line. All zero: nothing.
 #[derive(Clone, Copy, Debug, Default)]
@@ -498,9 +498,9 @@ impl<const TASKS: usize> Policy for Deadline<TASKS> {
         self.account(task);
     }
 
-    fn events(&self) -> u32 {
+    fn events(&self) -> Kinds {
         // On an idle machine it learns which tasks are urgent, before it is busy.
-        Kind::Ordered.bit() | Kind::Direct.bit() | Kind::Exited.bit()
+        Kind::Ordered | Kind::Direct | Kind::Exited
     }
 }
 

@@ -12,7 +12,7 @@ use scx_metronome_core::orders::Order;
 use scx_metronome_core::policy::fifo::Fifo;
 use scx_metronome_core::policy::{Due, Machine, Place, Policy, Running, RunningKind};
 use scx_metronome_core::stats::Snapshot;
-use scx_metronome_core::task::{DispatchedTask, Kind, QueuedTask, RL_CPU_ANY};
+use scx_metronome_core::task::{DispatchedTask, Kind, Kinds, QueuedTask, RL_CPU_ANY};
 
 use super::inject::{Pauses, allow};
 use super::{Load, Scheduler, cpu_ticks, cpus, read, state, wait_for};
@@ -24,7 +24,7 @@ struct Recorder {
     newborn: Option<Order>,
     order: fn(&QueuedTask) -> Option<Order>,
     place: fn(&Due) -> Place,
-    events: u32,
+    events: Kinds,
     every_us: u32,
     /// What the CPUs looked like with each decision, and which of them took tasks when the policy
     /// began.
@@ -48,7 +48,7 @@ impl Recorder {
             newborn: None,
             order: |_| None,
             place: |_| Place::First,
-            events: !0,
+            events: Kinds::ALL,
             every_us: 4_000,
             seen: Vec::with_capacity(1 << 18),
             workers: Vec::with_capacity(16),
@@ -116,7 +116,7 @@ impl Policy for Recorder {
         self.keep(task);
     }
 
-    fn events(&self) -> u32 {
+    fn events(&self) -> Kinds {
         self.events
     }
 
@@ -211,7 +211,7 @@ const ORDER: Order = Order {
 fn schedule_births(policy: &mut Recorder) -> Vec<Kind> {
     // The weight is told of right after the fork, and whoever answers that with an order has
     // spoken.
-    policy.events = Kind::Ordered.bit() | Kind::Blocked.bit() | Kind::Exited.bit();
+    policy.events = Kind::Ordered | Kind::Blocked | Kind::Exited;
     let parent = Actor::start(c"births", breed);
     schedule(policy, Duration::from_secs(3));
     let words = policy.first_words("births", parent.0);
@@ -481,7 +481,7 @@ fn a_policy_hears_what_it_asked_for_and_its_orders_end_with_it() {
     first.newborn = Some(ORDER);
     first.order = |_| Some(ORDER);
     let mut second = Recorder::new();
-    second.events = Kind::Ordered.bit();
+    second.events = Kind::Ordered.into();
 
     let _napper = napper(Duration::from_micros(500));
     let _load = Load::start(&[&format!("stress-ng --cpu {} --fork 1 -t 3600s", 2 * cpus())]);

@@ -296,6 +296,20 @@ fn live() {
     unsafe { libc::_exit(0) }
 }
 
+/// A fate follows its enqueue record, once, before the next.
+fn assert_fates_follow(life: &[&QueuedTask]) {
+    let mut open = None;
+    for task in life {
+        match task.kind() {
+            Kind::Queued => open = Some(task.generation),
+            Kind::Dispatched | Kind::Bounced => {
+                assert_eq!(open.take(), Some(task.generation), "{life:?}");
+            }
+            _ => {}
+        }
+    }
+}
+
 #[test]
 fn a_policy_hears_of_a_life_in_order() {
     let mut policy = Recorder::new();
@@ -361,18 +375,27 @@ fn a_policy_hears_of_a_life_in_order() {
     let worked = naps.filter(|task| task.exec_runtime >= 9_500_000);
     assert_eq!(worked.count(), 3, "{life:?}");
 
-    // A fate follows its enqueue record, once, before the next.
-    let mut open = None;
-    for task in &life {
-        match task.kind() {
-            Kind::Queued => open = Some(task.generation),
-            Kind::Dispatched | Kind::Bounced => {
-                assert_eq!(open.take(), Some(task.generation), "{kinds:?}");
-            }
-            _ => {}
-        }
-    }
+    assert_fates_follow(&life);
     assert!(kinds.contains(&Kind::Dispatched));
+}
+
+fn assert_heard_as_counted(records: &[QueuedTask], counts: &Snapshot) {
+    let mut heard: HashMap<Kind, u64> = HashMap::new();
+    for task in records {
+        *heard.entry(task.kind()).or_default() += 1;
+    }
+    println!("{heard:?} {counts}");
+    let heard = |kind| heard.get(&kind).copied().unwrap_or(0);
+    for (kind, counted) in [
+        (Kind::Queued, counts.taken),
+        (Kind::Dispatched, counts.dispatched - counts.bounced),
+        (Kind::Bounced, counts.bounced),
+        (Kind::Stale, counts.stale),
+        (Kind::Rescued, counts.rescued),
+        (Kind::TooLate, counts.too_late),
+    ] {
+        assert_eq!(heard(kind), counted, "{kind:?}");
+    }
 }
 
 #[test]
@@ -432,22 +455,7 @@ fn the_fates_that_a_policy_hears_of_are_those_that_are_counted() {
     let counts = accounting.counts;
     assert_eq!(counts.events_lost, 0);
     assert!(policy.records.len() < policy.records.capacity());
-    let mut heard: HashMap<Kind, u64> = HashMap::new();
-    for task in &policy.records {
-        *heard.entry(task.kind()).or_default() += 1;
-    }
-    println!("{heard:?} {counts}");
-    let heard = |kind| heard.get(&kind).copied().unwrap_or(0);
-    for (kind, counted) in [
-        (Kind::Queued, counts.taken),
-        (Kind::Dispatched, counts.dispatched - counts.bounced),
-        (Kind::Bounced, counts.bounced),
-        (Kind::Stale, counts.stale),
-        (Kind::Rescued, counts.rescued),
-        (Kind::TooLate, counts.too_late),
-    ] {
-        assert_eq!(heard(kind), counted, "{kind:?}");
-    }
+    assert_heard_as_counted(&policy.records, &counts);
     assert!(counts.bounced > 10 && counts.dispatched > 1000, "{counts}");
     assert!(counts.too_late > 0 && counts.rescued > 0, "{counts}");
 }

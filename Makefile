@@ -1,7 +1,7 @@
 # The table of contents: `make` lists what there is.
 
-.PHONY: help setup demo price compare compare-check peers results bench test check flaky lint unit loom gate vm-selftest soak sanitize fuzz \
-	corpus install deb deb-test clean
+.PHONY: help setup demo price compare compare-check peers results bench test check flaky lint unit \
+	loom gate vm-selftest soak sanitize fuzz corpus install deb deb-test clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -10,25 +10,27 @@ help: ## this list
 setup: ## installs what building and testing need (Debian packages; asks for sudo if it must)
 	@vm/setup
 
-demo: setup ## a game under load on a real kernel: first under the default scheduler, then under scx_metronome
+demo: setup ## a game under load on a real kernel, without and with scx_metronome
 	cargo build --release --workspace --bins
 	vm/demo
 
-bench: setup ## the benchmarks, four minutes: their figures, and which of the promised ones hold (root, for those that need BPF)
+bench: setup ## the benchmarks, four minutes (root, for those that need BPF)
 	rm -rf $(or $(CARGO_TARGET_DIR),target)/criterion $(or $(CARGO_TARGET_DIR),target)/bench
 	cargo bench
 
-# QUICK=1, KERNEL=7.2, CPUS=8, ROUNDS=9, JOBS=1 (guests at a time), ONLY=eevdf,scx_metronome, HOST=1 (this machine's own kernel)
-compare_options = $(if $(QUICK),--quick) $(if $(HOST),--host) $(if $(KERNEL),--kernel $(KERNEL)) $(if $(CPUS),--cpus $(CPUS)) \
-	$(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(JOBS),--jobs $(JOBS)) $(if $(ONLY),--only $(ONLY))
+# QUICK=1, KERNEL=7.2, CPUS=8, ROUNDS=9, JOBS=1 (guests at a time), ONLY=eevdf,scx_metronome, HOST=1
+# (this machine's own kernel)
+compare_options = $(if $(QUICK),--quick) $(if $(HOST),--host) $(if $(KERNEL),--kernel $(KERNEL)) \
+	$(if $(CPUS),--cpus $(CPUS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(JOBS),--jobs $(JOBS)) \
+	$(if $(ONLY),--only $(ONLY))
 compare_packages = libseccomp-dev libssl-dev protobuf-compiler
 
-compare: setup ## Metronome, EEVDF and the best peers through the same work: target/compare (QUICK=1: 15 minutes, once the peers are built)
+compare: setup ## EEVDF and the best peers beside it: target/compare (QUICK=1: 15 minutes)
 	@vm/setup $(compare_packages)
 	cargo build --release --workspace --bins
 	target/release/compare run $(compare_options)
 
-compare-check: setup ## fails when a ratio of Metronome to EEVDF is worse than the committed one (5 minutes)
+compare-check: setup ## fails when a ratio to EEVDF is worse than the committed one: 5 minutes
 	cargo build --release --workspace --bins
 	target/release/compare check $(compare_options)
 
@@ -41,13 +43,13 @@ results: ## docs/RESULTS.md anew from the samples of the last `make compare` wit
 	cargo build --release --package compare
 	target/release/compare report $(compare_options) --results docs/RESULTS.md
 
-test: setup lint unit loom gate ## before each change lands, a quarter of an hour: lints, unit tests, models, the gate set on two kernels
+test: setup lint unit loom gate ## before each change lands: lints, unit tests, models, gate set
 
 price: setup ## what Metronome costs, next to the default scheduler, on CPUS=4 (two minutes)
 	cargo build --release --workspace --bins
 	vm/price
 
-check: setup ## everything there is, in pieces, hours; goes on where it was stopped; ONLY=faults,life runs these pieces
+check: setup ## all there is, 70 minutes; goes on where it was stopped; ONLY=faults,life: these
 	tests/check
 
 flaky: setup ## the gate set N=10 times: how often each test passed, and how its figures spread
@@ -61,13 +63,15 @@ lint: setup ## format, lints and documentation
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo clippy --package scx_metronome_core --test kernel -- -D warnings
 	cargo clippy --package scx_metronome_core --lib --no-default-features -- -D warnings
-	RUSTDOCFLAGS=-Dwarnings cargo doc --quiet --no-deps --package scx_metronome_core --lib --features internals
+	RUSTDOCFLAGS=-Dwarnings cargo doc --quiet --no-deps --package scx_metronome_core --lib \
+		--features internals
 
 unit: setup ## tests that need no kernel of their own
 	cargo test --workspace
 
 loom: setup ## models of the handshakes with the kernel side: each interleaving, within bounds
-	RUSTFLAGS="--cfg loom" cargo test --release --package scx_metronome_core --lib --no-default-features --target-dir target/loom models::
+	RUSTFLAGS="--cfg loom" cargo test --release --package scx_metronome_core --lib \
+		--no-default-features --target-dir target/loom models::
 
 gate: setup ## the gate set (tests/kernel/gate.rs) on the newest and the oldest kernel
 	cargo build --workspace --bins --examples
@@ -76,11 +80,11 @@ gate: setup ## the gate set (tests/kernel/gate.rs) on the newest and the oldest 
 vm-selftest: setup ## that vm/run does what vm/README.md says: six minutes
 	vm/selftest
 
-soak: setup ## random faults under random loads on the newest kernel, HOURS=1 of guest time; SEED=n replays a run
+soak: setup ## random faults under random loads, HOURS=1 of guest time; SEED=n replays a run
 	cargo build --release --workspace --bins --examples
 	vm/soak $(or $(HOURS),1) $(SEED)
 
-sanitize: setup ## the tests that need no kernel under the address sanitizer, and the ring under the thread sanitizer
+sanitize: setup ## the unit tests under the address sanitizer, the ring under the thread sanitizer
 	tests/sanitize
 
 fuzz: setup ## any bytes into what reads shared memory, SECONDS=60 for each target
@@ -108,10 +112,11 @@ install: ## the command, its manual, completions and systemd unit below DESTDIR 
 deb: ## a Debian package: target/debian
 	cargo build --release --bin scx_metronome
 	target/release/scx_metronome generate $(generated)
-	command -v cargo-deb || test -x target/tools/bin/cargo-deb || cargo install --quiet --locked --root target/tools cargo-deb
+	command -v cargo-deb || test -x target/tools/bin/cargo-deb || \
+		cargo install --quiet --locked --root target/tools cargo-deb
 	PATH="$$PATH:$$PWD/target/tools/bin" cargo deb --no-build --package scx_metronome
 
-deb-test: deb ## the package in an empty Debian root, its command in a guest, and its unit in a guest with systemd
+deb-test: deb ## the package in an empty Debian root, its command and its unit in guests
 	vm/package
 	vm/unit
 

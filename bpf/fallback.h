@@ -10,9 +10,9 @@
  * number into `control.caught_up`, and is asked again. Its decisions about tasks that have run
  * meanwhile find them elsewhere.
  *
- * A timer looks, because all CPUs may idle. It runs while a task waits for a decision. It looks after CPUs
- * that a task of another class has taken, too: what waits for such a CPU alone, in its mailbox or
- * on its DSQ, is taken from it.
+ * A timer looks, because all CPUs may idle. It runs while a task waits for a decision. It looks
+ * after CPUs that a task of another class has taken, too: what waits for such a CPU alone, in its
+ * mailbox or on its DSQ, is taken from it.
  *
  *   fallback       caught_up          decides                               a task becomes runnable
  *   even           any                user space                            user space is asked

@@ -46,7 +46,8 @@ static void fill_record(struct queued_task *rec, struct task_struct *p, struct t
 /*
  * What of a ring must stay free: events leave room for enqueue records, and these for the enqueue
  * records of tasks whose order is used up. Exit records may fill the ring as far as enqueue
- * records: a policy that keeps a table of tasks needs to know. User space reads an eighth of the ring before it says so.
+ * records: a policy that keeps a table of tasks needs to know. User space reads an eighth of the
+ * ring before it says so.
  */
 #define FREE_FOR_ENQUEUES (RING_BYTES / 2)
 #define FREE_FOR_ORDERED (RING_BYTES / 4)

@@ -19,11 +19,11 @@
 //!    in one fixed-size record of a BPF ring buffer, its enqueue record (`enqueue`). On a large
 //!    machine there are several rings; all records of a task go through the one of its id. No
 //!    thread is woken, unless the scheduler thread sleeps.
-//! 4. The scheduler thread spins while these come quickly; otherwise it sleeps, and its CPU is a
-//!    worker like any other ([`wait`](mod@wait)). An enqueue record wakes it at once; what it is
-//!    only told waits until there is enough to read. It has mapped each [`ring`] and sees a new
-//!    producer position as one cache-line transfer. It reads the record in place, having checked
-//!    it: a [`QueuedTask`].
+//! 4. The scheduler thread spins while enqueue records come quickly; otherwise it sleeps, and its
+//!    CPU is a worker like any other ([`wait`](mod@wait)). An enqueue record wakes it at once; what
+//!    it is only told waits until there is enough to read. It has mapped each [`ring`] and sees a
+//!    new producer position as one cache-line transfer. It reads the record in place, having
+//!    checked it: a [`QueuedTask`].
 //! 5. The [`policy`] gives it a deadline, and it goes into a [`queue`] of fixed capacity. The
 //!    policy also says what the task's standing order is from its next wake-up on.
 //! 6. When its [`turn`] comes, the decision goes into a [`mailbox`]: of one CPU, an [`idle`] one if
@@ -91,8 +91,8 @@
 //! - [`order`](policy::Policy::order) is the task's standing order, asked after each record about
 //!   it; by default none;
 //! - [`newborn`](policy::Policy::newborn) is the one that new tasks start with; by default none;
-//! - [`events`](policy::Policy::events) says which records to be told of besides those, by
-//!   [`event`](policy::Policy::event): its ends, sleeps and changes, and the fate of decisions;
+//! - [`events`](policy::Policy::events) says which records to be told of besides enqueue records,
+//!   by [`event`](policy::Policy::event): its ends, sleeps and changes, and the fate of decisions;
 //!   [`tell_us`](policy::Policy::tell_us) how often to be told of the wake-ups of one task;
 //! - [`look`](policy::Policy::look) comes before the calls about a turn's records;
 //! - [`begin`](policy::Policy::begin) comes first, and again whenever CPUs have come or gone;

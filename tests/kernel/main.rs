@@ -26,6 +26,7 @@ use libbpf_rs::MapHandle;
 use libbpf_rs::query::MapInfoIter;
 
 mod bounds;
+mod clock;
 mod command;
 mod corrupt;
 mod fair;

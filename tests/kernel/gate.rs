@@ -91,11 +91,11 @@ fn an_order_is_sooner_than_a_decision() {
         let lateness = thread::scope(|scope| scope.spawn(measure).join().unwrap());
         scheduler.stop(libc::SIGINT).assert_clean();
         println!("{args:?}: {lateness:?}");
-        lateness.mean
+        lateness.p50 as f64
     });
     // A decision waits for a tick, every 1 to 4 ms. An order displaces a hog at once.
     figure(
-        "mean with an order to mean without",
+        "median with an order to median without",
         order / decision,
         "",
         Bound::AtMost(0.5),

@@ -422,24 +422,24 @@ pub(super) fn field(text: &str, name: &str, radix: u32) -> u64 {
 /// How much later than asked for a thread runs again, µs.
 #[derive(Debug)]
 pub(super) struct Lateness {
-    pub(super) mean: f64,
+    pub(super) p50: u64,
     pub(super) p99: u64,
 }
 
 impl Lateness {
-    /// Of one that sleeps `period`, so often.
+    /// Of one that sleeps `period`, so often, once the policy knows what kind of task it is.
     fn of(nice: i32, period: Duration, samples: usize) -> Self {
         let sleeper = thread::spawn(move || {
             assert_eq!(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) }, 0);
-            let late = (0..samples).map(|_| {
+            let late = (0..50 + samples).map(|_| {
                 let start = Instant::now();
                 thread::sleep(period);
                 (start.elapsed() - period).as_micros() as u64
             });
-            let mut late: Vec<_> = late.collect();
+            let mut late: Vec<_> = late.skip(50).collect();
             late.sort_unstable();
             Self {
-                mean: late.iter().sum::<u64>() as f64 / samples as f64,
+                p50: late[samples / 2],
                 p99: late[samples * 99 / 100],
             }
         });
@@ -450,12 +450,7 @@ impl Lateness {
 /// Of a thread beside so many hogs.
 pub(super) fn lateness_beside(hogs: usize, nice: i32, samples: usize) -> Lateness {
     let period = Duration::from_millis(3);
-    let measure = || {
-        // Until a policy knows what kind of task it is.
-        Lateness::of(nice, period, 50);
-        Lateness::of(nice, period, samples)
-    };
-    with_threads(hogs, || {}, measure)
+    with_threads(hogs, || {}, || Lateness::of(nice, period, samples))
 }
 
 pub(super) fn schedules_a_heavy_load(name: &str, args: &[&str]) {

@@ -154,6 +154,10 @@ pub trait Policy {
     /// smallest runs first, equal ones in the order of their arrival. Deadlines are compared by
     /// wrapping difference, so those in use at the same time must lie within 2^63 of each
     /// other.
+    ///
+    /// While a task runs, its deadline moves on by its virtual runtime. At a tick it gives way to a
+    /// task with an earlier one, so its slice is at most about the distance between the two. 0 is
+    /// no deadline: such a task keeps its slice to the end.
     fn deadline(&mut self, task: &QueuedTask) -> u64;
 
     /// The task of this id gets a CPU next. Returns its slice in ns; 0 is the default slice.

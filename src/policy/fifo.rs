@@ -3,27 +3,23 @@
 use crate::policy::Policy;
 use crate::task::QueuedTask;
 
-/// Tasks run in the order in which they came to wait, each for the same slice.
+/// Tasks run in the order in which they came to wait, each for the same slice to its end: none has
+/// a deadline.
 #[derive(Clone, Copy, Debug)]
 pub struct Fifo {
     slice_ns: u64,
-    arrivals: u64,
 }
 
 impl Fifo {
     /// Slices of `slice_ns`; 0 is the default slice.
     pub const fn new(slice_ns: u64) -> Self {
-        Self {
-            slice_ns,
-            arrivals: 0,
-        }
+        Self { slice_ns }
     }
 }
 
 impl Policy for Fifo {
     fn deadline(&mut self, _task: &QueuedTask) -> u64 {
-        self.arrivals += 1;
-        self.arrivals
+        0
     }
 
     fn slice_ns(&mut self, _id: u32, _waiting: usize) -> u64 {
@@ -31,7 +27,6 @@ impl Policy for Fifo {
     }
 
     fn adopt(&mut self, _id: u32, _nr: u64) -> u64 {
-        self.arrivals += 1;
-        self.arrivals
+        0
     }
 }

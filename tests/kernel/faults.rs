@@ -9,7 +9,7 @@ use scx_metronome_core::policy::fifo::Fifo;
 use scx_metronome_core::policy::{Due, Machine, Place, Policy};
 use scx_metronome_core::task::{RL_CPU_ANY, RL_PREEMPT};
 use scx_metronome_core::wait::Wait;
-use scx_metronome_core::{BpfScheduler, Builder, DispatchedTask, QueuedTask};
+use scx_metronome_core::{BpfScheduler, Builder, DispatchedTask, Limits, QueuedTask};
 
 use super::inject::{
     self, BUDGET, MARGIN, Mailboxes, Pauses, Random, Workers, allow, hold_cpu, map_of_scheduler,
@@ -691,13 +691,17 @@ impl Policy for AllOnOne {
 }
 
 /// Runs a policy in a thread of its own for as long as `run` takes.
-fn with_policy<T>(policy: &mut (impl Policy + Send), run: impl FnOnce() -> T) -> T {
+fn with_policy<T>(
+    builder: Builder,
+    policy: &mut (impl Policy + Send),
+    run: impl FnOnce() -> T,
+) -> T {
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         let stop = Stop(&over);
         let scheduler = scope.spawn(|| {
             let mut object = MaybeUninit::uninit();
-            let mut scheduler = BpfScheduler::init(&mut object, 0, false, false).unwrap();
+            let mut scheduler = builder.attach(&mut object).unwrap();
             scheduler.run_until(policy, || over.load(Ordering::Relaxed));
             scheduler.shutdown_and_report().unwrap();
         });
@@ -713,9 +717,9 @@ fn with_policy<T>(policy: &mut (impl Policy + Send), run: impl FnOnce() -> T) ->
 }
 
 #[test]
-fn who_waits_for_a_cpu_that_a_real_time_task_takes_runs_elsewhere_meanwhile() {
+fn a_task_that_waits_for_a_cpu_that_a_real_time_task_takes_runs_elsewhere() {
     let load = hogs(4);
-    let used = with_policy(&mut AllOnOne(Fifo::new(3_000_000)), || {
+    let used = with_policy(Builder::new(), &mut AllOnOne(Fifo::new(3_000_000)), || {
         thread::sleep(Duration::from_millis(300));
         let taken = thread::spawn(|| hold_cpu(0, Duration::from_millis(900)));
         thread::sleep(Duration::from_millis(100));
@@ -731,14 +735,14 @@ fn who_waits_for_a_cpu_that_a_real_time_task_takes_runs_elsewhere_meanwhile() {
 
 /// With other work in the way on all CPUs.
 #[test]
-fn who_waits_for_a_cpu_that_a_real_time_task_takes_runs_elsewhere_on_a_full_machine_too() {
+fn it_runs_elsewhere_on_a_full_machine_too() {
     let load = hogs(4);
     // Where these may run, the policy's word counts for nothing.
     let bound = hogs(3);
     for (nr, (_, child)) in bound.0.iter().enumerate() {
         allow(child.id() as i32, [1 + nr % (cpus() - 2)]);
     }
-    let used = with_policy(&mut AllOnOne(Fifo::new(3_000_000)), || {
+    let used = with_policy(Builder::new(), &mut AllOnOne(Fifo::new(3_000_000)), || {
         thread::sleep(Duration::from_millis(300));
         let taken = thread::spawn(|| hold_cpu(0, Duration::from_millis(900)));
         thread::sleep(Duration::from_millis(100));
@@ -750,6 +754,42 @@ fn who_waits_for_a_cpu_that_a_real_time_task_takes_runs_elsewhere_on_a_full_mach
     });
     println!("the same on a full machine: ticks {used:?} of 70");
     assert!(used.iter().all(|ticks| *ticks >= 3), "{used:?}");
+}
+
+/// How often each second three hogs that want the same CPU lose it to each other, while a policy
+/// gives slices of 300 ms.
+fn turns_of_long_slices(builder: Builder) -> f64 {
+    let load = hogs(3);
+    for (_, child) in &load.0 {
+        allow(child.id() as i32, [0]);
+    }
+    let lost = || {
+        let lost = load.0.iter().map(|(_, child)| {
+            let status = read(&format!("/proc/{}/status", child.id()));
+            numbers(&status.replace([':', '\n'], " ").replace('\t', " "))["nonvoluntary_ctxt_switches"]
+        });
+        lost.sum::<u64>()
+    };
+    let turns = with_policy(builder, &mut Fifo::new(300_000_000), || {
+        let before = lost();
+        thread::sleep(Duration::from_secs(1));
+        lost() - before
+    });
+    turns as f64
+}
+
+#[test]
+fn a_slice_is_as_long_as_the_policy_says_and_no_longer_than_the_limit() {
+    let turns = turns_of_long_slices(Builder::new());
+    // 3, and those after what else displaces them.
+    figure("turns by the policy", turns, "", Bound::AtMost(60.0));
+    let limits = Limits {
+        longest_slice: Duration::from_millis(5),
+        ..Limits::default()
+    };
+    let turns = turns_of_long_slices(Builder::new().limits(limits));
+    // 200, less what the ticks are late by.
+    figure("turns by the limit", turns, "", Bound::AtLeast(60.0));
 }
 
 /// Panics after a while.

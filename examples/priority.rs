@@ -23,25 +23,30 @@ use scx_metronome_core::wait::Wait;
 /// Nice 0.
 const NORMAL: u32 = 100;
 
-/// Deadlines of the lower class begin here; those of both are numbers of arrival.
-const LOWER: u64 = 1 << 40;
+/// How long a task may run, in ns.
+const SLICE_NS: u64 = 5_000_000;
 
+/// Deadlines of the lower class begin here.
+const LOWER: u64 = 1 << 62;
+
+/// In both classes a deadline is a slice later than the one before. While a task runs its deadline
+/// moves on, so it is behind the next when its slice is over, and not before.
 struct Priority {
-    arrivals: u64,
+    last: u64,
 }
 
 impl Policy for Priority {
     fn deadline(&mut self, task: &QueuedTask) -> u64 {
-        self.arrivals += 1;
+        self.last += SLICE_NS;
         if task.weight > NORMAL {
-            self.arrivals
+            self.last
         } else {
-            LOWER + self.arrivals
+            LOWER + self.last
         }
     }
 
     fn slice_ns(&mut self, _id: u32, _waiting: usize) -> u64 {
-        5_000_000
+        SLICE_NS
     }
 
     fn place(&mut self, due: &Due, machine: &Machine<'_>) -> Place {
@@ -65,7 +70,7 @@ fn main() -> Result<()> {
     // A task of the upper class waits for the answer: the thread spins, so that none has to wake
     // it.
     let mut scheduler = Builder::new().wait(Wait::Spin).attach(&mut object)?;
-    let info = scheduler.run(&mut Priority { arrivals: 0 })?;
+    let info = scheduler.run(&mut Priority { last: 0 })?;
     eprintln!("{}\n{info}", scheduler.accounting());
     Ok(())
 }

@@ -21,7 +21,7 @@ fn main() -> Result<()> {
     let mut scheduler = BpfScheduler::init(&mut object, 0, false, false)?;
     for swap in 0..100 {
         let end = Instant::now() + Duration::from_millis(millis);
-        let over = || Instant::now() >= end;
+        let over = |_: &mut _, _: &mut _| Instant::now() >= end;
         scheduler.run_until(&mut policies[swap % 2], over);
     }
     println!("100 swaps");

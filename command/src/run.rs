@@ -66,15 +66,18 @@ fn attach(
             .name("metronome_help".into())
             .spawn_scoped(scope, || helper.run(stopped))
             .context("cannot start a thread")?;
-        let info = scheduler.run_tuned(policy, |policy| {
-            let parameters = news.get()?;
-            set(policy, &parameters);
-            Some(Tuning {
-                wait: parameters.wait,
-                slice: Duration::from_micros(parameters.slice_us),
-                slice_min: Duration::from_micros(parameters.slice_us_min),
-            })
+        scheduler.run_until(policy, |scheduler, policy| {
+            if let Some(parameters) = news.get() {
+                set(policy, &parameters);
+                scheduler.tune(Tuning {
+                    wait: parameters.wait,
+                    slice: Duration::from_micros(parameters.slice_us),
+                    slice_min: Duration::from_micros(parameters.slice_us_min),
+                });
+            }
+            false
         });
+        let info = scheduler.shutdown_and_report();
         drop(stop);
         info
     });

@@ -34,7 +34,7 @@ use crate::task::{DispatchedTask, Kind, Kinds, QueuedTask};
 use crate::turn::Turn;
 use crate::wait::{Next, Wait, Waiter};
 
-/// What can be changed while a policy runs: see [`BpfScheduler::run_tuned`].
+/// What can be changed while a policy runs: see [`BpfScheduler::tune`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tuning {
     /// As [`Builder::wait`].
@@ -361,39 +361,49 @@ impl<'a> BpfScheduler<'a> {
     /// # Errors
     /// As [`shutdown_and_report`](Self::shutdown_and_report).
     pub fn run(&mut self, policy: &mut impl Policy) -> Result<UserExitInfo> {
-        self.run_tuned(policy, |_| None)
-    }
-
-    /// As [`run`](Self::run). Before each turn `tune` may change the policy's parameters, and the
-    /// scheduler's.
-    ///
-    /// # Errors
-    /// As [`shutdown_and_report`](Self::shutdown_and_report).
-    pub fn run_tuned<P: Policy>(
-        &mut self,
-        policy: &mut P,
-        mut tune: impl FnMut(&mut P) -> Option<Tuning>,
-    ) -> Result<UserExitInfo> {
-        self.start_counting_faults()?;
-        self.turns(policy, |scheduler, policy| {
-            if let Some(tuning) = tune(policy) {
-                scheduler.tune(tuning);
-            }
-            true
-        });
+        self.run_until(policy, |_, _| false);
         self.shutdown_and_report()
     }
 
-    /// Runs a policy until the scheduler ends or `until` says so. The next call, with this policy
-    /// or another one, goes on with every task in its place: in between nothing is detached,
-    /// and a task that waits does so for as long as it takes. The policy's standing orders end with
-    /// it, and it is told of nothing more. The other verbs may go on, too:
-    /// see [`dequeue_task`](Self::dequeue_task).
-    pub fn run_until(&mut self, policy: &mut impl Policy, mut until: impl FnMut() -> bool) {
-        self.turns(policy, |_, _| !until());
+    /// Runs a policy until the scheduler ends or `until` says so, which is asked before each turn
+    /// and may change the policy's parameters, or [`tune`](Self::tune) the scheduler.
+    ///
+    /// The next call, with this policy or another one, goes on with every task in its place: in
+    /// between nothing is detached, and a task that waits does so for as long as it takes. The
+    /// policy's standing orders end with it, and it is told of nothing more. The other verbs may go
+    /// on, too: see [`dequeue_task`](Self::dequeue_task).
+    pub fn run_until<P: Policy>(
+        &mut self,
+        policy: &mut P,
+        mut until: impl FnMut(&mut Self, &mut P) -> bool,
+    ) {
+        let Some(mut turn) = self.turn.take() else {
+            return;
+        };
+        self.shared.set_newborn(policy.newborn());
+        policy.begin(&Machine(&self.shared));
+        turn.adopt(policy);
+        self.shared.listen(policy.events(), policy.tell_us());
+        if self.counts.taken.load(Ordering::Relaxed) == 0 {
+            // They could be read when the scheduler was attached.
+            let _ = self.start_counting_faults();
+        }
+        let seal = memory::seal();
+        while !self.exited() && !until(self, policy) {
+            let turned = turn.turn(&mut self.shared, policy);
+            bump(&self.counts.taken, turned.taken as u64);
+            bump(&self.counts.sent, turned.handed_out as u64);
+            bump(&self.counts.superseded, turned.superseded as u64);
+            self.notify_complete(turn.waiting() as u64);
+        }
+        drop(seal);
+        self.shared.listen(Kinds::NONE, 0);
+        self.shared.clear_orders();
+        self.turn = Some(turn);
     }
 
-    fn tune(&mut self, tuning: Tuning) {
+    /// Changes how the scheduler thread waits and how long slices are, from now on.
+    pub fn tune(&mut self, tuning: Tuning) {
         self.waiter.set(tuning.wait);
         if let Some(data) = self.skel.maps.data_data.as_deref_mut() {
             for (word, slice) in [
@@ -407,34 +417,6 @@ impl<'a> BpfScheduler<'a> {
                 word.store(slice.as_nanos() as u64, Ordering::Relaxed);
             }
         }
-    }
-
-    /// Runs a policy until the scheduler ends, or `go_on`, which is asked before each turn, says
-    /// no.
-    fn turns<P: Policy>(
-        &mut self,
-        policy: &mut P,
-        mut go_on: impl FnMut(&mut Self, &mut P) -> bool,
-    ) {
-        let Some(mut turn) = self.turn.take() else {
-            return;
-        };
-        self.shared.set_newborn(policy.newborn());
-        policy.begin(&Machine(&self.shared));
-        turn.adopt(policy);
-        self.shared.listen(policy.events(), policy.tell_us());
-        let seal = memory::seal();
-        while !self.exited() && go_on(self, policy) {
-            let turned = turn.turn(&mut self.shared, policy);
-            bump(&self.counts.taken, turned.taken as u64);
-            bump(&self.counts.sent, turned.handed_out as u64);
-            bump(&self.counts.superseded, turned.superseded as u64);
-            self.notify_complete(turn.waiting() as u64);
-        }
-        drop(seal);
-        self.shared.listen(Kinds::NONE, 0);
-        self.shared.clear_orders();
-        self.turn = Some(turn);
     }
 
     /// The CPU of the scheduler thread.

@@ -537,7 +537,7 @@ fn no_decision_gives_a_task_more_than_a_second_at_a_time() {
     let mut scheduler = BpfScheduler::init(&mut object, 0, false, false).unwrap();
     let (before, end) = (ticks(&load), Instant::now() + Duration::from_secs(3));
     let mut policy = Endless { longest: 0 };
-    scheduler.run_until(&mut policy, || Instant::now() >= end);
+    scheduler.run_until(&mut policy, |_, _| Instant::now() >= end);
     assert!(!scheduler.exited());
     let used = ticks_since(&load, &before);
     println!("slices of up to {} ns, ticks {used:?}", policy.longest);
@@ -628,7 +628,7 @@ fn a_task_that_is_asked_about_more_than_a_million_times_still_has_one_life() {
         changed: 0,
     };
     let end = Instant::now() + Duration::from_secs(2);
-    scheduler.run_until(&mut policy, || Instant::now() >= end);
+    scheduler.run_until(&mut policy, |_, _| Instant::now() >= end);
     assert!(!scheduler.exited());
     scheduler.shutdown_and_report().unwrap();
     // 16 enqueue records before the number is full.
@@ -702,7 +702,7 @@ fn with_policy<T>(
         let scheduler = scope.spawn(|| {
             let mut object = MaybeUninit::uninit();
             let mut scheduler = builder.attach(&mut object).unwrap();
-            scheduler.run_until(policy, || over.load(Ordering::Relaxed));
+            scheduler.run_until(policy, |_, _| over.load(Ordering::Relaxed));
             scheduler.shutdown_and_report().unwrap();
         });
         wait_for("it schedules", Duration::from_secs(30), || {

@@ -131,7 +131,7 @@ fn schedule(policy: &mut Recorder, time: Duration) -> Snapshot {
     let mut object = MaybeUninit::uninit();
     let mut scheduler = BpfScheduler::init(&mut object, 0, false, false).unwrap();
     let end = Instant::now() + time;
-    scheduler.run_until(policy, || Instant::now() >= end);
+    scheduler.run_until(policy, |_, _| Instant::now() >= end);
     assert!(!scheduler.exited());
     scheduler.shutdown_and_report().unwrap();
     let accounting = scheduler.accounting();
@@ -432,7 +432,7 @@ fn the_fates_that_a_policy_hears_of_are_those_that_are_counted() {
         // new decision all fates of the earlier ones have been heard of.
         let (mut sent, mut calm) = (0, 0);
         let start = Instant::now();
-        scheduler.run_until(&mut policy, || {
+        scheduler.run_until(&mut policy, |_, _| {
             let is_over = is_over.load(Ordering::Relaxed);
             // In the second half, decisions wait until the kernel side has run tasks without, of
             // which some are gone by then.
@@ -497,7 +497,7 @@ fn a_policy_hears_what_it_asked_for_and_its_orders_end_with_it() {
     let mut scheduler = BpfScheduler::init(&mut object, 0, false, false).unwrap();
     for policy in [&mut first, &mut second] {
         let end = Instant::now() + Duration::from_secs(2);
-        scheduler.run_until(policy, || Instant::now() >= end);
+        scheduler.run_until(policy, |_, _| Instant::now() >= end);
     }
     scheduler.shutdown_and_report().unwrap();
     let count = |policy, kind| {
@@ -544,7 +544,7 @@ fn an_order_that_prefers_a_cpu_has_its_task_run_there_while_it_is_idle() {
             })
         };
         let end = Instant::now() + Duration::from_secs(1);
-        scheduler.run_until(&mut policy, || Instant::now() >= end);
+        scheduler.run_until(&mut policy, |_, _| Instant::now() >= end);
         let ordered = of_name(&policy, "napper").filter(|task| task.kind() == Kind::Ordered);
         // The first ones are of the policy before: a thread that sleeps is woken by enqueue records
         // only.
@@ -795,7 +795,7 @@ fn the_verbs_go_on_after_a_policy_with_the_tasks_that_it_left_and_without_its_ev
     let mut object = MaybeUninit::uninit();
     let mut scheduler = BpfScheduler::init(&mut object, 0, false, false).unwrap();
     let end = Instant::now() + Duration::from_secs(2);
-    scheduler.run_until(&mut policy, || {
+    scheduler.run_until(&mut policy, |_, _| {
         let left = end.saturating_duration_since(Instant::now());
         // Less than half of what the kernel side waits for.
         LATER.store(left < Duration::from_millis(4), Ordering::Relaxed);
@@ -869,7 +869,7 @@ fn a_policy_is_told_which_cpus_there_are_whenever_that_changes() {
     }
     let mut object = MaybeUninit::uninit();
     let mut scheduler = BpfScheduler::init(&mut object, 0, false, false).unwrap();
-    scheduler.run_until(&mut policy, || true);
+    scheduler.run_until(&mut policy, |_, _| true);
     let but_one: Vec<u32> = all.iter().copied().filter(|cpu| *cpu != 1).collect();
     assert_eq!(policy.workers, [all.clone(), but_one, all]);
 }
@@ -945,7 +945,7 @@ fn a_task_that_the_kernel_side_serves_waits_for_no_policys_deadlines() {
             let mut scheduler = BpfScheduler::init(&mut object, 0, false, false).unwrap();
             for (done, first) in [(1, 1 << 62), (2, 0)] {
                 let mut policy = From(first);
-                scheduler.run_until(&mut policy, || step.load(Ordering::Relaxed) >= done);
+                scheduler.run_until(&mut policy, |_, _| step.load(Ordering::Relaxed) >= done);
             }
             assert!(!scheduler.exited());
         });

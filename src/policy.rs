@@ -23,29 +23,10 @@ use crate::shared::Shared;
 use crate::task::{Kinds, QueuedTask};
 
 pub use crate::running::{Running, RunningKind};
+pub use crate::task::Place;
 
 pub mod deadline;
 pub mod fifo;
-
-/// Where the task that is due runs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Place {
-    /// On an idle CPU if there is one, the one where it ran last if possible; else on the first
-    /// that becomes available, once fewer decisions than there are CPUs, and fewer than 128,
-    /// lie ahead of it.
-    #[default]
-    First,
-    /// On this CPU, after what runs there and what waits there with an earlier deadline. On the
-    /// first that becomes available if it may not run there
-    /// ([`Kind::Bounced`](crate::task::Kind::Bounced) tells), or 256 decisions lie ahead:
-    /// [`Machine::backlog`] tells beforehand, and nothing does afterwards.
-    On(u32),
-    /// On this CPU, at once: what runs there gives way. After it, if this is a guess that has been
-    /// overtaken. Otherwise as [`On`](Self::On).
-    Preempt(u32),
-    /// Nowhere yet. It, and all behind it, wait for the next turn.
-    Later,
-}
 
 /// The task that is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -73,7 +73,7 @@ use crate::orders::{Order, Orders};
 use crate::ring::{Ring, RingCounts};
 use crate::running::Running;
 use crate::sync::{AtomicU64, Guard, Ordering, fence, order};
-use crate::task::{DispatchedTask, Kinds, QueuedTask, RL_CPU_ANY, RL_PREEMPT};
+use crate::task::{DispatchedTask, Kinds, Place, QueuedTask, RL_CPU_ANY, RL_PREEMPT};
 use crate::wait;
 
 /// Where the mapped arrays are.
@@ -340,17 +340,37 @@ impl Shared {
     /// # Cost
     /// One or two mailbox pushes and a load of the CPU's state.
     pub fn dispatch(&mut self, task: &DispatchedTask) -> Result<(), Full> {
-        let mut decision = Decision {
+        let decision = Decision {
             id: task.id,
             generation: task.generation,
             slice_ns: task.slice_ns,
             vtime: task.vtime,
             flags: 0,
         };
-        let named = task.flags & RL_CPU_ANY == 0 || task.pinned;
-        if named && task.cpu as u32 != self.memory.agent_cpu {
-            decision.flags = task.flags & RL_PREEMPT;
-            if self.push_to(task.cpu, decision) {
+        let place = if task.flags & RL_CPU_ANY != 0 && !task.pinned {
+            Place::First
+        } else if task.flags & RL_PREEMPT != 0 {
+            Place::Preempt(task.cpu as u32)
+        } else {
+            Place::On(task.cpu as u32)
+        };
+        self.send(decision, place)
+    }
+
+    /// Posts a decision: to the CPU of `place`, or to all if it has none, there is no such CPU, it
+    /// is the scheduler thread's, or its mailbox is full.
+    ///
+    /// # Errors
+    /// [`Full`] if there is room nowhere.
+    pub(crate) fn send(&mut self, mut decision: Decision, place: Place) -> Result<(), Full> {
+        let named = match place {
+            Place::On(cpu) => Some((cpu, 0)),
+            Place::Preempt(cpu) => Some((cpu, DECISION_PREEMPT)),
+            Place::First | Place::Later => None,
+        };
+        if let Some((cpu, flags)) = named.filter(|(cpu, _)| *cpu != self.memory.agent_cpu) {
+            decision.flags = flags;
+            if self.push_to(cpu, decision) {
                 return Ok(());
             }
         }
@@ -363,7 +383,7 @@ impl Shared {
         Ok(())
     }
 
-    fn push_to(&mut self, cpu: i32, decision: Decision) -> bool {
+    fn push_to(&mut self, cpu: u32, decision: Decision) -> bool {
         let Some(entry) = self.cpus.get_mut(cpu as usize) else {
             return false;
         };
@@ -376,15 +396,15 @@ impl Shared {
         if decision.flags & DECISION_PREEMPT != 0 {
             // Without room for the kick the task waits for the CPU's next look, as without the
             // flag.
-            let _ = self.kicks.push(cpu as u32 | KICK_PREEMPT);
+            let _ = self.kicks.push(cpu | KICK_PREEMPT);
             return true;
         }
-        if self.note_kick(cpu as u32) || self.mailed.push(cpu as u16).is_ok() {
+        if self.note_kick(cpu) || self.mailed.push(cpu as u16).is_ok() {
             return true;
         }
         // More mail in a turn than there are CPUs, so some are listed twice: a kick too many does
         // no harm, and one too few neither, for the CPU is in one of the lists.
-        let _ = self.kicks.push(cpu as u32);
+        let _ = self.kicks.push(cpu);
         true
     }
 

@@ -328,6 +328,27 @@ impl QueuedTask {
     }
 }
 
+/// Where the task that is due runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Place {
+    /// On an idle CPU if there is one, the one where it ran last if possible; else on the first
+    /// that becomes available, once fewer decisions than there are CPUs, and fewer than 128,
+    /// lie ahead of it.
+    #[default]
+    First,
+    /// On this CPU, after what runs there and what waits there with an earlier deadline. On the
+    /// first that becomes available if it may not run there
+    /// ([`Kind::Bounced`] tells), or 256 decisions lie ahead:
+    /// [`Machine::backlog`](crate::policy::Machine::backlog) tells beforehand, and nothing does
+    /// afterwards.
+    On(u32),
+    /// On this CPU, at once: what runs there gives way. After it, if this is a guess that has been
+    /// overtaken. Otherwise as [`On`](Self::On).
+    Preempt(u32),
+    /// Nowhere yet. It, and all behind it, wait for the next turn.
+    Later,
+}
+
 /// What shall become of a waiting task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DispatchedTask {

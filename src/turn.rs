@@ -28,10 +28,11 @@
 #![deny(clippy::indexing_slicing)]
 
 use crate::abi::MAX_TASKS;
+use crate::mailbox::Decision;
 use crate::policy::{Due, Machine, Place, Policy};
 use crate::queue::{DeadlineQueue, Entry};
 use crate::shared::Shared;
-use crate::task::{DispatchedTask, Kind, QueuedTask, RL_CPU_ANY, RL_PREEMPT};
+use crate::task::{Kind, QueuedTask};
 
 /// Records taken in one turn at most, so that a flood does not delay the decisions that are due.
 const BATCH: usize = 256;
@@ -138,9 +139,9 @@ impl<const TASKS: usize> Turn<TASKS> {
                 break;
             };
             let due = waiting.due(first);
+            let place = only_cpu(&due).unwrap_or(Place::First);
             // Its deadline is of the policy's clock, which says nothing to others.
-            let decision = waiting.decision(&due, (due.cpu, RL_CPU_ANY), 0, 0);
-            if shared.dispatch(&decision).is_err() {
+            if shared.send(waiting.decision(first.id, 0, 0), place).is_err() {
                 break;
             }
             self.queue.pop();
@@ -176,13 +177,14 @@ impl<const TASKS: usize> Turn<TASKS> {
                 break;
             };
             let due = waiting.due(first);
-            let Some(place) = place(&due, shared, policy, &mut any_idle) else {
+            let place = place(&due, shared, policy, &mut any_idle);
+            if place == Place::Later {
                 break;
-            };
+            }
             let behind = self.queue.len() - 1 + shared.shared_backlog() as usize;
             let slice_ns = policy.slice_ns(due.id, behind);
-            let decision = waiting.decision(&due, place, slice_ns, due.deadline);
-            if shared.dispatch(&decision).is_err() {
+            let decision = waiting.decision(due.id, slice_ns, due.deadline);
+            if shared.send(decision, place).is_err() {
                 policy.refused(&due);
                 break;
             }
@@ -204,57 +206,51 @@ impl Waiting {
         }
     }
 
-    fn decision(
-        &self,
-        due: &Due,
-        (cpu, flags): (i32, u64),
-        slice_ns: u64,
-        vtime: u64,
-    ) -> DispatchedTask {
-        DispatchedTask {
-            pid: due.pid,
-            cpu,
-            flags,
+    fn decision(&self, id: u32, slice_ns: u64, vtime: u64) -> Decision {
+        Decision {
+            id,
+            generation: self.generation,
             slice_ns,
             vtime,
-            id: due.id,
-            generation: self.generation,
-            pinned: due.nr_cpus_allowed == 1,
+            flags: 0,
         }
     }
 }
 
-/// The CPU to which the decision goes, and its flags; `None` if it waits.
+/// Where a task runs that may run on a single CPU, which may be the scheduler thread's.
+fn only_cpu(due: &Due) -> Option<Place> {
+    (due.nr_cpus_allowed == 1).then_some(Place::On(due.cpu as u32))
+}
+
+/// Where the task runs now: on a CPU, on the first that becomes available, or nowhere yet.
 fn place(
     due: &Due,
     shared: &mut Shared,
     policy: &mut impl Policy,
     any_idle: &mut bool,
-) -> Option<(i32, u64)> {
-    // Only one CPU may run it, which may be the scheduler thread's.
-    if due.nr_cpus_allowed == 1 {
-        return Some((due.cpu, 0));
+) -> Place {
+    if let Some(place) = only_cpu(due) {
+        return place;
     }
     match policy.place(due, &Machine(shared)) {
         Place::First => first_available(due, shared, any_idle),
-        Place::On(cpu) => Some((cpu as i32, 0)),
-        Place::Preempt(cpu) => Some((cpu as i32, RL_PREEMPT)),
-        Place::Later => None,
+        place => place,
     }
 }
 
-fn first_available(due: &Due, shared: &mut Shared, any_idle: &mut bool) -> Option<(i32, u64)> {
+fn first_available(due: &Due, shared: &mut Shared, any_idle: &mut bool) -> Place {
     if *any_idle {
         let idle = shared.idle_cpu(due.cpu);
         *any_idle = idle.is_some();
         // Of a task with some CPUs forbidden we only know that its last CPU is allowed; the kernel
         // side knows the others.
-        let may_use =
-            |cpu: &i32| u32::from(due.nr_cpus_allowed) >= shared.nr_cpus() || *cpu == due.cpu;
-        if let Some(cpu) = idle.map(|cpu| cpu as i32).filter(may_use) {
-            return Some((cpu, 0));
+        let may_use = |cpu: &u32| {
+            u32::from(due.nr_cpus_allowed) >= shared.nr_cpus() || *cpu == due.cpu as u32
+        };
+        if let Some(cpu) = idle.filter(may_use) {
+            return Place::On(cpu);
         }
     }
     let ahead = u64::from(shared.nr_cpus()).min(AHEAD);
-    (shared.shared_backlog() < ahead).then_some((due.cpu, RL_CPU_ANY))
+    if shared.shared_backlog() < ahead { Place::First } else { Place::Later }
 }

@@ -20,7 +20,8 @@ usage_error() { # MESSAGE
 codename() (
     # shellcheck disable=SC1091
     . /etc/os-release
-    [ "${ID:-}" = debian ] || die "this needs Debian (12 or later), but /etc/os-release says ${ID:-nothing}"
+    [ "${ID:-}" = debian ] ||
+        die "this needs Debian (12 or later), but /etc/os-release says ${ID:-nothing}"
     printf '%s\n' "$VERSION_CODENAME"
 )
 
@@ -28,13 +29,15 @@ codename() (
 # Debian release. Only apt knows it, so nothing here names one; both of apt's file formats are read.
 mirror() {
     local files=()
-    for file in /etc/apt/sources.list /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources; do
+    for file in /etc/apt/sources.list /etc/apt/sources.list.d/*.{list,sources}; do
         if [ -r "$file" ]; then files+=("$file"); fi
     done
-    [ ${#files[@]} -gt 0 ] || die "no apt source can be read below /etc/apt: add one for $(codename)"
+    [ ${#files[@]} -gt 0 ] ||
+        die "no apt source can be read below /etc/apt: add one for $(codename)"
     awk -v suite="$(codename)" '
         function stanza_ends() {
-            if (!done && types ~ /(^| )deb( |$)/ && enabled != "no" && (" " suites " ") ~ (" " suite " ")) found(uri, key)
+            if (!done && types ~ /(^| )deb( |$)/ && enabled != "no" &&
+                (" " suites " ") ~ (" " suite " ")) found(uri, key)
             types = suites = uri = key = enabled = ""
         }
         function found(u, k) { print u; print k; done = 1; exit }
@@ -56,7 +59,8 @@ mirror() {
             if (match(line, /\[[^]]*\]/)) {
                 options = substr(line, RSTART + 1, RLENGTH - 2)
                 line = substr(line, 1, RSTART - 1) substr(line, RSTART + RLENGTH)
-                if (match(options, /signed-by=[^ ]+/)) k = substr(options, RSTART + 10, RLENGTH - 10)
+                if (match(options, /signed-by=[^ ]+/))
+                    k = substr(options, RSTART + 10, RLENGTH - 10)
             }
             split(line, word)
             if (word[3] == suite) found(word[2], k)
@@ -68,7 +72,8 @@ mirror() {
 # Writes a source file for one more suite of that mirror, so that /etc/apt stays as it is.
 write_source() { # FILE SUITE
     local uri key
-    { read -r uri && read -r key; } < <(mirror) || die "no source for $(codename) below /etc/apt: add one"
+    { read -r uri && read -r key; } < <(mirror) ||
+        die "no source for $(codename) below /etc/apt: add one"
     {
         printf 'Types: deb\nURIs: %s\nSuites: %s\nComponents: main\n' "$uri" "$2"
         if [ -n "$key" ]; then printf 'Signed-By: %s\n' "$key"; fi
@@ -78,9 +83,11 @@ write_source() { # FILE SUITE
 # Builds the tests of tests/kernel/ and prints the program's path.
 kernel_tests() { # [CARGO-OPTION...]
     local program
-    program=$(cargo test --quiet --package scx_metronome_core "$@" --test kernel --no-run --message-format=json |
+    program=$(cargo test --quiet --package scx_metronome_core "$@" --test kernel --no-run \
+        --message-format=json |
         sed -nE 's/.*"executable":"([^"]*\/kernel-[0-9a-f]+)".*/\1/p' | tail -n 1)
-    [ -n "$program" ] || die "tests/kernel/ does not build: see cargo test $* --test kernel --no-run"
+    [ -n "$program" ] ||
+        die "tests/kernel/ does not build: see cargo test $* --test kernel --no-run"
     printf '%s\n' "$program"
 }
 

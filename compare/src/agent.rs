@@ -4,8 +4,9 @@
 //! The work loop is calibrated before anything is attached, or the driver hands on an earlier
 //! calibration: so the work is the same for all schedulers.
 
-use crate::cell::{Cell, Form, Work, share_key};
+use crate::cell::{Cell, Form, Work};
 use crate::cost::{Reading, resident};
+use crate::figure::{At, Figure, Of};
 use crate::sample::{Environment, Failure, Line, Sample};
 use anyhow::{Context, Result, anyhow, bail};
 use loads::board::Board;
@@ -47,7 +48,7 @@ pub(crate) struct Order {
     pub(crate) together: bool,
 }
 
-type Figures = BTreeMap<String, f64>;
+type Figures = BTreeMap<Figure, f64>;
 
 /// How long a scheduler may take until it is enabled, ns.
 const PATIENCE: u64 = 30 * SECOND;
@@ -149,7 +150,7 @@ impl Bench<'_> {
             Work::Pipe => self.pipe(),
             Work::Cyclictest(hogs) => self.cyclictest(hogs),
             Work::Requests(workers) => self.requests(workers),
-            Work::Tree => Ok(build_figures(&self.build()?)),
+            Work::Tree => Ok(Figures::from([(Figure::Seconds, self.build()?.seconds)])),
             Work::TreeBesideFrame => self.build_beside_frame(),
             Work::Weights => self.weights(),
             Work::Cost => self.cost(),
@@ -198,7 +199,7 @@ impl Bench<'_> {
             "-l",
             &messages,
         ]))?;
-        Ok(figures([("seconds", number(&text)?)]))
+        Ok(Figures::from([(Figure::Seconds, number(&text)?)]))
     }
 
     fn pipe(&self) -> Result<Figures> {
@@ -212,10 +213,8 @@ impl Bench<'_> {
             "-l",
             &exchanges.to_string(),
         ]))?;
-        Ok(figures([(
-            "us",
-            number(&text)? * 1e6 / f64::from(exchanges),
-        )]))
+        let us = number(&text)? * 1e6 / f64::from(exchanges);
+        Ok(Figures::from([(Figure::Exchange, us)]))
     }
 
     fn cyclictest(&self, hogs: f64) -> Result<Figures> {
@@ -241,11 +240,7 @@ impl Bench<'_> {
         output(&mut command)?;
         children.finish()?;
         let text = fs::read_to_string(CYCLICTEST_JSON).context("cyclictest has left no result")?;
-        Ok(with_percentiles(
-            Figures::new(),
-            "wakeup",
-            &cyclictest_latency(&text)?,
-        ))
+        Ok(times(Of::Wakeup, &cyclictest_latency(&text)?).into())
     }
 
     fn requests(&self, workers: f64) -> Result<Figures> {
@@ -255,9 +250,10 @@ impl Bench<'_> {
             .arg(self.count(workers).to_string());
         command.arg("--seconds").arg(self.form.seconds.to_string());
         let requests: Requests = serde_json::from_str(&output(&mut command)?)?;
-        let rate = figures([("rate", requests.per_second)]);
-        let rate = with_percentiles(rate, "wakeup", &requests.wakeup_ms);
-        Ok(with_percentiles(rate, "request", &requests.request_ms))
+        let mut figures = Figures::from([(Figure::Rate, requests.per_second)]);
+        figures.extend(times(Of::Wakeup, &requests.wakeup_ms));
+        figures.extend(times(Of::Request, &requests.request_ms));
+        Ok(figures)
     }
 
     /// With the options that these loads have in common.
@@ -287,7 +283,7 @@ impl Bench<'_> {
         let build = self.build()?;
         frame.interrupt()?;
         let mut figures = frame_figures(&Report::read(Path::new(FRAME_JSON))?);
-        figures.extend(build_figures(&build));
+        figures.insert(Figure::Seconds, build.seconds);
         Ok(figures)
     }
 
@@ -296,9 +292,9 @@ impl Bench<'_> {
         command.args(["weights", "--each", &self.cpus.to_string()]);
         command.args(["--seconds", &(2.0 * self.form.seconds).to_string()]);
         let shares: Shares = serde_json::from_str(&output(&mut command)?)?;
-        let mut figures = figures([("misplaced", shares.misplaced * 100.0)]);
+        let mut figures = Figures::from([(Figure::Misplaced, shares.misplaced * 100.0)]);
         let each = shares.share.iter().enumerate();
-        figures.extend(each.map(|(level, share)| (share_key(level), share * 100.0)));
+        figures.extend(each.map(|(level, share)| (Figure::Share(level), share * 100.0)));
         Ok(figures)
     }
 
@@ -330,7 +326,7 @@ impl Bench<'_> {
             .ok()
             .and_then(|text| counted(&text));
         let mut figures = after.since(&before, syscalls);
-        figures.extend(resident(pid).map(|mib| ("rss".to_owned(), mib)));
+        figures.extend(resident(pid).map(|mib| (Figure::Memory, mib)));
         Ok(figures)
     }
 }
@@ -502,54 +498,46 @@ fn log_lines() -> String {
     ))
 }
 
-fn figures<const N: usize>(figures: [(&str, f64); N]) -> Figures {
-    figures.map(|(key, x)| (key.to_owned(), x)).into()
-}
-
-fn with_percentiles(mut figures: Figures, name: &str, p: &Percentiles) -> Figures {
-    let all = [
-        ("p50", p.p50),
-        ("p90", p.p90),
-        ("p99", p.p99),
-        ("p99_9", p.p99_9),
-        ("max", p.max),
-        ("samples", p.samples as f64),
-    ];
-    figures.extend(all.map(|(key, x)| (format!("{name}.{key}"), x)));
-    figures
+fn times(of: Of, p: &Percentiles) -> [(Figure, f64); 6] {
+    [
+        (Figure::Time(of, At::P50), p.p50),
+        (Figure::Time(of, At::P90), p.p90),
+        (Figure::Time(of, At::P99), p.p99),
+        (Figure::Time(of, At::P999), p.p99_9),
+        (Figure::Time(of, At::Max), p.max),
+        (Figure::Samples(of), p.samples as f64),
+    ]
 }
 
 fn frame_figures(report: &Report) -> Figures {
     let frames = (report.frame.done + report.frame.skipped).max(1) as f64;
     let periods = report.audio.periods.max(1) as f64;
-    let mut figures = figures([
-        ("frame.missed", report.frame.missed as f64 * 100.0 / frames),
-        ("frame.low1", report.frame.fps_low_1_percent),
-        ("frame.fps", report.frame.fps),
-        ("audio.missed", report.audio.missed as f64 * 100.0 / periods),
+    let audio_missed = report.audio.missed as f64 * 100.0 / periods;
+    let mut figures = Figures::from([
+        (
+            Figure::FramesMissed,
+            report.frame.missed as f64 * 100.0 / frames,
+        ),
+        (Figure::SlowestFps, report.frame.fps_low_1_percent),
+        (Figure::Fps, report.frame.fps),
+        (Figure::AudioMissed, audio_missed),
     ]);
     if !report.hogs.each.is_empty() {
-        figures.insert("hogs.work".to_owned(), report.hogs.units_per_second);
+        figures.insert(Figure::HogsWork, report.hogs.units_per_second);
     }
     figures.extend(
         report
             .hogs
             .fairness
-            .map(|x| ("hogs.fairness".to_owned(), x)),
+            .map(|least| (Figure::HogsFairness, least)),
     );
     if !report.ping_pong.each.is_empty() {
-        figures.insert(
-            "pingpong".to_owned(),
-            report.ping_pong.round_trips_per_second,
-        );
+        figures.insert(Figure::PingPong, report.ping_pong.round_trips_per_second);
     }
-    figures = with_percentiles(figures, "frame", &report.frame.completion_ms);
-    figures = with_percentiles(figures, "audio", &report.audio.wakeup_ms);
-    with_percentiles(figures, "input", &report.input.wakeup_ms)
-}
-
-fn build_figures(build: &Build) -> Figures {
-    figures([("seconds", build.seconds)])
+    figures.extend(times(Of::Frame, &report.frame.completion_ms));
+    figures.extend(times(Of::Audio, &report.audio.wakeup_ms));
+    figures.extend(times(Of::Input, &report.input.wakeup_ms));
+    figures
 }
 
 /// All threads' wake-ups, in ms: from the histograms of µs, and the longest, which may lie beyond
@@ -641,9 +629,9 @@ mod tests {
         report.hogs.fairness = Some(1.0);
         report.ping_pong.each = vec![1.0];
         let figures = frame_figures(&report);
-        for metric in Work::Frame(1.0).metrics() {
-            assert!(figures.contains_key(metric.key), "{}", metric.key);
+        for figure in Work::Frame(1.0).shown() {
+            assert!(figures.contains_key(figure), "{figure}");
         }
-        assert_eq!(figures.get("frame.p99"), Some(&8.0));
+        assert_eq!(figures.get(&Figure::Time(Of::Frame, At::P99)), Some(&8.0));
     }
 }

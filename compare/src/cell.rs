@@ -1,11 +1,15 @@
 //! The work: cells, what is measured in each, and how long each takes in the long, the short and
 //! the gate's form.
 
+use crate::figure::At::{Max, P50, P99};
+use crate::figure::Figure::{
+    self, Bpf, Cpu, Exchange, Faults, FramesMissed, HogsFairness, HogsWork, Memory, Misplaced,
+    Percent, PingPong, Rate, Seconds, SlowestFps, Syscalls, Time,
+};
+use crate::figure::Of;
 use crate::scheduler::{Kind, Scheduler};
-use crate::stats::Better::{self, Higher, Lower};
-use loads::weights::LEVELS;
 
-/// The meaning of the loads and of the samples' keys. Samples of another version are not looked at.
+/// The meaning of the loads and of the figures' names. Samples of another version are not looked at.
 pub(crate) const VERSION: u32 = 1;
 
 /// A piece of work that a scheduler is measured at.
@@ -71,111 +75,44 @@ pub(crate) static CELLS: [Cell; 17] = [
     cell("cost", "own cost, frame 1.5x", Work::Cost),
 ];
 
-/// A figure of a cell that is shown and compared; samples hold more.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Metric {
-    /// In samples.
-    pub(crate) key: &'static str,
-    /// In tables.
-    pub(crate) title: &'static str,
-    /// Its unit.
-    pub(crate) unit: &'static str,
-    /// Which way is better.
-    pub(crate) better: Better,
-    /// Digits after the point.
-    pub(crate) decimals: usize,
-}
-
-const fn metric(
-    key: &'static str,
-    title: &'static str,
-    unit: &'static str,
-    better: Better,
-    decimals: usize,
-) -> Metric {
-    Metric {
-        key,
-        title,
-        unit,
-        better,
-        decimals,
-    }
-}
-
-static FRAME: [Metric; 9] = [
-    metric("frame.p99", "frame completion p99", "ms", Lower, 2),
-    metric("frame.missed", "frames missed", "%", Lower, 1),
-    metric("frame.low1", "1 % low", "fps", Higher, 1),
-    metric("audio.p99", "audio wake-up p99", "ms", Lower, 2),
-    metric("input.p50", "input wake-up p50", "ms", Lower, 3),
-    metric("input.p99", "input wake-up p99", "ms", Lower, 2),
-    metric("hogs.work", "hogs' work", "units/s", Higher, 0),
-    metric("hogs.fairness", "hogs' least over most", "", Higher, 2),
-    metric("pingpong", "ping-pong", "trips/s", Higher, 0),
-];
-static MESSAGING: [Metric; 1] = [metric("seconds", "time", "s", Lower, 3)];
-static PIPE: [Metric; 1] = [metric("us", "time for an exchange", "µs", Lower, 1)];
-static CYCLICTEST: [Metric; 3] = [
-    metric("wakeup.p50", "wake-up p50", "ms", Lower, 3),
-    metric("wakeup.p99", "wake-up p99", "ms", Lower, 3),
-    metric("wakeup.max", "wake-up max", "ms", Lower, 2),
-];
-static REQUESTS: [Metric; 4] = [
-    metric("wakeup.p50", "wake-up p50", "ms", Lower, 3),
-    metric("wakeup.p99", "wake-up p99", "ms", Lower, 3),
-    metric("request.p99", "request p99", "ms", Lower, 2),
-    metric("rate", "requests", "1/s", Higher, 0),
-];
-static TREE: [Metric; 1] = [metric("seconds", "time", "s", Lower, 3)];
-static TREE_BESIDE_FRAME: [Metric; 5] = [
-    metric("seconds", "time", "s", Lower, 3),
-    metric("frame.p99", "frame completion p99", "ms", Lower, 2),
-    metric("frame.missed", "frames missed", "%", Lower, 1),
-    metric("audio.p99", "audio wake-up p99", "ms", Lower, 2),
-    metric("input.p99", "input wake-up p99", "ms", Lower, 2),
-];
-static WEIGHTS: [Metric; 1] = [metric(
-    "misplaced",
-    "work done by the wrong hogs",
-    "%",
-    Lower,
-    1,
-)];
-static COST: [Metric; 6] = [
-    metric(
-        "cpu",
-        "CPU time of the process, 1,000 switches",
-        "ms",
-        Lower,
-        2,
-    ),
-    metric(
-        "bpf",
-        "time in its BPF programs, 1,000 switches",
-        "ms",
-        Lower,
-        2,
-    ),
-    metric("percent", "CPU time of the process", "% of a CPU", Lower, 1),
-    metric("rss", "memory", "MiB", Lower, 1),
-    metric("faults", "page faults", "1/s", Lower, 1),
-    metric("syscalls", "system calls for a switch", "", Lower, 3),
-];
-
 impl Work {
-    /// What is shown of it.
+    /// Its figures that are shown and compared; samples hold more.
     #[must_use]
-    pub(crate) fn metrics(&self) -> &'static [Metric] {
+    pub(crate) const fn shown(&self) -> &'static [Figure] {
         match self {
-            Self::Frame(_) => &FRAME,
-            Self::Messaging => &MESSAGING,
-            Self::Pipe => &PIPE,
-            Self::Cyclictest(_) => &CYCLICTEST,
-            Self::Requests(_) => &REQUESTS,
-            Self::Tree => &TREE,
-            Self::TreeBesideFrame => &TREE_BESIDE_FRAME,
-            Self::Weights => &WEIGHTS,
-            Self::Cost => &COST,
+            Self::Frame(_) => &[
+                Time(Of::Frame, P99),
+                FramesMissed,
+                SlowestFps,
+                Time(Of::Audio, P99),
+                Time(Of::Input, P50),
+                Time(Of::Input, P99),
+                HogsWork,
+                HogsFairness,
+                PingPong,
+            ],
+            Self::Messaging | Self::Tree => &[Seconds],
+            Self::Pipe => &[Exchange],
+            Self::Cyclictest(_) => &[
+                Time(Of::Wakeup, P50),
+                Time(Of::Wakeup, P99),
+                Time(Of::Wakeup, Max),
+            ],
+            Self::Requests(_) => &[
+                Time(Of::Wakeup, P50),
+                Time(Of::Wakeup, P99),
+                Time(Of::Request, P99),
+                Rate,
+            ],
+            Self::TreeBesideFrame => &[
+                Seconds,
+                Time(Of::Frame, P99),
+                FramesMissed,
+                Time(Of::Audio, P99),
+                Time(Of::Input, P99),
+            ],
+            Self::Weights => &[Misplaced],
+            Self::Cost => &[Cpu, Bpf, Percent, Memory, Faults, Syscalls],
         }
     }
 }
@@ -198,12 +135,6 @@ impl Cell {
             _ => true,
         }
     }
-}
-
-/// The key of a nice level's share.
-#[must_use]
-pub(crate) fn share_key(level: usize) -> String {
-    format!("share.{}", LEVELS[level].0)
 }
 
 /// How long a run is.
@@ -302,11 +233,11 @@ mod tests {
     }
 
     #[test]
-    fn keys_of_a_cell_are_unique() {
+    fn figures_of_a_cell_are_unique() {
         for cell in &CELLS {
-            let metrics = cell.work.metrics();
-            let keys: BTreeSet<_> = metrics.iter().map(|metric| metric.key).collect();
-            assert_eq!(keys.len(), metrics.len(), "{}", cell.id);
+            let shown = cell.work.shown();
+            let figures: BTreeSet<_> = shown.iter().collect();
+            assert_eq!(figures.len(), shown.len(), "{}", cell.id);
         }
     }
 

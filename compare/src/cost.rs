@@ -5,6 +5,7 @@
 //! is time of the tasks that they run for, not of its process; it is read from the programs' own
 //! statistics, or else schedulers that do all their work there would seem to cost nothing.
 
+use crate::figure::Figure;
 use anyhow::{Context, Result};
 use loads::clock::{now, seconds};
 use std::collections::BTreeMap;
@@ -45,7 +46,7 @@ impl Reading {
 
     /// The figures of the time since `before`, with `syscalls` system calls of the process in it.
     #[must_use]
-    pub(crate) fn since(&self, before: &Self, syscalls: Option<f64>) -> BTreeMap<String, f64> {
+    pub(crate) fn since(&self, before: &Self, syscalls: Option<f64>) -> BTreeMap<Figure, f64> {
         let elapsed = (self.at - before.at) as f64;
         let switches = ((self.switches - before.switches) as f64).max(1.0);
         // Threads that have ended take their time with them.
@@ -53,17 +54,16 @@ impl Reading {
         let bpf = self.bpf.saturating_sub(before.bpf) as f64;
         let faults = self.faults.saturating_sub(before.faults) as f64;
         let mut figures = BTreeMap::from([
-            ("cpu", cpu / 1e6 / (switches / 1e3)),
-            ("bpf", bpf / 1e6 / (switches / 1e3)),
-            ("percent", cpu * 100.0 / elapsed),
-            ("faults", faults / seconds(self.at - before.at)),
-            ("switches", switches),
+            (Figure::Cpu, cpu / 1e6 / (switches / 1e3)),
+            (Figure::Bpf, bpf / 1e6 / (switches / 1e3)),
+            (Figure::Percent, cpu * 100.0 / elapsed),
+            (Figure::Faults, faults / seconds(self.at - before.at)),
+            (Figure::Switches, switches),
         ]);
         if let Some(syscalls) = syscalls {
-            figures.insert("syscalls", syscalls / switches);
+            figures.insert(Figure::Syscalls, syscalls / switches);
         }
-        let owned = figures.into_iter().map(|(key, x)| (key.to_owned(), x));
-        owned.collect()
+        figures
     }
 }
 
@@ -152,11 +152,17 @@ mod tests {
             switches: 50_000,
         };
         let figures = after.since(&before, Some(25_000.0));
-        let get = |key| figures.get(key).copied();
-        assert_eq!((get("cpu"), get("bpf")), (Some(10.0), Some(2.0)));
-        assert_eq!((get("percent"), get("faults")), (Some(25.0), Some(5.0)));
-        assert_eq!(get("syscalls"), Some(0.5));
-        assert!(!after.since(&before, None).contains_key("syscalls"));
+        let get = |figure| figures.get(&figure).copied();
+        assert_eq!(
+            (get(Figure::Cpu), get(Figure::Bpf)),
+            (Some(10.0), Some(2.0))
+        );
+        assert_eq!(
+            (get(Figure::Percent), get(Figure::Faults)),
+            (Some(25.0), Some(5.0))
+        );
+        assert_eq!(get(Figure::Syscalls), Some(0.5));
+        assert!(!after.since(&before, None).contains_key(&Figure::Syscalls));
     }
 
     #[test]

@@ -489,6 +489,7 @@ pub(crate) fn find_kernel(repository: &Path, wanted: &str) -> Result<(PathBuf, S
 mod tests {
     use super::*;
     use crate::cell::FORMS;
+    use crate::figure::Figure;
     use crate::sample::tests::sample;
     use crate::scheduler::SCHEDULERS;
     use std::env;
@@ -535,7 +536,7 @@ mod tests {
         driver.store.prepare("eevdf", "kernel")?;
         driver
             .store
-            .put(&sample("eevdf", "messaging", 1, "seconds", 1.0))?;
+            .put(&sample("eevdf", "messaging", 1, Figure::Seconds, 1.0))?;
         let turns = driver.turns(&[(&SCHEDULERS[0], None)]);
         let cells: Vec<_> = turns.iter().map(|turn| turn.cells.join(" ")).collect();
         assert_eq!(cells, ["frame-1.5x", "frame-1.5x messaging"]);

@@ -5,6 +5,7 @@
 //! the spread, which here is the whole range over the rounds, the larger of the two runs': a gate
 //! that cries wolf is switched off.
 
+use crate::figure::Figure;
 use crate::result::{Column, Outcome, Row};
 use crate::stats::{Better, Summary};
 use anyhow::{Context, Result, bail};
@@ -14,7 +15,7 @@ use std::collections::BTreeMap;
 /// Fewer rounds show no spread.
 const FEWEST: usize = 3;
 /// What is not in the gate: it is 0 on good runs, and a ratio of it means nothing.
-const LEFT_OUT: [&str; 1] = ["frame.missed"];
+const LEFT_OUT: [Figure; 1] = [Figure::FramesMissed];
 
 /// The ratios of one run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -86,7 +87,7 @@ impl Ratios {
             let (before, after) = (committed.ratios.get(&name)?, self.ratios.get(&name)?);
             let spread = range(before).max(range(after));
             let (before, after) = (Summary::of(before)?.median, Summary::of(after)?.median);
-            let worsening = match row.metric.better {
+            let worsening = match row.figure.shown().better {
                 Better::Lower => after - before,
                 Better::Higher => before - after,
             };
@@ -103,13 +104,11 @@ impl Ratios {
 }
 
 fn rows(outcome: &Outcome) -> impl Iterator<Item = Row> {
-    outcome
-        .rows()
-        .filter(|row| !LEFT_OUT.contains(&row.metric.key))
+    outcome.rows().filter(|row| !LEFT_OUT.contains(&row.figure))
 }
 
 fn name(row: &Row) -> String {
-    format!("{} {}", row.cell.id, row.metric.key)
+    format!("{} {}", row.cell.id, row.figure)
 }
 
 /// Of each round of ours to the median of the baseline's: EEVDF's odd rounds say nothing about
@@ -122,7 +121,7 @@ fn to_median(row: &Row, ours: &Column, baseline: &Column) -> Vec<f64> {
         .samples
         .iter()
         .filter(|sample| sample.cell == row.cell.id);
-    let figures = samples.filter_map(|sample| sample.figures.get(row.metric.key));
+    let figures = samples.filter_map(|sample| sample.figures.get(&row.figure));
     let ratios = figures.map(|figure| figure / baseline.median);
     ratios.filter(|ratio| ratio.is_finite()).collect()
 }

@@ -19,6 +19,7 @@ mod agent;
 mod cell;
 mod cost;
 mod driver;
+mod figure;
 mod gate;
 mod markdown;
 mod peers;

@@ -1,5 +1,6 @@
 //! The result as Markdown, for `result.md` and docs/RESULTS.md.
 
+use crate::figure::Shown;
 use crate::result::{Column, Outcome, Row};
 use crate::scheduler::Kind;
 use crate::stats::{Better, Summary, Verdict};
@@ -174,16 +175,16 @@ fn losses(outcome: &Outcome) -> String {
 }
 
 fn name(row: &Row) -> String {
-    let (title, unit) = (row.metric.title, row.metric.unit);
+    let Shown { title, unit, .. } = row.figure.shown();
     if unit.is_empty() {
-        title.to_owned()
+        title
     } else {
         format!("{title}, {unit}")
     }
 }
 
 fn number(row: &Row, value: f64) -> String {
-    format!("{value:.*}", row.metric.decimals)
+    format!("{value:.*}", row.figure.shown().decimals)
 }
 
 fn table(outcome: &Outcome) -> String {
@@ -252,7 +253,7 @@ fn is_best(outcome: &Outcome, row: &Row, summary: Summary) -> bool {
         .columns
         .iter()
         .filter_map(|column| Some(column.at(row)?.median));
-    match row.metric.better {
+    match row.figure.shown().better {
         Better::Lower => medians.fold(f64::INFINITY, f64::min) >= summary.median,
         Better::Higher => medians.fold(f64::NEG_INFINITY, f64::max) <= summary.median,
     }
@@ -262,6 +263,7 @@ fn is_best(outcome: &Outcome, row: &Row, summary: Summary) -> bool {
 mod tests {
     use super::*;
     use crate::cell::CELLS;
+    use crate::figure::Figure;
     use crate::result::tests::outcome;
     use crate::sample::Failure;
 
@@ -301,7 +303,7 @@ mod tests {
             if sample.cell == "pipe" {
                 sample
                     .figures
-                    .insert("us".to_owned(), 10.0 + f64::from(sample.round));
+                    .insert(Figure::Exchange, 10.0 + f64::from(sample.round));
             }
         }
         let text = table(&outcome);

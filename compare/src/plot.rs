@@ -10,7 +10,8 @@ use plotters::coord::types::RangedCoordusize;
 use plotters::coord::{CoordTranslate, Shift};
 use plotters::prelude::*;
 
-use crate::cell::{CELLS, Work, share_key};
+use crate::cell::{CELLS, Work};
+use crate::figure::{At, Figure, Of};
 use crate::result::{Column, Outcome};
 use crate::scheduler::Kind;
 use Shape::{Bars, Percentiles, Saturation, Shares};
@@ -27,11 +28,11 @@ pub(crate) struct Plot {
 
 enum Shape {
     /// A row for each scheduler: the percentiles of a distribution in a cell.
-    Percentiles(&'static str, &'static str, &'static str),
+    Percentiles(&'static str, Of, &'static str),
     /// A line for each scheduler: a figure over saturation, in the cells of this prefix.
-    Saturation(&'static str, &'static str, &'static str),
+    Saturation(&'static str, Figure, &'static str),
     /// A bar for each scheduler: a figure of a cell and its spread.
-    Bars(&'static str, &'static str, &'static str),
+    Bars(&'static str, Figure, &'static str),
     /// A row for each scheduler: how the CPUs were shared between nice levels.
     Shares,
 }
@@ -45,52 +46,68 @@ pub(crate) static PLOTS: [Plot; 16] = [
     plot(
         "frame",
         "Frame completion beside 1.5 hogs for each CPU and a ping-pong pair",
-        Percentiles("frame-1.5x", "frame", "from due time to completion, ms"),
+        Percentiles("frame-1.5x", Of::Frame, "from due time to completion, ms"),
     ),
     plot(
         "frame-over-saturation",
         "Frame completion over saturation",
-        Saturation("frame", "frame.p99", "frame completion p99, ms"),
+        Saturation(
+            "frame",
+            Figure::Time(Of::Frame, At::P99),
+            "frame completion p99, ms",
+        ),
     ),
     plot(
         "audio",
         "Audio wake-up beside 1.5 hogs for each CPU and a ping-pong pair",
-        Percentiles("frame-1.5x", "audio", "from due time to running, ms"),
+        Percentiles("frame-1.5x", Of::Audio, "from due time to running, ms"),
     ),
     plot(
         "audio-over-saturation",
         "Audio wake-up over saturation",
-        Saturation("frame", "audio.p99", "audio wake-up p99, ms"),
+        Saturation(
+            "frame",
+            Figure::Time(Of::Audio, At::P99),
+            "audio wake-up p99, ms",
+        ),
     ),
     plot(
         "input",
         "Input wake-up beside 1.5 hogs for each CPU and a ping-pong pair",
-        Percentiles("frame-1.5x", "input", "from event to running, ms"),
+        Percentiles("frame-1.5x", Of::Input, "from event to running, ms"),
     ),
     plot(
         "input-over-saturation",
         "Input wake-up over saturation",
-        Saturation("frame", "input.p99", "input wake-up p99, ms"),
+        Saturation(
+            "frame",
+            Figure::Time(Of::Input, At::P99),
+            "input wake-up p99, ms",
+        ),
     ),
     plot(
         "requests",
         "Request wake-up with 1.5 workers for each CPU",
-        Percentiles("requests-1.5x", "wakeup", "from request to running, ms"),
+        Percentiles("requests-1.5x", Of::Wakeup, "from request to running, ms"),
     ),
     plot(
         "requests-over-saturation",
         "Requests over saturation",
-        Saturation("requests", "request.p99", "request p99, ms"),
+        Saturation(
+            "requests",
+            Figure::Time(Of::Request, At::P99),
+            "request p99, ms",
+        ),
     ),
     plot(
         "cyclictest",
         "cyclictest wake-up, SCHED_OTHER (SCHED_FIFO in its row), 2 hogs for each CPU",
-        Percentiles("cyclictest-2x", "wakeup", "wake-up latency, ms"),
+        Percentiles("cyclictest-2x", Of::Wakeup, "wake-up latency, ms"),
     ),
     plot(
         "build-frame",
         "Frame completion beside a build of as many jobs as CPUs",
-        Percentiles("build-frame", "frame", "from due time to completion, ms"),
+        Percentiles("build-frame", Of::Frame, "from due time to completion, ms"),
     ),
     plot(
         "shares",
@@ -102,29 +119,33 @@ pub(crate) static PLOTS: [Plot; 16] = [
         "Sharing between equal hogs beside the game",
         Bars(
             "frame-1.5x",
-            "hogs.fairness",
+            Figure::HogsFairness,
             "least work of a hog over most (1 is fair)",
         ),
     ),
     plot(
         "hogs",
         "Hogs' work beside the game",
-        Bars("frame-1.5x", "hogs.work", "units of work a second"),
+        Bars("frame-1.5x", Figure::HogsWork, "units of work a second"),
     ),
     plot(
         "pingpong",
         "Ping-pong beside the game",
-        Bars("frame-1.5x", "pingpong", "round trips a second"),
+        Bars("frame-1.5x", Figure::PingPong, "round trips a second"),
     ),
     plot(
         "process",
         "The scheduler's process, a spinning one's too",
-        Bars("cost", "cpu", "ms of CPU time for 1,000 context switches"),
+        Bars(
+            "cost",
+            Figure::Cpu,
+            "ms of CPU time for 1,000 context switches",
+        ),
     ),
     plot(
         "programs",
         "The scheduler's BPF programs",
-        Bars("cost", "bpf", "ms for 1,000 context switches"),
+        Bars("cost", Figure::Bpf, "ms for 1,000 context switches"),
     ),
 ];
 
@@ -135,9 +156,9 @@ impl Plot {
     /// It cannot be drawn.
     pub(crate) fn draw(&self, outcome: &Outcome) -> Result<Option<String>> {
         match self.kind {
-            Percentiles(cell, name, axis) => percentiles(outcome, cell, name, axis),
-            Saturation(prefix, key, axis) => saturation(outcome, prefix, key, axis),
-            Bars(cell, key, axis) => bars(outcome, cell, key, axis),
+            Percentiles(cell, of, axis) => percentiles(outcome, cell, of, axis),
+            Saturation(prefix, figure, axis) => saturation(outcome, prefix, figure, axis),
+            Bars(cell, figure, axis) => bars(outcome, cell, figure, axis),
             Shares => shares(outcome),
         }
     }
@@ -294,22 +315,10 @@ fn around(values: impl Iterator<Item = f64>) -> std::ops::Range<f64> {
     least.min(most) * 0.8..most * 1.25
 }
 
-/// The percentiles that are shown, from the middle outwards: in samples, and in the legend.
-const PERCENTILES: [(&str, &str); 5] = [
-    ("p50", "p50"),
-    ("p90", "p90"),
-    ("p99", "p99"),
-    ("p99_9", "p99.9"),
-    ("max", "max"),
-];
-
-fn percentiles(outcome: &Outcome, cell: &str, name: &str, axis: &str) -> Result<Option<String>> {
+fn percentiles(outcome: &Outcome, cell: &str, of: Of, axis: &str) -> Result<Option<String>> {
     let figures = figures(outcome, |column| {
-        let at = |(key, _)| Some(column.summary(cell, &format!("{name}.{key}"))?.median);
-        PERCENTILES
-            .into_iter()
-            .map(at)
-            .collect::<Option<Vec<f64>>>()
+        let at = |at| Some(column.summary(cell, Figure::Time(of, at))?.median);
+        At::ALL.into_iter().map(at).collect::<Option<Vec<f64>>>()
     });
     let range = around(
         figures
@@ -319,8 +328,8 @@ fn percentiles(outcome: &Outcome, cell: &str, name: &str, axis: &str) -> Result<
     // What is 0 is drawn at the left end.
     let least = range.start;
     let keys: Vec<Key> = (0..)
-        .zip(PERCENTILES)
-        .map(|(nr, (_, title))| (nr, INK, title))
+        .zip(At::ALL)
+        .map(|(nr, at)| (nr, INK, at.title()))
         .collect();
     rows(
         &titles(&figures),
@@ -341,8 +350,8 @@ fn percentiles(outcome: &Outcome, cell: &str, name: &str, axis: &str) -> Result<
     )
 }
 
-fn bars(outcome: &Outcome, cell: &str, key: &str, axis: &str) -> Result<Option<String>> {
-    let figures = figures(outcome, |column| column.summary(cell, key));
+fn bars(outcome: &Outcome, cell: &str, figure: Figure, axis: &str) -> Result<Option<String>> {
+    let figures = figures(outcome, |column| column.summary(cell, figure));
     let most = figures
         .iter()
         .map(|(_, summary)| summary.median)
@@ -374,7 +383,7 @@ fn bars(outcome: &Outcome, cell: &str, key: &str, axis: &str) -> Result<Option<S
 
 fn shares(outcome: &Outcome) -> Result<Option<String>> {
     let shares = figures(outcome, |column| {
-        let share = |level| Some(column.summary("weights", &share_key(level))?.median);
+        let share = |level| Some(column.summary("weights", Figure::Share(level))?.median);
         (0..LEVELS.len()).map(share).collect::<Option<Vec<f64>>>()
     });
     if shares.is_empty() {
@@ -424,10 +433,15 @@ fn levels(prefix: &str) -> Vec<(&'static str, f64)> {
         .collect()
 }
 
-fn saturation(outcome: &Outcome, prefix: &str, key: &str, axis: &str) -> Result<Option<String>> {
+fn saturation(
+    outcome: &Outcome,
+    prefix: &str,
+    figure: Figure,
+    axis: &str,
+) -> Result<Option<String>> {
     let levels = levels(prefix);
     let mut lines = figures(outcome, |column| {
-        let at = |(cell, level): &(&str, f64)| Some((*level, column.summary(cell, key)?.median));
+        let at = |(cell, level): &(&str, f64)| Some((*level, column.summary(cell, figure)?.median));
         let points: Vec<(f64, f64)> = levels.iter().filter_map(at).collect();
         (points.len() >= 2).then_some(points)
     });

@@ -1,6 +1,7 @@
 //! All samples of a run, and medians and spreads of them.
 
-use crate::cell::{CELLS, Cell, Form, Metric};
+use crate::cell::{CELLS, Cell, Form};
+use crate::figure::Figure;
 use crate::sample::{Environment, Failure, Sample, Store};
 use crate::scheduler::{Kind, SCHEDULERS, Scheduler};
 use crate::stats::{Summary, Verdict, verdict};
@@ -49,13 +50,13 @@ pub(crate) struct Outcome {
     pub(crate) columns: Vec<Column>,
 }
 
-/// A row of the table: a cell's metric.
+/// A row of the table: a figure of a cell.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Row {
     /// The cell.
     pub(crate) cell: &'static Cell,
-    /// Its metric.
-    pub(crate) metric: &'static Metric,
+    /// Its figure.
+    pub(crate) figure: Figure,
 }
 
 impl Outcome {
@@ -91,8 +92,11 @@ impl Outcome {
     /// All rows that some scheduler has a figure for.
     pub(crate) fn rows(&self) -> impl Iterator<Item = Row> {
         let rows = CELLS.iter().flat_map(|cell| {
-            let metrics = cell.work.metrics().iter();
-            metrics.map(move |metric| Row { cell, metric })
+            let figures = cell.work.shown().iter();
+            figures.map(move |figure| Row {
+                cell,
+                figure: *figure,
+            })
         });
         rows.filter(|row| self.columns.iter().any(|column| column.at(row).is_some()))
     }
@@ -106,7 +110,11 @@ impl Outcome {
     /// How `ours` compares with `theirs` in a row; None where one has no figure.
     #[must_use]
     pub(crate) fn verdict(&self, row: &Row, ours: &Column, theirs: &Column) -> Option<Verdict> {
-        Some(verdict(row.metric.better, ours.at(row)?, theirs.at(row)?))
+        Some(verdict(
+            row.figure.shown().better,
+            ours.at(row)?,
+            theirs.at(row)?,
+        ))
     }
 
     /// Everything, for programs.
@@ -133,6 +141,7 @@ impl Outcome {
     }
 
     fn row_to_json(&self, row: &Row) -> Value {
+        let shown = row.figure.shown();
         let summaries = self.columns.iter().filter_map(|column| {
             let summary = serde_json::to_value(column.at(row)?).ok()?;
             Some((column.scheduler.id.to_owned(), summary))
@@ -140,10 +149,10 @@ impl Outcome {
         let summaries: serde_json::Map<String, Value> = summaries.collect();
         json!({
             "cell": row.cell.id,
-            "key": row.metric.key,
-            "title": format!("{}: {}", row.cell.title, row.metric.title),
-            "unit": row.metric.unit,
-            "better": row.metric.better,
+            "key": row.figure,
+            "title": format!("{}: {}", row.cell.title, shown.title),
+            "unit": shown.unit,
+            "better": shown.better,
             "schedulers": summaries,
         })
     }
@@ -153,15 +162,15 @@ impl Column {
     /// Its figure in a row.
     #[must_use]
     pub(crate) fn at(&self, row: &Row) -> Option<Summary> {
-        self.summary(row.cell.id, row.metric.key)
+        self.summary(row.cell.id, row.figure)
     }
 
     /// Any figure of its samples.
     #[must_use]
-    pub(crate) fn summary(&self, cell: &str, key: &str) -> Option<Summary> {
+    pub(crate) fn summary(&self, cell: &str, figure: Figure) -> Option<Summary> {
         let samples = self.samples.iter().filter(|sample| sample.cell == cell);
         let figures: Vec<f64> = samples
-            .filter_map(|sample| sample.figures.get(key).copied())
+            .filter_map(|sample| sample.figures.get(&figure).copied())
             .collect();
         Summary::of(&figures)
     }
@@ -189,7 +198,7 @@ impl Column {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::cell::share_key;
+    use crate::figure::{At, Of};
     use crate::sample::tests::sample;
 
     /// Three rounds of every cell, each scheduler some per cent worse than the one before it.
@@ -227,20 +236,18 @@ pub(crate) mod tests {
         rounds
             .map(|(cell, round)| {
                 let value = value + f64::from(round) * 0.1;
-                let mut one = sample(scheduler.id, cell.id, round, "extra", value);
-                let keys = cell
-                    .work
-                    .metrics()
-                    .iter()
-                    .map(|metric| metric.key.to_owned());
-                let shares = (0..4).map(share_key);
-                let tails = ["frame", "audio", "input", "wakeup", "request"]
+                let mut one = sample(scheduler.id, cell.id, round, Figure::Fps, value);
+                let shown = cell.work.shown().iter().copied();
+                let shares = (0..4).map(Figure::Share);
+                let times = Of::ALL
                     .into_iter()
-                    .flat_map(|name| {
-                        ["p50", "p90", "p99", "p99_9", "max"].map(|p| format!("{name}.{p}"))
-                    });
-                one.figures
-                    .extend(keys.chain(shares).chain(tails).map(|key| (key, value)));
+                    .flat_map(|of| At::ALL.map(|at| Figure::Time(of, at)));
+                one.figures.extend(
+                    shown
+                        .chain(shares)
+                        .chain(times)
+                        .map(|figure| (figure, value)),
+                );
                 one
             })
             .collect()
@@ -251,7 +258,7 @@ pub(crate) mod tests {
         let outcome = outcome();
         let first = outcome
             .column("eevdf")
-            .and_then(|column| column.summary("pipe", "us"));
+            .and_then(|column| column.summary("pipe", Figure::Exchange));
         assert!(first.is_some_and(|summary| (summary.median - 10.2).abs() < 1e-9 && summary.samples == 3));
     }
 

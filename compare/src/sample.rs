@@ -1,6 +1,7 @@
 //! Samples, and where they are kept.
 
 use crate::cell::{Form, VERSION};
+use crate::figure::Figure;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -17,7 +18,7 @@ pub(crate) struct Sample {
     /// From 1.
     pub(crate) round: u32,
     /// Its figures; more than are shown.
-    pub(crate) figures: BTreeMap<String, f64>,
+    pub(crate) figures: BTreeMap<Figure, f64>,
 }
 
 /// Why there is no sample.
@@ -228,12 +229,18 @@ pub(crate) mod tests {
     use std::env;
 
     /// A sample with one figure.
-    pub(crate) fn sample(scheduler: &str, cell: &str, round: u32, key: &str, value: f64) -> Sample {
+    pub(crate) fn sample(
+        scheduler: &str,
+        cell: &str,
+        round: u32,
+        figure: Figure,
+        value: f64,
+    ) -> Sample {
         Sample {
             scheduler: scheduler.to_owned(),
             cell: cell.to_owned(),
             round,
-            figures: BTreeMap::from([(key.to_owned(), value)]),
+            figures: BTreeMap::from([(figure, value)]),
         }
     }
 
@@ -247,7 +254,7 @@ pub(crate) mod tests {
     #[test]
     fn what_is_stored_comes_back() -> Result<()> {
         let store = store("back")?;
-        let one = sample("eevdf", "pipe", 3, "us", 7.5);
+        let one = sample("eevdf", "pipe", 3, Figure::Exchange, 7.5);
         assert!(!store.prepare("eevdf", "1")?);
         store.put(&one)?;
         assert!(store.has("eevdf", "pipe", 3) && !store.has("eevdf", "pipe", 2));
@@ -261,7 +268,7 @@ pub(crate) mod tests {
     fn another_version_starts_anew() -> Result<()> {
         let store = store("version")?;
         store.prepare("a", "1")?;
-        store.put(&sample("a", "pipe", 1, "us", 1.0))?;
+        store.put(&sample("a", "pipe", 1, Figure::Exchange, 1.0))?;
         assert!(!store.prepare("a", "1")? && store.has("a", "pipe", 1));
         assert!(store.prepare("a", "2")? && !store.has("a", "pipe", 1));
         store.clear()
@@ -269,7 +276,7 @@ pub(crate) mod tests {
 
     #[test]
     fn lines_are_told_from_other_output() -> Result<()> {
-        let line = Line::Sample(sample("a", "pipe", 1, "us", 1.0));
+        let line = Line::Sample(sample("a", "pipe", 1, Figure::Exchange, 1.0));
         assert_eq!(Line::parse(&(line.print()? + "\r\n")), Some(line));
         assert_eq!(Line::parse("{}"), None);
         assert_eq!(Line::parse("@compare {"), None);

@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn positions_of_nobodys_making_are_noticed() {
+    fn positions_that_neither_side_wrote_are_noticed() {
         // A head ahead of us, and one too far behind.
         for head in [3, 0_u64.wrapping_sub(3), u64::MAX, 1 << 63] {
             let memory = Memory::new();

@@ -517,7 +517,7 @@ mod tests {
     }
 
     #[test]
-    fn a_consumer_position_that_somebody_else_wrote_shows_in_the_counts() {
+    fn a_consumer_position_that_another_process_wrote_shows_in_the_counts() {
         let mut producer = Producer::at(0);
         let mut ring = producer.ring();
         producer.push(&task(0));

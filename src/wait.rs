@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_wakes_up_to_nothing_parks_again_soon() {
+    fn a_thread_that_wakes_up_to_nothing_parks_again_soon() {
         let mut waiter = Waiter::new(Wait::Adaptive);
         let parked_at = parks_at(&mut waiter, 0, 10).unwrap_or(u64::MAX);
         let again = parks_at(&mut waiter, parked_at, 10);

@@ -118,7 +118,7 @@ fn agent(topology: &Topology) -> String {
     agent.unwrap().to_string()
 }
 
-/// Whom a task from `prev` gets, one CPU after the other, while only `idle` ones are.
+/// Which CPU a task from `prev` gets, one CPU after the other, while only `idle` ones are.
 fn order(topology: &Topology, prev: i32, idle: &[u32]) -> Vec<u32> {
     let map = CpuMap::new(&topology.places());
     let all = CpuSet::below(topology.nr_cpus);

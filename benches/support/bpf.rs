@@ -31,7 +31,7 @@ pub struct BpfSide {
 impl BpfSide {
     /// Loads it; or says in one line why `what` is skipped.
     pub fn load(what: &str) -> Option<Self> {
-        // Whoever may not make a ring may do nothing here. If that works, all else must.
+        // A process that may not make a ring may do nothing here. If that works, all else must.
         let listener = libbpf_rs::set_print(None);
         let allowed = may_use_bpf();
         libbpf_rs::set_print(listener);

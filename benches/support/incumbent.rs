@@ -8,7 +8,8 @@
 //! system's; its program for choosing a CPU also searches for an idle one; it asks the ring once
 //! more to find it empty; its yield lets others run first. Its kernel side submits records with
 //! flags of 0, so that each that finds the ring read empty sends an interrupt to itself to wake
-//! whoever polls; here all are written by `BPF_RB_NO_WAKEUP`, and before the time that is measured.
+//! a thread that polls; here all are written by `BPF_RB_NO_WAKEUP`, and before the time that is
+//! measured.
 //!
 //! Not faithful, to its cost: the measuring thread is a real-time one if it may be, and there
 //! `sched_yield()` is somewhat dearer (183 instead of 157 ns where this was written, of 650 for a

@@ -157,7 +157,7 @@ fn doctor_has_a_verdict_for_each_check_and_its_status_tells_of_fatal_ones() {
 }
 
 #[test]
-fn whoever_talks_to_no_scheduler_is_told_so_in_one_line() {
+fn a_command_that_finds_no_scheduler_says_so_in_one_line() {
     if fs::exists("/var/run/scx/root/stats").unwrap() {
         return;
     }

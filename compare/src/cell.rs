@@ -9,7 +9,8 @@ use crate::figure::Figure::{
 use crate::figure::Of;
 use crate::scheduler::{Kind, Scheduler};
 
-/// The meaning of the loads and of the figures' names. Samples of another version are not looked at.
+/// The meaning of the loads and of the figures' names. Samples of another version are not looked
+/// at.
 pub(crate) const VERSION: u32 = 1;
 
 /// A piece of work that a scheduler is measured at.

@@ -544,7 +544,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_that_is_missing_is_told_and_stops_nobody() -> Result<()> {
+    fn a_peer_that_is_missing_is_named_and_stops_no_other() -> Result<()> {
         let driver = driver("missing", &FORMS[0])?;
         let lavd: Vec<_> = SCHEDULERS
             .iter()

@@ -137,7 +137,7 @@ fn others(outcome: &Outcome) -> impl Iterator<Item = &Column> {
     columns.filter(|column| column.scheduler.kind != Kind::Metronome && !column.samples.is_empty())
 }
 
-/// Each row in which somebody is better than Metronome by more than the spread.
+/// Each row in which another is better than Metronome by more than the spread.
 fn losses(outcome: &Outcome) -> String {
     let Some(ours) = metronome(outcome) else {
         return "It has no samples.\n".to_owned();

@@ -28,7 +28,7 @@ pub(crate) struct Failure {
     pub(crate) scheduler: String,
     /// What was being done.
     pub(crate) step: String,
-    /// In the words of whoever failed.
+    /// In the words of the program that failed.
     pub(crate) message: String,
 }
 

@@ -240,10 +240,10 @@ impl<P: Policy> Machine<P> {
                 break;
             }
         }
-        self.see_who_runs();
+        self.see_what_runs();
     }
 
-    fn see_who_runs(&mut self) {
+    fn see_what_runs(&mut self) {
         let now = self.sim.now();
         let mut runs = vec![None; self.cpus.len()];
         for (cpu, id) in self.sim.running() {

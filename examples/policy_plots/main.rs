@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn who_sleeps_on_purpose_gets_no_more_than_its_share() {
+    fn a_task_that_sleeps_on_purpose_gets_no_more_than_its_share() {
         for line in figures::sleepers(2 * SECOND) {
             for (burst, share) in &line.points {
                 let fair = 100.0 * figures::FAIR;

@@ -532,7 +532,7 @@ mod tests {
     }
 
     #[test]
-    fn who_sleeps_seldom_takes_turns_or_is_asked_about() {
+    fn a_task_that_sleeps_seldom_takes_turns_or_has_enqueue_records() {
         let mut policy = policy();
         let newborn = task(1, 100, 0, 0);
         assert_eq!(policy.order(&newborn), Some(Order::IN_TURN));
@@ -544,7 +544,7 @@ mod tests {
     }
 
     #[test]
-    fn who_used_more_cpu_waits_longer_and_weight_scales_it() {
+    fn a_task_that_used_more_cpu_waits_longer_and_weight_scales_it() {
         let mut policy = policy();
         for (id, weight) in [(1, 100), (2, 100), (3, 200)] {
             policy.deadline(&task(id, weight, 0, 0));
@@ -713,12 +713,12 @@ mod tests {
     }
 
     #[test]
-    fn who_keeps_within_its_share_keeps_its_order() {
+    fn a_task_within_its_share_keeps_its_order() {
         assert_eq!(ordered_for(100, 3_000, 6_000, 60, false), 100);
     }
 
     #[test]
-    fn who_sleeps_on_purpose_has_no_order_for_more_than_its_share() {
+    fn a_task_that_sleeps_on_purpose_has_no_order_for_more_than_its_share() {
         let percent = ordered_for(100, 3_000, 3_100, 43, false);
         assert!(percent <= 5, "{percent} %");
         // Eight shares of a hundredth.
@@ -815,12 +815,12 @@ mod tests {
     }
 
     #[test]
-    fn on_idle_cpus_nobody_loses_an_order() {
+    fn on_idle_cpus_no_task_loses_an_order() {
         assert!(ordered_for(100, 3_000, 4_000, 0, true) >= 99);
     }
 
     #[test]
-    fn who_ran_while_nobody_waited_is_not_late_when_somebody_does() {
+    fn a_task_that_ran_while_none_waited_is_not_late_when_one_does() {
         let alone = |found_idle: u64, seconds: u64| {
             let mut policy = policy();
             for record in 0..=seconds * 60 {

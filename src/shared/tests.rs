@@ -220,7 +220,7 @@ fn what_is_sent_to_the_schedulers_own_cpu_or_overflows_a_mailbox_goes_to_any() {
 
 /// The kernel side is in fallback, and its rings are never empty, for it tells of events.
 #[test]
-fn who_has_read_what_was_there_when_a_takeover_was_seen_has_caught_up() {
+fn a_scheduler_that_has_read_what_a_takeover_left_has_caught_up() {
     let (kernel, mut shared) = KernelSide::new();
     let caught_up = || {
         // SAFETY: live.
@@ -247,7 +247,7 @@ fn who_has_read_what_was_there_when_a_takeover_was_seen_has_caught_up() {
 }
 
 #[test]
-fn a_mailbox_that_somebody_else_wrote_into_is_found_within_so_many_turns() {
+fn a_mailbox_that_another_process_wrote_into_is_found_within_so_many_turns() {
     for of in [MailboxOf::Cpu(1), MailboxOf::All] {
         let (kernel, mut shared) = KernelSide::new();
         let turns = u64::from(CPUS + 1) * TURNS_PER_CHECK;

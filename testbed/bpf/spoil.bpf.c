@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Writes records of anybody's making into a ring of the scheduler that is loaded, the only way
+ * Writes arbitrary records into a ring of the scheduler that is loaded, the only way
  * there is into it: tests/kernel/corrupt.rs.
  */
 #include "../../bpf/kernel.h"

@@ -20,7 +20,7 @@ pub mod bench {
     include!(concat!(env!("OUT_DIR"), "/bench.skel.rs"));
 }
 
-/// Writes records of anybody's making into a ring.
+/// Writes arbitrary records into a ring.
 pub mod spoil {
     include!(concat!(env!("OUT_DIR"), "/spoil.skel.rs"));
 }

@@ -1,4 +1,4 @@
-//! Bounds that hold for every task beside any load: how long it may wait, and for whom.
+//! Bounds that hold for every task beside any load: how long it may wait, and for which others.
 
 use std::io::Seek;
 use std::sync::Mutex;
@@ -191,7 +191,7 @@ fn hogs_go_on_while_many_processes_exit() {
     figure("longest wait", longest(&got), "ms", Bound::AtMost(200.0));
 }
 
-/// What waits for a CPU that a real-time task holds is anybody's.
+/// What waits for a CPU that a real-time task holds runs on any other.
 #[test]
 fn an_unbound_task_does_not_wait_for_a_cpu_that_a_real_time_task_holds() {
     let scheduler = Scheduler::start("scx_metronome", &[]);

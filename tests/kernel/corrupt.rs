@@ -88,7 +88,7 @@ fn end_by(what: &str, spoil: impl FnOnce(), says: &str) -> Ended {
 }
 
 #[test]
-fn a_record_that_cannot_be_ends_the_scheduler_and_nobody_waits() {
+fn a_record_that_cannot_be_ends_the_scheduler_and_no_task_waits() {
     let mut load = saturate();
     let id = (MAX_TASKS as u32).to_ne_bytes();
     assert_it_ends("a bad id", with_bytes(0, &id), "1 refused (Id)");
@@ -103,7 +103,7 @@ fn a_record_that_cannot_be_ends_the_scheduler_and_nobody_waits() {
 }
 
 #[test]
-fn a_position_that_somebody_else_wrote_ends_the_scheduler_and_nobody_waits() {
+fn a_position_that_another_process_wrote_ends_the_scheduler_and_no_task_waits() {
     let mut load = saturate();
     assert_it_ends("a wrong position", move_position, "1 positions moved");
     load.assert_running();
@@ -111,7 +111,7 @@ fn a_position_that_somebody_else_wrote_ends_the_scheduler_and_nobody_waits() {
 
 /// The kernel side would take nothing more from it, or the scheduler find it full for ever.
 #[test]
-fn a_mailbox_that_somebody_else_wrote_into_ends_the_scheduler_and_nobody_waits() {
+fn a_mailbox_that_another_process_wrote_into_ends_the_scheduler_and_no_task_waits() {
     let mut load = saturate();
     let says = "the mailbox of CPU 1 holds a position that neither side wrote";
     let move_head = |by: u64| {
@@ -138,7 +138,7 @@ fn a_mailbox_that_somebody_else_wrote_into_ends_the_scheduler_and_nobody_waits()
 }
 
 #[test]
-fn records_that_name_nobody_or_an_enqueue_that_is_over_are_harmless_and_counted() {
+fn records_that_name_no_task_or_an_enqueue_that_is_over_are_harmless_and_counted() {
     let scheduler = Scheduler::start("scx_metronome", &["--stats", "0.1"]);
     let mut load = saturate();
     // Those who live have the lowest ids. No enqueue has the number 0.

@@ -55,7 +55,7 @@ pub(super) fn hog(nice: i32, begin: Instant, end: Instant) -> Got {
 /// The machine is four times full. It was so before; then one of the hogs had it for itself for
 /// three seconds, and nothing of that is held against it.
 #[test]
-fn at_four_hogs_for_each_cpu_nobody_waits_for_long_and_all_get_the_same() {
+fn at_four_hogs_for_each_cpu_none_waits_for_long_and_all_get_the_same() {
     let scheduler = Scheduler::start("scx_metronome", &[]);
     let alone = Instant::now() + Duration::from_secs(1);
     let begin = alone + Duration::from_secs(3);
@@ -143,7 +143,7 @@ fn napper(nice: i32, (run, nap): (Duration, Duration), begin: Instant, end: Inst
 /// Short bursts earn a quick answer, and no more than a share or a quarter of a CPU, whichever is
 /// more.
 #[test]
-fn who_sleeps_on_purpose_gets_no_more_than_its_share() {
+fn a_task_that_sleeps_on_purpose_gets_no_more_than_its_share() {
     let hogs = 2 * cpus();
     let share = cpus() as f64 / (hogs + 1) as f64;
     let (run, nap) = (Duration::from_millis(3), Duration::from_micros(100));

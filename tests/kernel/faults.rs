@@ -77,7 +77,7 @@ pub(super) fn assert_it_goes_on_with(args: &[&str], name: &str, fault: impl FnOn
 }
 
 #[test]
-fn a_scheduler_that_is_stopped_holds_nobody_up() {
+fn a_scheduler_that_is_stopped_holds_no_task_up() {
     assert_the_machine_goes_on("SIGSTOP", |scheduler| {
         // By their virtual time they come before all others.
         let wake_from_long_sleep = || {
@@ -96,7 +96,7 @@ fn a_scheduler_that_is_stopped_holds_nobody_up() {
 
 /// A task without an order waits for the scheduler, or until the kernel side finds it late.
 #[test]
-fn a_scheduler_without_orders_that_is_stopped_holds_nobody_up() {
+fn a_scheduler_without_orders_that_is_stopped_holds_no_task_up() {
     assert_it_goes_on_with(
         &["--orders", "none"],
         "SIGSTOP without orders",
@@ -108,7 +108,7 @@ fn a_scheduler_without_orders_that_is_stopped_holds_nobody_up() {
 }
 
 #[test]
-fn a_scheduler_that_is_frozen_holds_nobody_up() {
+fn a_scheduler_that_is_frozen_holds_no_task_up() {
     assert_the_machine_goes_on("cgroup freezer", |scheduler| {
         inject::freeze(scheduler, Duration::from_secs(1));
         thread::sleep(Duration::from_millis(200));
@@ -116,7 +116,7 @@ fn a_scheduler_that_is_frozen_holds_nobody_up() {
 }
 
 #[test]
-fn a_scheduler_that_is_traced_holds_nobody_up() {
+fn a_scheduler_that_is_traced_holds_no_task_up() {
     assert_the_machine_goes_on("ptrace", |scheduler| {
         inject::trace(scheduler, Duration::from_millis(500));
         thread::sleep(Duration::from_millis(200));
@@ -124,7 +124,7 @@ fn a_scheduler_that_is_traced_holds_nobody_up() {
 }
 
 #[test]
-fn a_scheduler_whose_cpu_is_held_by_a_real_time_task_holds_nobody_up() {
+fn a_scheduler_whose_cpu_a_real_time_task_holds_holds_no_task_up() {
     assert_the_machine_goes_on("SCHED_FIFO hog on its CPU", |_| {
         hold_cpu(cpus() - 1, Duration::from_secs(1));
         thread::sleep(Duration::from_millis(200));
@@ -819,7 +819,7 @@ fn a_program_whose_policy_panics() {
 }
 
 #[test]
-fn a_policy_that_panics_leaves_the_default_scheduler_and_nobody_waits() {
+fn a_policy_that_panics_leaves_the_default_scheduler_and_no_task_waits() {
     let mut load = saturate();
     let program = std::env::current_exe().unwrap();
     let args = [
@@ -842,7 +842,7 @@ fn a_policy_that_panics_leaves_the_default_scheduler_and_nobody_waits() {
 
 /// Any decision: about a task that waits for one, or about any, or about none.
 fn any_decision(random: &mut Random, asked: &[QueuedTask]) -> DispatchedTask {
-    let anybody = QueuedTask::example(
+    let stranger = QueuedTask::example(
         random.below(300) as u32,
         random.word() as u32,
         0,
@@ -850,7 +850,7 @@ fn any_decision(random: &mut Random, asked: &[QueuedTask]) -> DispatchedTask {
     );
     let about = match random.below(2) {
         0 if !asked.is_empty() => asked[random.below(asked.len())],
-        _ => anybody,
+        _ => stranger,
     };
     let flags = [0, RL_CPU_ANY, RL_PREEMPT, RL_PREEMPT | RL_CPU_ANY, !0];
     let mut decision = DispatchedTask::new(&about);

@@ -169,8 +169,8 @@ impl Random {
     }
 }
 
-/// Pairs of threads that pass numbers to and fro and work in between: whoever is lost is missing in
-/// their counts.
+/// Pairs of threads that pass numbers to and fro and work in between: a thread that is lost is
+/// missing in their counts.
 pub(super) struct Workers {
     stop: Arc<AtomicBool>,
     tids: Vec<i32>,
@@ -588,7 +588,7 @@ pub(super) fn starve_of_memory(scheduler: &Scheduler) {
     group.enter(scheduler.pid());
     let glutton = group.shell("tail /dev/zero");
     let mut glutton = Command::new("sh").args(["-c", &glutton]).spawn().unwrap();
-    wait_for("somebody is killed", Duration::from_secs(30), || {
+    wait_for("a task is killed", Duration::from_secs(30), || {
         field(&read(&format!("{}/memory.events", group.0)), "oom_kill", 10) > 0
     });
     glutton.kill().unwrap();

@@ -209,7 +209,7 @@ const ORDER: Order = Order {
 
 /// What came first about each child of a process.
 fn schedule_births(policy: &mut Recorder) -> Vec<Kind> {
-    // The weight is told of right after the fork, and whoever answers that with an order has
+    // The weight is told of right after the fork, and a policy that answers that with an order has
     // spoken.
     policy.events = Kind::Ordered | Kind::Blocked | Kind::Exited;
     let parent = Actor::start(c"births", breed);
@@ -614,7 +614,7 @@ fn a_chain_of_wake_ups_is_handed_its_wakers_cpu_and_those_that_wait_get_their_tu
 }
 
 #[test]
-fn each_wake_up_names_who_woke_it() {
+fn each_wake_up_names_its_waker() {
     for on in [&[0, 1, 2, 3][..], &[1][..]] {
         let on: &'static [usize] = on.to_vec().leak();
         let mut policy = Recorder::new();
@@ -875,7 +875,7 @@ fn a_policy_is_told_which_cpus_there_are_whenever_that_changes() {
 }
 
 #[test]
-fn what_a_policy_keeps_of_a_task_is_nobodys_after_the_scheduler_was_loaded_anew() {
+fn what_a_policy_keeps_of_a_task_is_void_after_the_scheduler_was_loaded_anew() {
     let mut policy = Recorder::new();
     let lives = [(), ()].map(|()| {
         policy.records.clear();

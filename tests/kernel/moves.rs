@@ -51,7 +51,7 @@ fn tasks_that_go_from_cpuset_to_cpuset_all_arrive() {
 }
 
 #[test]
-fn tasks_that_are_born_run_another_program_and_exit_all_the_time_hold_nobody_up() {
+fn tasks_that_are_born_run_another_program_and_exit_hold_no_task_up() {
     let births = || {
         let stat = read("/proc/stat");
         let count = stat

@@ -129,7 +129,7 @@ fn sh(line: &str) -> Child {
 }
 
 #[test]
-fn a_scheduler_in_a_cpuset_keeps_to_it_and_schedules_who_is_in_another_and_who_is_in_none() {
+fn a_scheduler_in_a_cpuset_keeps_to_it_and_schedules_tasks_of_any_cpuset() {
     let own = cpuset("scheduler", "1-2");
     let others = cpuset("others", "0-1");
     let shell = own.shell("scx_metronome --orders urgent --stats 0.5");
@@ -148,7 +148,7 @@ fn a_scheduler_in_a_cpuset_keeps_to_it_and_schedules_who_is_in_another_and_who_i
 }
 
 #[test]
-fn a_scheduler_in_a_pid_namespace_of_its_own_schedules_everybody() {
+fn a_scheduler_in_a_pid_namespace_of_its_own_schedules_all_tasks() {
     let namespace = [
         "--pid",
         "--fork",

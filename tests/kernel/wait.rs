@@ -91,7 +91,7 @@ fn what_each_wait_mode_costs() {
     );
     assert!(
         park.hogs > spin.hogs,
-        "whoever sleeps leaves its CPU to others"
+        "a thread that sleeps leaves its CPU to others"
     );
 }
 
@@ -112,7 +112,7 @@ fn a_scheduler_thread_that_may_park_leaves_an_idle_machine_idle() {
 }
 
 #[test]
-fn the_cpu_of_a_parked_scheduler_thread_is_everybodys() {
+fn the_cpu_of_a_parked_scheduler_thread_takes_any_task() {
     let scheduler = Scheduler::start("scx_metronome", &["--wait", "park"]);
     let window = Duration::from_secs(3);
     let (idle, used): (Vec<u64>, u64) = with_threads(

@@ -102,7 +102,7 @@ fn cpus_that_were_told_to_give_way_in_vain_give_way_again() {
 /// The tasks that are due first may run on CPUs 0 and 1 alone, and are more than a CPU looks at.
 /// The others still come in turn on the other CPUs.
 #[test]
-fn tasks_bound_elsewhere_do_not_hide_who_is_due_here() {
+fn tasks_bound_elsewhere_do_not_hide_the_task_that_is_due_here() {
     let scheduler = Scheduler::start("scx_metronome", &["--orders", "none"]);
     let over = AtomicBool::new(false);
     let waits = thread::scope(|scope| {

@@ -34,6 +34,7 @@ static enum record_kind move_pending(struct task_struct *p, struct task_ctx *tct
 					   clamp_slice(decision->slice_ns) ?: default_slice_ns());
 		scx_bpf_dsq_move_set_vtime(
 			&it, displaces && first_vtime(cpu, -1, &first) ? first - 1 : vtime);
+		note_insert();
 		if (*(volatile u32 *)&slot->generation != decision->generation)
 			fate = RECORD_STALE;
 		else if (scx_bpf_dsq_move_vtime(&it, p, here ? cpu : SHARED_DSQ, 0))

@@ -237,6 +237,7 @@ static void enqueue_guest(struct task_struct *p, struct task_ctx *tctx, u64 orde
 		if (!belongs_to_agent(agent_cpu))
 			slice = turn_slice_ns(agent_cpu);
 	}
+	note_insert();
 	dsq_insert_vtime(p, agent_cpu, slice, vtime, enq_flags);
 	kick_for_bound(agent_cpu);
 	count(COUNT_KERNEL_SIDE);
@@ -261,6 +262,7 @@ static void enqueue_fallback(struct task_struct *p, struct task_ctx *tctx, u64 e
 		 * On FALLBACK_DSQ all other CPUs would walk past it, each time that they look
 		 * there.
 		 */
+		note_insert();
 		dsq_insert_vtime(p, cpu, undecided_slice_ns(), vtime_now, enq_flags);
 		kick_for_bound(cpu);
 	} else {
@@ -467,8 +469,10 @@ __noinline int give_away_dsq_of(s32 cpu)
 			if (!p)
 				break;
 			/* All others would only walk past it. */
-			if (p->nr_cpus_allowed > 1)
+			if (p->nr_cpus_allowed > 1) {
+				note_insert();
 				scx_bpf_dsq_move_vtime(&it, p, SHARED_DSQ, 0);
+			}
 		}
 	}
 	bpf_iter_scx_dsq_destroy(&it);
@@ -650,6 +654,17 @@ __noinline int keeps_turn(struct task_struct *prev __arg_trusted, s32 cpu)
 	return true;
 }
 
+/*
+ * Is it in vain that @cpu looks for a task? It ran one that sleeps now, or none, and has looked
+ * since a task was put anywhere. One dispatch() in so many looks all the same.
+ */
+static bool idles_on(struct cpu_ctx *cctx, struct task_struct *prev, s32 cpu, u64 turn)
+{
+	return turn % PATIENCE_TURNS && has_looked(cctx) &&
+	       !(prev && prev->scx.flags & SCX_TASK_QUEUED) && !in_fallback() && !seldom_waits() &&
+	       !has_mail(cpu) && !*(volatile u32 *)&stranded && !*(volatile u32 *)&unread;
+}
+
 /* @cpu needs a task. */
 SEC("struct_ops/dispatch")
 void BPF_PROG(metronome_dispatch, s32 cpu, struct task_struct *prev)
@@ -657,7 +672,7 @@ void BPF_PROG(metronome_dispatch, s32 cpu, struct task_struct *prev)
 	struct cpu_state *state = cpu_state(cpu);
 	struct cpu_ctx *cctx = cpu_ctx(cpu);
 	bool displaces, starves;
-	u64 turn;
+	u64 turn, begin;
 
 	if (belongs_to_agent(cpu)) {
 		/* A kick that was meant for a worker may have ended up here. */
@@ -670,6 +685,9 @@ void BPF_PROG(metronome_dispatch, s32 cpu, struct task_struct *prev)
 
 	cctx->is_kicked = false;
 	turn = state->counters[COUNT_TURNS]++;
+	if (idles_on(cctx, prev, cpu, turn))
+		goto idle;
+	begin = scx_bpf_now();
 	if (move_overdue_to_local(cpu, turn))
 		return;
 	/* Before the mailboxes are opened, which may take long. */
@@ -698,7 +716,8 @@ void BPF_PROG(metronome_dispatch, s32 cpu, struct task_struct *prev)
 	give_away_dsq_of(cpu);
 	if (((in_fallback() || seldom_waits()) && run_pending(true)) || move_unread_to_local())
 		return;
-
+	cctx->looked_at = begin;
+idle:
 	/*
 	 * Idle before and idle still: update_idle() is not called for this, nor, before 7.3, for a
 	 * CPU that went idle before the scheduler was attached. User space has to know that it is
@@ -724,8 +743,8 @@ void BPF_PROG(metronome_update_idle, s32 cpu, bool is_idle)
 	if (is_idle && cctx)
 		cctx->urgent_since = 0;
 	/* A CPU that put something there since this one looked has not seen it idle. */
-	if (is_idle &&
-	    (shared_waits() || elapsed_since(*(volatile u64 *)&enqueued_last) < ENQUEUE_NS))
+	if (is_idle && (((!cctx || !has_looked(cctx)) && shared_waits()) ||
+			elapsed_since(*(volatile u64 *)&enqueued_last) < ENQUEUE_NS))
 		scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE);
 }
 

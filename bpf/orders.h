@@ -375,6 +375,7 @@ static bool enqueue_ordered(struct task_struct *p, struct task_ctx *tctx, u64 or
 	begin_order(tctx, order, enq_flags & SCX_ENQ_WAKEUP, 0);
 	tctx->vtime = p->scx.dsq_vtime;
 	tctx->has_vtime = true;
+	note_insert();
 	dsq_insert_vtime(p, URGENT_DSQ, order_slice_ns(order), tctx->deadline, enq_flags);
 	find_cpu_for_urgent(p, tctx, order);
 	tell_of_wakeup(p, tctx, RECORD_ORDERED, enq_flags);

@@ -265,7 +265,8 @@ struct cpu_ctx {
 	u64 left_at;	     /* when a task of ours left it last; OCCUPIED while one is there */
 	/* It has been told to give way, and has not looked for a task since. */
 	bool is_kicked;
-	u64 pad[3];
+	u64 looked_at; /* when it last found no work on any DSQ */
+	u64 pad[2];
 };
 
 struct {
@@ -517,6 +518,30 @@ static void note_enqueue(void)
 	/* All CPUs write it: not more often than it takes. */
 	if (now - *(volatile u64 *)&enqueued_last > ENQUEUE_NS / 8)
 		*(volatile u64 *)&enqueued_last = now;
+}
+
+/*
+ * When a task was put last on the DSQ of a CPU, on SHARED_DSQ or on URGENT_DSQ, ns, give or take
+ * ENQUEUE_NS / 8. It may reach it later by ENQUEUE_NS.
+ */
+static u64 inserted_last;
+
+static void note_insert(void)
+{
+	u64 now = scx_bpf_now();
+
+	/* As above. */
+	if (now - *(volatile u64 *)&inserted_last > ENQUEUE_NS / 8)
+		*(volatile u64 *)&inserted_last = now;
+}
+
+/*
+ * Has this CPU found these DSQs empty since a task was put there last? Then they are still, and to
+ * ask the kernel of each costs a CPU that sleeps and wakes all the time more than to load a word.
+ */
+static bool has_looked(struct cpu_ctx *cctx)
+{
+	return time_before(*(volatile u64 *)&inserted_last + 2 * ENQUEUE_NS, cctx->looked_at);
 }
 
 __noinline int kick_idle_cpu_for(struct task_struct *p __arg_trusted)

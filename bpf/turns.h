@@ -169,6 +169,7 @@ static bool enqueue_in_turn(struct task_struct *p, struct task_ctx *tctx, u64 or
 	tctx->waits_on = p->nr_cpus_allowed == 1 ? cpu : SHARED_DSQ;
 	if (time_before(virtual_now() + limits.far_ahead_ns, deadline))
 		note_latecomer(tctx->id, generation);
+	note_insert();
 	dsq_insert_vtime(p, tctx->waits_on, turn_slice_ns(cpu), deadline, enq_flags);
 	if (tctx->waits_on == cpu)
 		kick_for_bound(cpu);

@@ -373,21 +373,14 @@ fn a_heavy_game_keeps_its_frames_beside_any_number_of_hogs() {
         let game = || thread::scope(|scope| scope.spawn(game).join().unwrap());
         with_threads(hogs, || {}, game)
     };
-    for (work, hogs) in [(8, 24), (12, 24)] {
-        let late = beside(hogs, work, false);
-        let what = format!("late frames of {work} ms beside {hogs} hogs");
-        figure(&what, late, "%", Bound::AtMost(15.0));
+    // The timer's interrupt is late, too, more often than the emulator leaves room for with 14 ms of
+    // 16.7: a real-time task, for which no task is in the way, has up to a fifth of its frames late.
+    for (work, hogs) in [(8, 24), (12, 24), (14, 6)] {
+        let (ours, real_time) = (beside(hogs, work, false), beside(hogs, work, true));
+        println!("{work} ms beside {hogs} hogs: {ours} %, of a real-time task {real_time} %");
+        let what = format!("late frames of {work} ms, beyond those of a real-time task");
+        figure(&what, ours - real_time, "%", Bound::AtMost(15.0));
     }
-    // With 14 ms of 16.7 the timer's interrupt is late more often than the emulator leaves room
-    // for: a real-time task, for which no task is in the way, has 14 to 19 % of its frames late.
-    let (ours, real_time) = (beside(6, 14, false), beside(6, 14, true));
-    println!("late frames of 14 ms beside 6 hogs: {ours} %, of a real-time task {real_time} %");
-    figure(
-        "late frames of 14 ms, beyond those of a real-time task",
-        ours - real_time,
-        "%",
-        Bound::AtMost(15.0),
-    );
     scheduler.stop(libc::SIGINT).assert_clean();
 }
 

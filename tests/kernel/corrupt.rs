@@ -87,16 +87,12 @@ fn end_by(what: &str, spoil: impl FnOnce(), says: &str) -> Ended {
     ended
 }
 
+/// What else may be wrong with one is refused by the same check, whose tests are in `src/task.rs`.
 #[test]
 fn a_record_that_cannot_be_ends_the_scheduler_and_no_task_waits() {
     let mut load = saturate();
     let id = (MAX_TASKS as u32).to_ne_bytes();
     assert_it_ends("a bad id", with_bytes(0, &id), "1 refused (Id)");
-    let cpu = (cpus() as i32).to_ne_bytes();
-    assert_it_ends("a bad CPU", with_bytes(16, &cpu), "1 refused (Cpu)");
-    assert_it_ends("a bad kind", with_bytes(20, &[99]), "1 refused (Kind)");
-    assert_it_ends("no CPU", with_bytes(22, &[0; 2]), "1 refused (Affinity)");
-    assert_it_ends("no weight", with_bytes(32, &[0; 8]), "1 refused (Weight)");
     let short = || write_records(&mut [record(1, 1 << 20)], true);
     assert_it_ends("a bad length", short, "1 refused (Length)");
     load.assert_running();
@@ -114,15 +110,10 @@ fn a_position_that_another_process_wrote_ends_the_scheduler_and_no_task_waits() 
 fn a_mailbox_that_another_process_wrote_into_ends_the_scheduler_and_no_task_waits() {
     let mut load = saturate();
     let says = "the mailbox of CPU 1 holds a position that neither side wrote";
-    let move_head = |by: u64| {
-        Mailboxes::of_scheduler().of(1)[0].fetch_add(by, Ordering::Relaxed);
+    let move_head = || {
+        Mailboxes::of_scheduler().of(1)[0].fetch_add(1 << 40, Ordering::Relaxed);
     };
-    end_by("a head too far", || move_head(1 << 40), says);
-    end_by(
-        "a head too far back",
-        || move_head(0_u64.wrapping_sub(1 << 40)),
-        says,
-    );
+    end_by("a head too far", move_head, says);
     let fill = || {
         for slot in Mailboxes::of_scheduler().of(1)[8..].chunks(8) {
             slot[0].store(1 << 50, Ordering::Relaxed);

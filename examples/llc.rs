@@ -27,11 +27,11 @@ impl PerLlc {
         if cpus().any(|cpu| machine.is_idle(cpu)) {
             return near.find(|cpu| machine.is_idle(*cpu));
         }
-        // All CPUs are busy: the shortest queue, its last CPU among equals. Behind two others it
+        // All CPUs are busy: the shortest queue, its last CPU among equals. Behind four others it
         // would not wait.
         let queue = |cpu: &u32| (machine.backlog(*cpu), *cpu as i32 != due.cpu);
         near.min_by_key(queue)
-            .filter(|cpu| machine.backlog(*cpu) < 2)
+            .filter(|cpu| machine.backlog(*cpu) < 4)
     }
 }
 

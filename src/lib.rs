@@ -83,7 +83,7 @@
 //! Of a [`Policy`](policy::Policy),
 //!
 //! - [`deadline`](policy::Policy::deadline) is the order: a task waits, and the smallest number
-//!   runs first;
+//!   runs first; 0 is none, and such a task keeps its slice to the end;
 //! - [`slice_ns`](policy::Policy::slice_ns) is for how long: the task gets a CPU next, and so many
 //!   others wait;
 //! - [`place`](policy::Policy::place) is where: by default on an idle CPU, else on the first that

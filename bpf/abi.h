@@ -231,7 +231,7 @@ struct running_task {
 	__u64 deadline;
 	__u64 slice; /* what it had of its slice then, ns */
 	enum running_kind kind;
-	__u32 waiting; /* tasks on the CPU's own DSQ then */
+	__u32 waiting; /* tasks on the CPU's own DSQ when it last looked there */
 	__u64 pad[3];
 };
 

@@ -155,21 +155,16 @@ static s32 waker_pid(void)
 	return in_interrupt() ? 0 : bpf_get_current_task_btf()->pid;
 }
 
-SEC("struct_ops/runnable")
-void BPF_PROG(metronome_runnable, struct task_struct *p, u64 enq_flags)
+/*
+ * @p is runnable until it goes to sleep. Noted by enqueue() or running(), whichever comes first: an
+ * op of its own, runnable(), would cost each wake-up a call more.
+ */
+static void note_runnable(struct task_struct *p, struct task_ctx *tctx)
 {
-	struct task_ctx *tctx = task_ctx(p);
-
 	if (is_agent(p))
 		agent_runnable = true;
-	else if (tctx)
+	else if (tctx && !tctx->counted_weight)
 		count_weight(tctx, p->scx.weight);
-	if (!tctx || !(enq_flags & SCX_ENQ_WAKEUP))
-		return;
-	tctx->exec_runtime = 0;
-	/* The kernel does not ask select_cpu() about those that have no choice. */
-	if (p->nr_cpus_allowed == 1 || is_migration_disabled(p))
-		tctx->waker = waker_pid();
 }
 
 /* An idle CPU takes the task at once: where there is no choice to make, user space is not asked. */
@@ -177,7 +172,7 @@ SEC("struct_ops/select_cpu")
 s32 BPF_PROG(metronome_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wake_flags)
 {
 	struct task_ctx *tctx = task_ctx(p);
-	u64 order, chain_ns = 0, flags = SCX_ENQ_WAKEUP | FOUND_IDLE;
+	u64 order, now, chain_ns = 0, flags = SCX_ENQ_WAKEUP | FOUND_IDLE;
 	s32 cpu;
 
 	if (!tctx || is_agent(p))
@@ -198,31 +193,35 @@ s32 BPF_PROG(metronome_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wake
 		count(COUNT_HANDED_OFF);
 	}
 
+	now = scx_bpf_now();
 	tctx->in_order = false;
 	tctx->in_turn = false;
 	tctx->is_decided = false;
 	if (is_urgent(order)) {
-		begin_order(tctx, order, true, chain_ns);
+		begin_order(tctx, order, true, now, chain_ns);
 		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, order_slice_ns(order), 0);
-		tell_of_wakeup(p, tctx, RECORD_ORDERED, flags);
+		tell_of_wakeup(p, tctx, RECORD_ORDERED, now, flags);
 		count(COUNT_ORDERED);
 	} else {
 		tctx->is_ordered = false;
 		tctx->in_turn = order & ORDER_IN_TURN;
 		tctx->found_idle = true;
 		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, default_slice_ns(), 0);
-		tell_of_wakeup(p, tctx, RECORD_DIRECT, flags);
+		tell_of_wakeup(p, tctx, RECORD_DIRECT, now, flags);
 		count(COUNT_DIRECT);
 	}
+	tctx->exec_runtime = 0;
 	return cpu;
 }
 
 /* Any CPU may run @p next, without user space. */
 static void enqueue_first(struct task_struct *p, u64 enq_flags)
 {
-	note_seldom();
+	u64 now = scx_bpf_now();
+
+	note_seldom(now);
 	scx_bpf_dsq_insert(p, KERNEL_SIDE_DSQ, undecided_slice_ns(), enq_flags);
-	kick_idle_cpu_for(p);
+	kick_idle_cpu_for(p, now);
 	count(COUNT_KERNEL_SIDE);
 }
 
@@ -237,7 +236,7 @@ static void enqueue_guest(struct task_struct *p, struct task_ctx *tctx, u64 orde
 		if (!belongs_to_agent(agent_cpu))
 			slice = turn_slice_ns(agent_cpu);
 	}
-	note_insert();
+	note_insert(scx_bpf_now());
 	dsq_insert_vtime(p, agent_cpu, slice, vtime, enq_flags);
 	kick_for_bound(agent_cpu);
 	count(COUNT_KERNEL_SIDE);
@@ -252,6 +251,7 @@ static void enqueue_fallback(struct task_struct *p, struct task_ctx *tctx, u64 e
 			     enum counter counter)
 {
 	s32 cpu = scx_bpf_task_cpu(p);
+	u64 now = scx_bpf_now();
 
 	if (tctx)
 		tctx->has_deadline = false;
@@ -262,13 +262,13 @@ static void enqueue_fallback(struct task_struct *p, struct task_ctx *tctx, u64 e
 		 * On FALLBACK_DSQ all other CPUs would walk past it, each time that they look
 		 * there.
 		 */
-		note_insert();
+		note_insert(now);
 		dsq_insert_vtime(p, cpu, undecided_slice_ns(), vtime_now, enq_flags);
 		kick_for_bound(cpu);
 	} else {
-		note_seldom();
+		note_seldom(now);
 		scx_bpf_dsq_insert(p, FALLBACK_DSQ, undecided_slice_ns(), enq_flags);
-		kick_idle_cpu_for(p);
+		kick_idle_cpu_for(p, now);
 	}
 	count(counter);
 }
@@ -333,15 +333,22 @@ static bool enqueue_pending(struct task_struct *p, struct task_ctx *tctx, u64 or
 	if (!rec)
 		return false;
 	wakeup = wakeup_flags();
-	tctx->enqueued_at = scx_bpf_now();
 	begin_sample(tctx, generation, tctx->id + generation);
 	rec->kind = RECORD_QUEUED;
 	fill_record(rec, p, tctx, generation, enq_flags);
-	note_seldom();
+	note_seldom(tctx->enqueued_at);
 	scx_bpf_dsq_insert(p, PENDING_DSQ, undecided_slice_ns(), enq_flags);
 	bpf_ringbuf_submit(rec, wakeup);
 	watch_user_space();
 	return true;
+}
+
+static void begin_wakeup(struct task_struct *p, struct task_ctx *tctx)
+{
+	tctx->exec_runtime = 0;
+	/* The kernel does not ask select_cpu() about those that have no choice. */
+	if (p->nr_cpus_allowed == 1 || is_migration_disabled(p))
+		tctx->waker = waker_pid();
 }
 
 /* No CPU is free: the standing order is carried out, or user space is asked. */
@@ -353,7 +360,12 @@ void BPF_PROG(metronome_enqueue, struct task_struct *p, u64 enq_flags)
 	struct id_slot *slot = bpf_map_lookup_elem(&id_slots, &id);
 	u64 order = 0;
 
+	note_runnable(p, tctx);
 	if (tctx) {
+		/* The clock is read here once: the run queue may be another CPU's. */
+		tctx->enqueued_at = scx_bpf_now();
+		if (enq_flags & SCX_ENQ_WAKEUP)
+			begin_wakeup(p, tctx);
 		restore_vtime(p, tctx);
 		tctx->sample.since = 0;
 		tctx->found_idle = false;
@@ -421,8 +433,8 @@ static void publish_idle(s32 cpu, bool is_idle)
 static bool shared_waits(void)
 {
 	return scx_bpf_dsq_nr_queued(SHARED_DSQ) > 0 || scx_bpf_dsq_nr_queued(URGENT_DSQ) > 0 ||
-	       (seldom_waits() && (scx_bpf_dsq_nr_queued(KERNEL_SIDE_DSQ) > 0 ||
-				   scx_bpf_dsq_nr_queued(FALLBACK_DSQ) > 0));
+	       (seldom_waits(scx_bpf_now()) && (scx_bpf_dsq_nr_queued(KERNEL_SIDE_DSQ) > 0 ||
+						scx_bpf_dsq_nr_queued(FALLBACK_DSQ) > 0));
 }
 
 static bool any_worker_is_idle(void)
@@ -430,8 +442,9 @@ static bool any_worker_is_idle(void)
 	struct machine_state *machine = machine_state();
 	u32 i;
 
-	bpf_for(i, 0, (nr_cpus + 63) / 64)
-		if (machine && *(volatile u64 *)&machine->idle[i & (MAX_CPUS / 64 - 1)])
+	/* An ordinary loop: an iterator costs more than the words. */
+	for (i = 0; i < MAX_CPUS / 64 && i * 64 < nr_cpus; i++)
+		if (machine && *(volatile u64 *)&machine->idle[i])
 			return true;
 	return false;
 }
@@ -470,7 +483,7 @@ __noinline int give_away_dsq_of(s32 cpu)
 				break;
 			/* All others would only walk past it. */
 			if (p->nr_cpus_allowed > 1) {
-				note_insert();
+				note_insert(scx_bpf_now());
 				scx_bpf_dsq_move_vtime(&it, p, SHARED_DSQ, 0);
 			}
 		}
@@ -523,7 +536,7 @@ static bool move_unasked_to_local(bool fallback_first)
 
 	/* There may be more. */
 	if (moved)
-		note_seldom();
+		note_seldom(scx_bpf_now());
 	return moved;
 }
 
@@ -535,7 +548,8 @@ static bool move_unasked_to_local(bool fallback_first)
 static bool move_next_to_local(s32 cpu, u64 turn)
 {
 	u64 rest = turn / 2;
-	bool fallback = in_fallback(), seldom = turn % PATIENCE_TURNS == 0 || seldom_waits();
+	bool fallback = in_fallback(),
+	     seldom = turn % PATIENCE_TURNS == 0 || seldom_waits(scx_bpf_now());
 
 	return (seldom && turn & 1 && move_unasked_to_local(rest & 1)) ||
 	       (fallback && rest & 3 && run_pending(false)) || move_decided_to_local(cpu, turn) ||
@@ -588,7 +602,7 @@ static bool move_overdue_to_local(s32 cpu, u64 turn)
  * goes on if no task that waits is more urgent. Were it enqueued, it would have to displace what
  * comes in between.
  */
-__noinline int goes_on(struct task_struct *prev __arg_trusted, s32 cpu)
+__noinline int goes_on(struct task_struct *prev __arg_trusted, s32 cpu, u64 now)
 {
 	struct task_ctx *tctx = task_ctx(prev);
 	u64 order, first = 0;
@@ -598,14 +612,12 @@ __noinline int goes_on(struct task_struct *prev __arg_trusted, s32 cpu)
 	    first_mail_of(cpu, &first) || scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL_ON | cpu) > 0)
 		return false;
 	order = order_of(tctx);
-	if (!order ||
-	    tctx->exec_runtime + elapsed_since(tctx->start_ts) >= ORDER_BUDGET_NS(order) ||
+	if (!order || tctx->exec_runtime + elapsed(tctx->start_ts, now) >= ORDER_BUDGET_NS(order) ||
 	    (first_vtime(URGENT_DSQ, cpu, &first) &&
 	     time_before(first + limits.preempt_margin_ns, tctx->deadline)))
 		return false;
 	set_slice(prev, order_slice_ns(order));
-	if (scx_bpf_dsq_nr_queued(URGENT_DSQ) > 0)
-		retry_soon();
+	retry_if_any_waits();
 	return true;
 }
 
@@ -624,7 +636,7 @@ static bool is_overtaken(struct task_struct *p, struct task_ctx *tctx, s32 cpu)
 	    (ran >= undecided_slice_ns() &&
 	     (first_vtime(FALLBACK_DSQ, cpu, &first) ||
 	      (in_fallback() && first_vtime(PENDING_DSQ, cpu, &first))))) {
-		note_seldom();
+		note_seldom(scx_bpf_now());
 		return true;
 	}
 	if (!tctx->has_deadline)
@@ -658,11 +670,12 @@ __noinline int keeps_turn(struct task_struct *prev __arg_trusted, s32 cpu)
  * Is it in vain that @cpu looks for a task? It ran one that sleeps now, or none, and has looked
  * since a task was put anywhere. One dispatch() in so many looks all the same.
  */
-static bool idles_on(struct cpu_ctx *cctx, struct task_struct *prev, s32 cpu, u64 turn)
+static bool idles_on(struct cpu_ctx *cctx, struct task_struct *prev, s32 cpu, u64 turn, u64 now)
 {
 	return turn % PATIENCE_TURNS && has_looked(cctx) &&
-	       !(prev && prev->scx.flags & SCX_TASK_QUEUED) && !in_fallback() && !seldom_waits() &&
-	       !has_mail(cpu) && !*(volatile u32 *)&stranded && !*(volatile u32 *)&unread;
+	       !(prev && prev->scx.flags & SCX_TASK_QUEUED) && !in_fallback() &&
+	       !seldom_waits(now) && !has_mail(cpu) && !*(volatile u32 *)&stranded &&
+	       !*(volatile u32 *)&unread;
 }
 
 /* @cpu needs a task. */
@@ -672,7 +685,7 @@ void BPF_PROG(metronome_dispatch, s32 cpu, struct task_struct *prev)
 	struct cpu_state *state = cpu_state(cpu);
 	struct cpu_ctx *cctx = cpu_ctx(cpu);
 	bool displaces, starves;
-	u64 turn, begin;
+	u64 turn, now;
 
 	if (belongs_to_agent(cpu)) {
 		/* A kick that was meant for a worker may have ended up here. */
@@ -684,19 +697,18 @@ void BPF_PROG(metronome_dispatch, s32 cpu, struct task_struct *prev)
 		return;
 
 	cctx->is_kicked = false;
+	cctx->dispatched_at = now = scx_bpf_now();
 	turn = state->counters[COUNT_TURNS]++;
-	if (idles_on(cctx, prev, cpu, turn))
+	if (idles_on(cctx, prev, cpu, turn, now))
 		goto idle;
-	begin = scx_bpf_now();
 	if (move_overdue_to_local(cpu, turn))
 		return;
 	/* Before the mailboxes are opened, which may take long. */
-	starves = starves_others(cctx);
-	if (!starves && prev && goes_on(prev, cpu))
+	starves = starves_others(cctx, now);
+	if (!starves && prev && goes_on(prev, cpu, now))
 		return;
 	if (!starves && scx_bpf_dsq_move_to_local(URGENT_DSQ)) {
-		if (scx_bpf_dsq_nr_queued(URGENT_DSQ) > 0)
-			retry_soon();
+		retry_if_any_waits();
 		pass_on_shared();
 		return;
 	}
@@ -710,13 +722,15 @@ void BPF_PROG(metronome_dispatch, s32 cpu, struct task_struct *prev)
 	    (starves &&
 	     (move_starved_to_local(cpu, turn) || scx_bpf_dsq_move_to_local(URGENT_DSQ))) ||
 	    move_next_to_local(cpu, turn)) {
+		state->running.waiting = scx_bpf_dsq_nr_queued(cpu);
 		pass_on_shared();
 		return;
 	}
+	state->running.waiting = 0;
 	give_away_dsq_of(cpu);
-	if (((in_fallback() || seldom_waits()) && run_pending(true)) || move_unread_to_local())
+	if (((in_fallback() || seldom_waits(now)) && run_pending(true)) || move_unread_to_local())
 		return;
-	cctx->looked_at = begin;
+	cctx->looked_at = now;
 idle:
 	/*
 	 * Idle before and idle still: update_idle() is not called for this, nor, before 7.3, for a
@@ -736,15 +750,15 @@ void BPF_PROG(metronome_update_idle, s32 cpu, bool is_idle)
 	/* User space sends its own CPU no decisions. */
 	if (cpu != agent_cpu)
 		publish_idle(cpu, is_idle);
+	if (!is_idle || !state || !cctx)
+		return;
 	/* Until a task of ours runs there. One of another class may come first. */
-	if (is_idle && state)
-		state->running.kind = RUNS_OTHER;
+	state->running.kind = RUNS_OTHER;
 	/* No task has waited for it. */
-	if (is_idle && cctx)
-		cctx->urgent_since = 0;
+	cctx->urgent_since = 0;
 	/* A CPU that put something there since this one looked has not seen it idle. */
-	if (is_idle && (((!cctx || !has_looked(cctx)) && shared_waits()) ||
-			elapsed_since(*(volatile u64 *)&enqueued_last) < ENQUEUE_NS))
+	if ((!has_looked(cctx) && shared_waits()) ||
+	    elapsed(*(volatile u64 *)&enqueued_last, cctx->dispatched_at) < ENQUEUE_NS)
 		scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE);
 }
 
@@ -786,7 +800,6 @@ static void publish_running(struct task_struct *p, struct task_ctx *tctx)
 	running->since = tctx->start_ts;
 	running->deadline = tctx->is_ordered ? tctx->deadline : vtime;
 	running->slice = p->scx.slice;
-	running->waiting = scx_bpf_dsq_nr_queued(cpu);
 	running->kind = !is_ours ? RUNS_OTHER : tctx->is_ordered ? RUNS_ORDERED : RUNS_DECIDED;
 
 	cctx->left_at = OCCUPIED;
@@ -822,6 +835,7 @@ void BPF_PROG(metronome_running, struct task_struct *p)
 	struct task_ctx *tctx = task_ctx(p);
 	u64 vtime;
 
+	note_runnable(p, tctx);
 	if (is_agent(p)) {
 		agent_unlimited = scx_bpf_dsq_nr_queued(agent_cpu) <= 0 &&
 				  scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL_ON | agent_cpu) <= 0;
@@ -859,13 +873,13 @@ void BPF_PROG(metronome_running, struct task_struct *p)
 static bool is_in_the_way(struct task_ctx *tctx, s32 cpu)
 {
 	struct cpu_ctx *cctx = cpu_ctx(cpu);
-	u64 first = 0;
+	u64 now = scx_bpf_now(), first = 0;
 
-	if (!cctx || time_before(scx_bpf_now(), cctx->protected_until))
+	if (!cctx || time_before(now, cctx->protected_until))
 		return false;
 	if (scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL_ON | cpu) > 0)
 		return true;
-	if (tctx->is_ordered && starves_others(cctx) &&
+	if (tctx->is_ordered && starves_others(cctx, now) &&
 	    (scx_bpf_dsq_nr_queued(SHARED_DSQ) > 0 || scx_bpf_dsq_nr_queued(cpu) > 0 ||
 	     scx_bpf_dsq_nr_queued(KERNEL_SIDE_DSQ) > 0 || scx_bpf_dsq_nr_queued(FALLBACK_DSQ) > 0))
 		return true;
@@ -902,7 +916,7 @@ void BPF_PROG(metronome_tick, struct task_struct *p)
 	 * tasks.
 	 */
 	if (tctx && !is_agent(p))
-		charge_vruntime(p, tctx, cpu);
+		charge_vruntime(p, tctx, cpu, scx_bpf_now());
 	if (is_agent(p) || belongs_to_agent(cpu))
 		give_way = scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL_ON | agent_cpu) > 0;
 	else
@@ -917,15 +931,15 @@ void BPF_PROG(metronome_stopping, struct task_struct *p, bool runnable)
 {
 	struct task_ctx *tctx = task_ctx(p);
 	struct cpu_ctx *cctx = cpu_ctx(scx_bpf_task_cpu(p));
-	u64 ran;
+	u64 now = scx_bpf_now(), ran;
 
 	/* running() notes no time for the scheduler thread, which has no part in virtual time. */
 	if (!tctx || !tctx->start_ts)
 		return;
-	tctx->stop_ts = scx_bpf_now();
+	tctx->stop_ts = now;
 	if (cctx)
-		cctx->left_at = tctx->stop_ts;
-	ran = elapsed_since(tctx->start_ts);
+		cctx->left_at = now;
+	ran = elapsed(tctx->start_ts, now);
 	tctx->exec_runtime += ran;
 	/* Virtual time goes by no task's weight. */
 	if (tctx->in_order)
@@ -937,7 +951,7 @@ void BPF_PROG(metronome_stopping, struct task_struct *p, bool runnable)
 	if (scaled_time(p, tctx, ran) > ran)
 		tctx->in_order = false;
 	tctx->is_decided = false;
-	charge_vruntime(p, tctx, scx_bpf_task_cpu(p));
+	charge_vruntime(p, tctx, scx_bpf_task_cpu(p), now);
 	/*
 	 * A task that has run goes behind those that have not, should user space not say otherwise
 	 * in time.
@@ -1167,7 +1181,6 @@ struct sched_ext_ops metronome = {
 	.enqueue = (void *)metronome_enqueue,
 	.dispatch = (void *)metronome_dispatch,
 	.tick = (void *)metronome_tick,
-	.runnable = (void *)metronome_runnable,
 	.running = (void *)metronome_running,
 	.stopping = (void *)metronome_stopping,
 	.quiescent = (void *)metronome_quiescent,

@@ -39,9 +39,9 @@ static u64 urgent_ns(void)
  * Has @cctx's CPU run nothing but tasks with orders for so long that one without must have its
  * turn?
  */
-static bool starves_others(struct cpu_ctx *cctx)
+static bool starves_others(struct cpu_ctx *cctx, u64 now)
 {
-	return cctx->urgent_since && elapsed_since(cctx->urgent_since) > urgent_ns();
+	return cctx->urgent_since && elapsed(cctx->urgent_since, now) > urgent_ns();
 }
 
 static u64 birth_order(struct task_ctx *tctx)
@@ -102,13 +102,13 @@ static void inherit_order(struct task_ctx *child)
  * records tell is summed up.
  */
 static void tell_of_wakeup(struct task_struct *p, struct task_ctx *tctx, enum record_kind kind,
-			   u64 enq_flags)
+			   u64 now, u64 enq_flags)
 {
 	struct control *ctl = controls();
 
-	if (!ctl || elapsed_since(tctx->told_at) < ctl->tell_us * 1000ULL)
+	if (!ctl || elapsed(tctx->told_at, now) < ctl->tell_us * 1000ULL)
 		return;
-	tctx->told_at = tctx->enqueued_at = scx_bpf_now();
+	tctx->told_at = tctx->enqueued_at = now;
 	tell(p, kind, enq_flags);
 }
 
@@ -117,12 +117,12 @@ static void tell_of_wakeup(struct task_struct *p, struct task_ctx *tctx, enum re
  * hand-offs is one long task: the longer it has been going on, the later is the deadline of the
  * task that runs next.
  */
-static void begin_order(struct task_ctx *tctx, u64 order, bool is_wakeup, u64 chain_ns)
+static void begin_order(struct task_ctx *tctx, u64 order, bool is_wakeup, u64 now, u64 chain_ns)
 {
 	if (is_wakeup)
 		begin_sample(tctx, 0, tctx->id + tctx->nr_ordered++);
 	if (is_wakeup || !tctx->is_ordered)
-		tctx->deadline = scx_bpf_now() + ORDER_LATENCY_NS(order) + chain_ns;
+		tctx->deadline = now + ORDER_LATENCY_NS(order) + chain_ns;
 	tctx->is_ordered = true;
 }
 
@@ -182,29 +182,31 @@ static u64 undisturbed_ns(struct task_struct *p)
 
 /*
  * Does @cpu, if it is in @allowed, run a task that gives way to such a deadline, and of what kind?
- * One with an order, by a margin. Sets *@soon if it runs one without that has got the CPU after
- * @begun and will give way in a moment.
+ * One with an order, by a margin. Sets *@soon if it runs one without that has had the CPU for less
+ * than @undisturbed and will give way in a moment.
  */
 static __always_inline enum running_kind may_displace(const struct cpumask *allowed, s32 cpu,
-						      u64 deadline, u64 begun, u64 *displaced,
-						      bool *soon)
+						      u64 deadline, u64 now, u64 undisturbed,
+						      u64 *displaced, bool *soon)
 {
 	struct cpu_state *state = cpu_state(cpu);
-	struct cpu_ctx *cctx = cpu_ctx(cpu);
-	u64 now = scx_bpf_now();
-	u32 kind;
+	u32 kind = state ? state->running.kind : RUNS_OTHER;
+	struct cpu_ctx *cctx;
 
-	if (!state || !cctx || belongs_to_agent(cpu) || cctx->is_kicked ||
+	if (!state || kind == RUNS_OTHER)
+		return RUNS_OTHER;
+	*displaced = state->running.deadline;
+	/* While there are many messages, this is why most CPUs are no choice. */
+	if (kind == RUNS_ORDERED && !time_before(deadline + limits.preempt_margin_ns, *displaced))
+		return RUNS_OTHER;
+	cctx = cpu_ctx(cpu);
+	if (!cctx || belongs_to_agent(cpu) || cctx->is_kicked ||
 	    !bpf_cpumask_test_cpu(cpu, allowed) || time_before(now, cctx->protected_until))
 		return RUNS_OTHER;
-	kind = state->running.kind;
-	*displaced = state->running.deadline;
-	if (kind == RUNS_DECIDED && time_before(begun, state->running.since)) {
+	if (kind == RUNS_DECIDED && time_before(now - undisturbed, state->running.since)) {
 		*soon = true;
 		return RUNS_OTHER;
 	}
-	if (kind == RUNS_ORDERED && !time_before(deadline + limits.preempt_margin_ns, *displaced))
-		return RUNS_OTHER;
 	return kind;
 }
 
@@ -214,16 +216,17 @@ static __always_inline enum running_kind may_displace(const struct cpumask *allo
  * last, that is the one with its data. Else the last by deadline of those without an order. Else of
  * those with one, if no task without one will give way in a moment.
  */
-static s32 find_victim(struct task_struct *p, u64 deadline)
+static s32 find_victim(struct task_struct *p, u64 deadline, u64 now)
 {
 	/* Loaded once: to verify such a load takes old kernels milliseconds. */
 	const struct cpumask *allowed = p->cpus_ptr;
 	u32 start = scx_bpf_task_cpu(p), best_kind = RUNS_OTHER, i;
 	s32 here = bpf_get_smp_processor_id(), best = -1;
-	u64 begun = scx_bpf_now() - undisturbed_ns(p), latest = 0, displaced;
+	u64 undisturbed = undisturbed_ns(p), latest = 0, displaced;
 	bool soon = false;
 
-	if (may_displace(allowed, here, deadline, begun, &displaced, &soon) == RUNS_DECIDED)
+	if (may_displace(allowed, here, deadline, now, undisturbed, &displaced, &soon) ==
+	    RUNS_DECIDED)
 		return here;
 	bpf_for(i, 0, PREEMPT_SEARCH) {
 		u32 cpu = start + i, kind;
@@ -232,7 +235,7 @@ static s32 find_victim(struct task_struct *p, u64 deadline)
 			break;
 		if (cpu >= nr_cpus)
 			cpu -= nr_cpus;
-		kind = may_displace(allowed, cpu, deadline, begun, &displaced, &soon);
+		kind = may_displace(allowed, cpu, deadline, now, undisturbed, &displaced, &soon);
 		if (!i && kind == RUNS_DECIDED)
 			return cpu;
 		if (kind == RUNS_OTHER || (kind == RUNS_ORDERED && best_kind == RUNS_DECIDED) ||
@@ -246,14 +249,14 @@ static s32 find_victim(struct task_struct *p, u64 deadline)
 }
 
 /* The CPU whose task gives way to @p shall look for a task. Returns whether there is one. */
-__noinline int displace_for(struct task_struct *p __arg_trusted, u64 deadline)
+__noinline int displace_for(struct task_struct *p __arg_trusted, u64 deadline, u64 now)
 {
 	struct cpu_ctx *cctx;
 	s32 cpu;
 
 	/* The timer is verified as a part of a program that may sleep. */
 	bpf_rcu_read_lock();
-	cpu = find_victim(p, deadline);
+	cpu = find_victim(p, deadline, now);
 	bpf_rcu_read_unlock();
 	if (cpu < 0)
 		return false;
@@ -303,6 +306,13 @@ static void retry_soon(void)
 		bpf_timer_start(&retry->timer, RETRY_NS, 0);
 }
 
+/* To ask whether any waits costs more than to know that the timer runs. */
+static void retry_if_any_waits(void)
+{
+	if (!*(volatile u32 *)&retry_started && scx_bpf_dsq_nr_queued(URGENT_DSQ) > 0)
+		retry_soon();
+}
+
 /* Of the tasks at the head of URGENT_DSQ so many are looked after at a time. */
 #define RETRY_SEARCH 4
 
@@ -324,7 +334,7 @@ static int on_retry(void *map, u32 *key, struct retry *retry)
 				break;
 			tctx = task_ctx(p);
 			if (tctx && tctx->displaces)
-				displace_for(p, tctx->deadline);
+				displace_for(p, tctx->deadline, scx_bpf_now());
 		}
 	}
 	bpf_iter_scx_dsq_destroy(&it);
@@ -358,27 +368,29 @@ static void find_cpu_for_urgent(struct task_struct *p, struct task_ctx *tctx, u6
 		scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE);
 		return;
 	}
-	note_enqueue();
-	if (tctx->displaces && !displace_for(p, tctx->deadline))
+	note_enqueue(tctx->enqueued_at);
+	if (tctx->displaces && !displace_for(p, tctx->deadline, tctx->enqueued_at))
 		retry_soon();
 }
 
 /* @p has an order that is not used up: carries it out. Returns whether that is so. */
 static bool enqueue_ordered(struct task_struct *p, struct task_ctx *tctx, u64 order, u64 enq_flags)
 {
+	u64 now = tctx->enqueued_at;
+
 	if (!order || tctx->exec_runtime >= ORDER_BUDGET_NS(order)) {
 		tctx->is_ordered = false;
 		if (order && !(order & ORDER_IN_TURN))
 			count(COUNT_USED_UP);
 		return false;
 	}
-	begin_order(tctx, order, enq_flags & SCX_ENQ_WAKEUP, 0);
+	begin_order(tctx, order, enq_flags & SCX_ENQ_WAKEUP, now, 0);
 	tctx->vtime = p->scx.dsq_vtime;
 	tctx->has_vtime = true;
-	note_insert();
+	note_insert(now);
 	dsq_insert_vtime(p, URGENT_DSQ, order_slice_ns(order), tctx->deadline, enq_flags);
 	find_cpu_for_urgent(p, tctx, order);
-	tell_of_wakeup(p, tctx, RECORD_ORDERED, enq_flags);
+	tell_of_wakeup(p, tctx, RECORD_ORDERED, now, enq_flags);
 	if (enq_flags & SCX_ENQ_WAKEUP)
 		count(COUNT_ORDERED);
 	return true;

@@ -111,16 +111,15 @@ static u64 event_wakeup_flags(struct control *ctl)
 	return BPF_RB_FORCE_WAKEUP;
 }
 
-/* Something has happened to @p. */
-__noinline int tell(struct task_struct *p __arg_trusted, enum record_kind kind, u64 enq_flags)
+__noinline int tell_event(struct task_struct *p __arg_trusted, enum record_kind kind, u64 enq_flags)
 {
-	u32 id, zero = 0;
-	struct control *ctl = bpf_map_lookup_elem(&control, &zero);
+	struct control *ctl = controls();
 	struct task_ctx *tctx;
 	struct id_slot *slot;
 	struct queued_task *rec;
+	u32 id;
 
-	if (!ctl || !(ctl->events & (1U << kind)))
+	if (!ctl)
 		return 0;
 	tctx = task_ctx(p);
 	id = tctx ? tctx->id : NO_TASK;
@@ -137,6 +136,15 @@ __noinline int tell(struct task_struct *p __arg_trusted, enum record_kind kind, 
 	bpf_ringbuf_submit(rec, event_wakeup_flags(ctl));
 	count(COUNT_EVENTS);
 	return 0;
+}
+
+/* Something has happened to @p: user space is told, if it wants to hear of such events. */
+static void tell(struct task_struct *p, enum record_kind kind, u64 enq_flags)
+{
+	struct control *ctl = controls();
+
+	if (ctl && ctl->events & (1U << kind))
+		tell_event(p, kind, enq_flags);
 }
 
 #endif /* METRONOME_RECORDS_H */

@@ -265,8 +265,9 @@ struct cpu_ctx {
 	u64 left_at;	     /* when a task of ours left it last; OCCUPIED while one is there */
 	/* It has been told to give way, and has not looked for a task since. */
 	bool is_kicked;
-	u64 looked_at; /* when it last found no work on any DSQ */
-	u64 pad[2];
+	u64 looked_at;	   /* when it last found no work on any DSQ */
+	u64 dispatched_at; /* when it last needed a task */
+	u64 pad[1];
 };
 
 struct {
@@ -360,11 +361,18 @@ static __always_inline bool time_before(u64 a, u64 b)
  * ns. The clocks of two CPUs differ a little: what has just been noted on another may seem to lie
  * ahead, which is now.
  */
+static __always_inline u64 elapsed(u64 then, u64 now)
+{
+	return time_before(now, then) ? 0 : now - then;
+}
+
+/*
+ * Where the run queue is not locked, as in select_cpu(), the clock costs as much as a short op: it
+ * is read once there.
+ */
 static __always_inline u64 elapsed_since(u64 then)
 {
-	u64 now = scx_bpf_now();
-
-	return time_before(now, then) ? 0 : now - then;
+	return elapsed(then, scx_bpf_now());
 }
 
 /* Races lose an update of a few ns. */
@@ -488,18 +496,16 @@ static u64 seldom_used_at;
 
 #define SELDOM_NS 50000000ULL
 
-static void note_seldom(void)
+static void note_seldom(u64 now)
 {
-	u64 now = scx_bpf_now();
-
 	/* All CPUs read it. */
 	if (now - *(volatile u64 *)&seldom_used_at > SELDOM_NS / 16)
 		*(volatile u64 *)&seldom_used_at = now;
 }
 
-static bool seldom_waits(void)
+static bool seldom_waits(u64 now)
 {
-	return elapsed_since(*(volatile u64 *)&seldom_used_at) < SELDOM_NS;
+	return elapsed(*(volatile u64 *)&seldom_used_at, now) < SELDOM_NS;
 }
 
 /*
@@ -511,10 +517,8 @@ static u64 enqueued_last;
 
 #define ENQUEUE_NS 50000
 
-static void note_enqueue(void)
+static void note_enqueue(u64 now)
 {
-	u64 now = scx_bpf_now();
-
 	/* All CPUs write it: not more often than it takes. */
 	if (now - *(volatile u64 *)&enqueued_last > ENQUEUE_NS / 8)
 		*(volatile u64 *)&enqueued_last = now;
@@ -526,10 +530,8 @@ static void note_enqueue(void)
  */
 static u64 inserted_last;
 
-static void note_insert(void)
+static void note_insert(u64 now)
 {
-	u64 now = scx_bpf_now();
-
 	/* As above. */
 	if (now - *(volatile u64 *)&inserted_last > ENQUEUE_NS / 8)
 		*(volatile u64 *)&inserted_last = now;
@@ -544,14 +546,14 @@ static bool has_looked(struct cpu_ctx *cctx)
 	return time_before(*(volatile u64 *)&inserted_last + 2 * ENQUEUE_NS, cctx->looked_at);
 }
 
-__noinline int kick_idle_cpu_for(struct task_struct *p __arg_trusted)
+__noinline int kick_idle_cpu_for(struct task_struct *p __arg_trusted, u64 now)
 {
 	s32 cpu = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);
 
 	if (cpu >= 0)
 		scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE);
 	else
-		note_enqueue();
+		note_enqueue(now);
 	return 0;
 }
 

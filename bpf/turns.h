@@ -70,15 +70,15 @@ static void adopt_clock_of(u64 vtime)
 }
 
 /* Real time passes at most SLOWEST times as fast as virtual time. */
-static void keep_virtual_time_going(void)
+static void keep_virtual_time_going(u64 real_now)
 {
 	static u64 looked_at, then;
 	struct machine_state *machine = machine_state();
-	u64 passed = scx_bpf_now() - *(volatile u64 *)&looked_at, now = virtual_now();
+	u64 passed = real_now - *(volatile u64 *)&looked_at, now = virtual_now();
 
 	if (!machine || (s64)passed < (s64)FLOOR_NS)
 		return;
-	*(volatile u64 *)&looked_at = scx_bpf_now();
+	*(volatile u64 *)&looked_at = real_now;
 	/* A machine that was idle for long has nothing to make up for. */
 	if (passed < 1000 * FLOOR_NS && time_before(now, then + passed / SLOWEST)) {
 		now = then + passed / SLOWEST;
@@ -104,10 +104,9 @@ static void limit_vruntime(struct task_ctx *tctx, u64 behind, u64 lags)
  * of brief runs that is not asked, which are little. Nor is what it has by an order: how much that
  * may be is the policy's to say.
  */
-static void charge_vruntime(struct task_struct *p, struct task_ctx *tctx, s32 cpu)
+static void charge_vruntime(struct task_struct *p, struct task_ctx *tctx, s32 cpu, u64 now)
 {
-	u64 now = scx_bpf_now(),
-	    ran = time_before(now, tctx->charged_at) ? 0 : now - tctx->charged_at;
+	u64 ran = elapsed(tctx->charged_at, now);
 
 	tctx->charged_at = now;
 	tctx->vruntime += shared_time(p, tctx, ran);
@@ -140,8 +139,7 @@ static u64 begin_turn(struct task_struct *p, struct task_ctx *tctx, u64 enq_flag
 	u64 lag = lag_ns(), scaled = shared_time(p, tctx, lag);
 	u64 burst = tctx->exec_runtime < lag ? tctx->exec_runtime : lag, deadline, latest;
 
-	keep_virtual_time_going();
-	tctx->enqueued_at = scx_bpf_now();
+	keep_virtual_time_going(tctx->enqueued_at);
 	tctx->has_deadline = true;
 	tctx->in_order = true;
 	tctx->in_turn = true;
@@ -169,14 +167,14 @@ static bool enqueue_in_turn(struct task_struct *p, struct task_ctx *tctx, u64 or
 	tctx->waits_on = p->nr_cpus_allowed == 1 ? cpu : SHARED_DSQ;
 	if (time_before(virtual_now() + limits.far_ahead_ns, deadline))
 		note_latecomer(tctx->id, generation);
-	note_insert();
+	note_insert(tctx->enqueued_at);
 	dsq_insert_vtime(p, tctx->waits_on, turn_slice_ns(cpu), deadline, enq_flags);
 	if (tctx->waits_on == cpu)
 		kick_for_bound(cpu);
 	else
-		kick_idle_cpu_for(p);
+		kick_idle_cpu_for(p, tctx->enqueued_at);
 	if (enq_flags & SCX_ENQ_WAKEUP)
-		tell_of_wakeup(p, tctx, RECORD_ORDERED, enq_flags);
+		tell_of_wakeup(p, tctx, RECORD_ORDERED, tctx->enqueued_at, enq_flags);
 	count(COUNT_IN_TURN);
 	return true;
 }

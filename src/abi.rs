@@ -156,7 +156,7 @@ pub struct RunningTask {
     pub(crate) deadline: AtomicU64,
     pub(crate) slice: AtomicU64,
     pub(crate) kind: AtomicU32,
-    /// Tasks on the CPU's own dispatch queue.
+    /// Tasks on the CPU's own dispatch queue when it last looked there.
     pub(crate) waiting: AtomicU32,
     pub(crate) pad: [u64; 3],
 }

@@ -502,7 +502,7 @@ impl Shared {
     }
 
     /// How many tasks wait for this CPU alone: decisions that it has not taken yet, and what of
-    /// those it has taken waited when it got its last task.
+    /// those it has taken waited when it last looked for them.
     ///
     /// # Cost
     /// Two loads, of two lines that this CPU writes.

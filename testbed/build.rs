@@ -6,6 +6,7 @@ mod bpf;
 fn main() {
     println!("cargo::rerun-if-changed=../bpf");
     bpf::build(&[
+        ("bpf/bare.bpf.c", "bare.skel.rs"),
         ("bpf/bench.bpf.c", "bench.skel.rs"),
         ("bpf/spoil.bpf.c", "spoil.skel.rs"),
     ]);

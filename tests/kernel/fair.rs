@@ -123,7 +123,12 @@ fn each_nice_level_gets_its_share() {
 
 /// Computes for `run` and sleeps for `nap`, over and over until `end`. Returns the CPU time that it
 /// had from `begin` on.
-fn napper(nice: i32, (run, nap): (Duration, Duration), begin: Instant, end: Instant) -> Duration {
+pub(super) fn napper(
+    nice: i32,
+    (run, nap): (Duration, Duration),
+    begin: Instant,
+    end: Instant,
+) -> Duration {
     set_nice(nice);
     let work = || {
         let used = cpu_time();

@@ -1,6 +1,9 @@
 //! What control groups get of a machine that is full.
 
+use std::sync::mpsc;
+
 use super::bounds::late_frames;
+use super::fair::{cpu_time, napper};
 use super::inject::Cgroup;
 use super::*;
 
@@ -204,4 +207,90 @@ fn a_game_does_not_feel_how_many_jobs_run_in_another_group() {
         "%",
         Bound::AtMost(5.0),
     );
+}
+
+const RUN: Duration = Duration::from_millis(1);
+
+/// A thread runs for [`RUN`] and sleeps for 30 times as long.
+fn rests(begin: Instant, end: Instant) -> Duration {
+    napper(0, (RUN, 30 * RUN), begin, end)
+}
+
+/// A thread runs for [`RUN`] when it is its turn, and wakes the next.
+fn passes_on(
+    turn: mpsc::Receiver<()>,
+    next: mpsc::Sender<()>,
+    begin: Instant,
+    end: Instant,
+) -> Duration {
+    let mut used = cpu_time();
+    while turn.recv().is_ok() && Instant::now() < end {
+        let now = cpu_time();
+        if Instant::now() < begin {
+            used = now;
+        }
+        while cpu_time() - now < RUN {}
+        let _ = next.send(());
+    }
+    let used = cpu_time() - used;
+    let _ = next.send(());
+    used
+}
+
+/// What part of a CPU threads have together, beside hogs in another group that come a second after
+/// them, so that all are known.
+fn beside_hogs(
+    other: &Cgroup,
+    threads: Vec<Box<dyn FnOnce(Instant, Instant) -> Duration + Send>>,
+) -> f64 {
+    let begin = Instant::now() + Duration::from_secs(2);
+    let end = begin + WINDOW;
+    let got: Duration = thread::scope(|scope| {
+        let threads: Vec<_> = threads
+            .into_iter()
+            .map(|thread| scope.spawn(move || thread(begin, end)))
+            .collect();
+        thread::sleep(Duration::from_secs(1));
+        let _hogs = hogs(other, 2 * cpus() as u32);
+        threads.into_iter().map(|one| one.join().unwrap()).sum()
+    });
+    got.as_secs_f64() / WINDOW.as_secs_f64()
+}
+
+/// A task that divides its work among threads that each rest has more than the group's share times
+/// the boost, for each of them is forgiven a lag when it wakes; but far from as many times more as
+/// there are threads.
+#[test]
+fn a_group_has_not_the_boost_for_each_of_its_threads() {
+    const THREADS: usize = 32;
+    const BOOST: f64 = 2.0;
+    let (light, other) = (new("light"), new("other"));
+    let me = std::process::id() as i32;
+    light.write("cpu.weight", "10");
+    other.write("cpu.weight", "1000");
+    let share = cpus() as f64 * 10. / 1010.;
+    let scheduler = Scheduler::start("scx_metronome", &["--boost", "2"]);
+    light.enter(me);
+    let resting = (0..THREADS).map(|_| Box::new(rests) as _).collect();
+    let resting = beside_hogs(&other, resting);
+    let (next, turns): (Vec<_>, Vec<_>) = (0..THREADS).map(|_| mpsc::channel()).unzip();
+    next[0].send(()).unwrap();
+    let next = next.into_iter().cycle().skip(1);
+    let relay = turns
+        .into_iter()
+        .zip(next)
+        .map(|(turn, next)| Box::new(move |begin, end| passes_on(turn, next, begin, end)) as _);
+    let relay = beside_hogs(&other, relay.collect());
+    inject::leave_group(me);
+    scheduler.stop(libc::SIGINT).assert_clean();
+    println!("by weight {:.1} % of a CPU", 100. * share);
+    for (what, got) in [("by timers", resting), ("by waking each other", relay)] {
+        // 1.4 to 1.9, and 1.9 to 2.3; would each thread have the boost for itself, 16.
+        figure(
+            &format!("{what}, to the boost"),
+            got / share / BOOST,
+            "",
+            Bound::AtMost(4.0),
+        );
+    }
 }

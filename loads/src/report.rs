@@ -1,7 +1,8 @@
 //! What a run came to: for people, and as JSON.
 
 use crate::audio::Periods;
-use crate::game::Frames;
+use crate::frames::Frames;
+use crate::game::Kind;
 use crate::hogs::UNIT;
 use crate::kernel::Scheduler;
 use crate::latency::{Latency, Percentiles};
@@ -50,6 +51,9 @@ pub struct Config {
     pub seconds: f64,
     /// Seconds before that.
     pub warmup: f64,
+    /// The game.
+    #[serde(default)]
+    pub game: Kind,
     /// Frames a second.
     pub hz: u32,
     /// CPU hogs.
@@ -323,8 +327,9 @@ impl Config {
         )?;
         writeln!(
             f,
-            "{} Hz game, audio, input; CPU hogs: {}, ping-pong pairs: {}; {} s after {} s of warm-up; \
+            "{} game, {} Hz, audio, input; CPU hogs: {}, ping-pong pairs: {}; {} s after {} s of warm-up; \
              {} iterations/ms ({}), work x {}",
+            self.game,
             self.hz,
             self.hogs,
             self.pairs,
@@ -383,6 +388,7 @@ pub(crate) mod tests {
             config: Config {
                 seconds: 10.0,
                 warmup: 1.0,
+                game: Kind::Heavy,
                 hz: 60,
                 hogs: 2,
                 pairs: 1,

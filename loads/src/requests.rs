@@ -170,15 +170,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn requests_take_longer_than_their_wake_up() -> Result<()> {
+    fn a_request_takes_no_less_than_its_wake_up() -> Result<()> {
         let rate = Rate {
             iterations_per_ms: 10_000,
             scale: 1.0,
         };
         let requests = run(2, rate, SECOND / 10, 1)?;
         assert!(requests.per_second > 0.0);
+        // On a machine that is busy otherwise all of a request may be waiting for the CPU.
         assert!(
-            requests.request_ms.p50 > requests.wakeup_ms.p50,
+            requests.request_ms.p50 >= requests.wakeup_ms.p50,
             "{requests:?}"
         );
         Ok(())

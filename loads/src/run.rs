@@ -3,7 +3,8 @@
 use crate::audio::{self, Periods};
 use crate::board::Board;
 use crate::clock::{MS, SECOND, nanoseconds, now, seconds};
-use crate::game::{self, Frames, Game};
+use crate::frames::Frames;
+use crate::game::{self, Game, Kind};
 use crate::kernel::{self, Scheduler};
 use crate::latency::Latency;
 use crate::plan::Plan;
@@ -31,8 +32,10 @@ pub struct Options {
     pub hogs: Option<usize>,
     /// Ping-pong pairs.
     pub pairs: usize,
-    /// Frames a second.
-    pub hz: u32,
+    /// The game.
+    pub game: Kind,
+    /// Frames a second; None is the game's own.
+    pub hz: Option<u32>,
     /// The run's name; None is the scheduler's.
     pub label: Option<String>,
     /// How the latency-sensitive threads are scheduled.
@@ -58,8 +61,10 @@ pub enum Speed {
 
 /// How long to wait for an idle machine, ns.
 const PATIENCE: u64 = 5 * SECOND;
-/// Between the plan and the epoch, for forking and starting threads, ns.
+/// Between the plan and the first of the load, for forking and starting threads, ns.
 const LEAD: u64 = 200 * MS;
+/// The background begins so much before the game, ns: a player starts one on a machine that works.
+const HEAD_START: u64 = 500 * MS;
 
 /// Runs the load and calls `progress` with a line every second.
 ///
@@ -74,12 +79,10 @@ pub fn run(options: &Options, progress: impl FnMut(&str)) -> Result<Report> {
         scale: config.work_scale,
     };
     let lengths = [config.warmup, config.seconds].map(nanoseconds);
-    let plan = Arc::new(Plan::new(now() + LEAD, lengths[0], lengths[1]));
+    let plan = Arc::new(Plan::new(now() + LEAD + HEAD_START, lengths[0], lengths[1]));
 
-    let background = Background::fork(&config, plan.epoch)?;
-    let foreground = with_policy(options.policy, || {
-        Foreground::start(&plan, rate, config.hz, config.seed)
-    })?;
+    let background = Background::fork(&config, plan.epoch - HEAD_START)?;
+    let foreground = with_policy(options.policy, || Foreground::start(&plan, rate, &config))?;
     let counts = watch(&signals, &plan, &background.board, config.hogs, progress)?;
     let (frames, periods, events) = foreground.finish()?;
     background.children.finish()?;
@@ -116,7 +119,8 @@ fn configure(options: &Options, signals: &Signals) -> Result<Config> {
     Ok(Config {
         seconds: options.seconds,
         warmup: options.warmup,
-        hz: options.hz,
+        game: options.game,
+        hz: options.hz.unwrap_or(options.game.hz()),
         hogs: options.hogs.unwrap_or((cpus * 3).div_ceil(2)),
         pairs: options.pairs,
         rt: options.policy == Policy::Fifo,
@@ -170,11 +174,11 @@ struct Foreground {
 }
 
 impl Foreground {
-    fn start(plan: &Arc<Plan>, rate: Rate, hz: u32, seed: u64) -> Result<Self> {
+    fn start(plan: &Arc<Plan>, rate: Rate, config: &Config) -> Result<Self> {
         Ok(Self {
-            game: game::start(plan, rate, hz)?,
+            game: game::start(config.game, plan, rate, config.hz)?,
             audio: audio::start(plan, rate)?,
-            input: input::start(plan, rate, seed)?,
+            input: input::start(plan, rate, config.seed)?,
         })
     }
 

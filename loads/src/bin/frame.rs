@@ -3,6 +3,7 @@
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
+use loads::game::Kind;
 use loads::priority::Policy;
 use loads::report::Report;
 use loads::run::{Options, Speed, run};
@@ -48,9 +49,12 @@ struct RunArguments {
     /// Pipe ping-pong pairs
     #[arg(long, default_value = "1", value_parser = value_parser!(u32).range(..=1024))]
     pairs: u32,
-    /// Frames per second of the game
-    #[arg(long, default_value = "60", value_parser = value_parser!(u32).range(1..=1000))]
-    hz: u32,
+    /// What the game does for a frame
+    #[arg(long, value_enum, default_value_t)]
+    game: Kind,
+    /// Frames per second of the game [default: the game's]
+    #[arg(long, value_parser = value_parser!(u32).range(1..=1000))]
+    hz: Option<u32>,
     /// Write the report to this file as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -144,6 +148,7 @@ fn options(arguments: &RunArguments) -> Options {
         warmup: arguments.warmup,
         hogs: arguments.hogs.map(|hogs| hogs as usize),
         pairs: arguments.pairs as usize,
+        game: arguments.game,
         hz: arguments.hz,
         label: arguments.label.clone(),
         policy: if arguments.rt {

@@ -53,6 +53,8 @@ enum record_kind {
 	 * rest says nothing.
 	 */
 	RECORD_TOO_LATE,
+	/* It runs, and has woken a thread of its process that is urgent by its order. */
+	RECORD_CALLER,
 };
 
 /*

@@ -183,6 +183,8 @@ s32 BPF_PROG(metronome_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wake
 	order = order_of(tctx);
 	if (!order && !builtin_idle)
 		return prev_cpu;
+	if (is_urgent(order))
+		note_caller(p);
 	cpu = select_cpu_and(p, preferred_cpu(p, prev_cpu, order), wake_flags);
 	if (cpu < 0) {
 		if (!may_be_handed_off(p, order, wake_flags, &chain_ns))

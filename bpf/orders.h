@@ -7,9 +7,9 @@
  * deadline, which is served before all else, and displaces a running task if its order says so.
  * User space is told, not asked.
  *
- * An order holds for so much CPU time since the task last slept. Past that the task takes turns
- * with all others, if the order says so (turns.h), or user space is asked. What an order may do to
- * others is limited by `limits`.
+ * An order holds for so much CPU time since the task last slept, or called (note_caller()). Past
+ * that the task takes turns with all others, if the order says so (turns.h), or user space is
+ * asked. What an order may do to others is limited by `limits`.
  */
 #ifndef METRONOME_ORDERS_H
 #define METRONOME_ORDERS_H
@@ -110,6 +110,39 @@ static void tell_of_wakeup(struct task_struct *p, struct task_ctx *tctx, enum re
 		return;
 	tctx->told_at = tctx->enqueued_at = now;
 	tell(p, kind, enq_flags);
+}
+
+/*
+ * The running task wakes @p, which is urgent by its order. If both are of one process, it may be
+ * the loop of a game that its other threads wait for, and that never sleeps, because it is late or
+ * has no limit. So user space hears of it, and its order holds anew, as if it had slept.
+ */
+static void note_caller(struct task_struct *p)
+{
+	struct task_struct *caller = bpf_get_current_task_btf();
+	struct control *ctl = controls();
+	struct task_ctx *tctx;
+	u64 now, enqueued_at;
+
+	if (caller->tgid != p->tgid || !ctl || !(ctl->events & (1U << RECORD_CALLER)) ||
+	    in_interrupt() || in_fallback())
+		return;
+	tctx = task_ctx(caller);
+	now = scx_bpf_now();
+	/* Not if it is of another class, or the scheduler thread. */
+	if (!tctx || !tctx->start_ts || time_before(tctx->start_ts, tctx->stop_ts) ||
+	    elapsed(tctx->told_at, now) < ctl->tell_us * 1000ULL)
+		return;
+	tctx->told_at = now;
+	/* It does not wait: in the record this is when it called. */
+	enqueued_at = tctx->enqueued_at;
+	tctx->enqueued_at = now;
+	tell_event(caller, RECORD_CALLER, 0);
+	tctx->enqueued_at = enqueued_at;
+	if (tctx->is_ordered)
+		tctx->deadline = now + ORDER_LATENCY_NS(order_of(tctx));
+	/* What it has run for already will be added as it stops. */
+	tctx->exec_runtime = -elapsed(tctx->start_ts, now);
 }
 
 /*

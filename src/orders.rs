@@ -88,8 +88,9 @@ pub struct Order {
     pub latency_ns: u64,
     /// How long it may run in one go; 0 is the default slice.
     pub slice_ns: u64,
-    /// For how much CPU time since it last slept the task goes by this order. Past it the task is
-    /// asked about, or takes turns. With 0 that is so from the start.
+    /// For how much CPU time since it last slept the task goes by this order, or since the last
+    /// record of the kind [`Caller`](crate::task::Kind::Caller), if the policy asks for these. Past
+    /// it the task is asked about, or takes turns. With 0 that is so from the start.
     pub budget_ns: u64,
     /// If no CPU is idle, it displaces a task without an order, or else one whose deadline is
     /// later by a margin.

@@ -192,8 +192,9 @@ pub trait Policy {
 
     /// Of the wake-ups of one task that have no enqueue record
     /// ([`Kind::Ordered`](crate::task::Kind::Ordered) and
-    /// [`Kind::Direct`](crate::task::Kind::Direct)) one in so many µs is told of; 0 is each. Asked
-    /// once, when the policy begins.
+    /// [`Kind::Direct`](crate::task::Kind::Direct)) one in so many µs is told of, and as many of
+    /// its calls ([`Kind::Caller`](crate::task::Kind::Caller)); 0 is each. Asked once, when the
+    /// policy begins.
     ///
     /// 4 ms by default: often enough to see a task change its ways, and seldom enough that pairs
     /// which wake each other all the time do not fill the ring.

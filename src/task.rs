@@ -67,6 +67,11 @@ pub enum Kind {
     /// [`epoch`](QueuedTask::epoch) say something, and they are those of the decision: the id
     /// may be another task's, whose records are of another epoch.
     TooLate,
+    /// It runs, and has woken a thread of its process that is urgent by its order: at
+    /// [`enqueued_at`](QueuedTask::enqueued_at), and it may be long before it sleeps. Told as
+    /// rarely as [`Ordered`](Self::Ordered). While a policy asks for these records, an order's
+    /// budget counts from the last of them, too.
+    Caller,
 }
 
 impl Kind {
@@ -84,6 +89,7 @@ impl Kind {
             10 => Self::Rescued,
             11 => Self::Direct,
             12 => Self::TooLate,
+            13 => Self::Caller,
             _ => return None,
         })
     }
@@ -106,7 +112,7 @@ impl Kinds {
     pub const NONE: Self = Self(0);
 
     /// Every kind.
-    pub const ALL: Self = Self((2 << Kind::TooLate as u16) - (1 << Kind::Queued as u16));
+    pub const ALL: Self = Self((2 << Kind::Caller as u16) - (1 << Kind::Queued as u16));
 
     /// Whether records of this kind are in the set.
     pub const fn contains(self, kind: Kind) -> bool {

@@ -305,12 +305,12 @@ fn counters_have_the_same_names_and_numbers() {
 #[test]
 fn kinds_of_records_have_the_same_names_and_numbers() {
     use crate::task::Kind::{
-        Affinity, Blocked, Bounced, Direct, Dispatched, Exited, Ordered, Queued, Rescued, Stale,
-        TooLate, Weight,
+        Affinity, Blocked, Bounced, Caller, Direct, Dispatched, Exited, Ordered, Queued, Rescued,
+        Stale, TooLate, Weight,
     };
     let kinds = [
         Queued, Ordered, Blocked, Exited, Weight, Affinity, Dispatched, Bounced, Stale, Rescued,
-        Direct, TooLate,
+        Direct, TooLate, Caller,
     ];
     let here = kinds.map(|kind| {
         let name = format!("RECORD_{}", constant_case(&format!("{kind:?}")));

@@ -29,7 +29,9 @@
 //! urgent.
 //!
 //! Urgency goes along wake-up chains, from the mouse to the game and on to its workers: a task that
-//! is mostly woken by tasks with orders is as urgent as its caller. The bound is the same.
+//! is mostly woken by tasks with orders is as urgent as its caller. It goes the other way, too, to
+//! the loop of a game that never sleeps, if urgent threads of its process wait for it: each time
+//! that it wakes one ([`Kind::Caller`]) a frame ends. The bound is the same.
 //!
 //! # No task starves
 //! A waiting task is overtaken only by tasks with earlier deadlines, and those are at most two lags
@@ -42,6 +44,7 @@
 //! `docs/POLICY.md` has the whole of it, with plots.
 
 use core::fmt;
+use core::mem;
 use core::str::FromStr;
 
 use crate::abi::{EPOCHS, LEAD_LAGS, MAX_TASKS, SHARE, SLOWEST};
@@ -69,12 +72,19 @@ struct Account {
     /// The mean burst of the last task with an order that woke it, ns.
     caller: u32,
     pid: i32,
+    /// When it last woke an urgent thread of its process, µs, which wraps.
+    called_at: u32,
     epoch: u16,
     /// Sleeps seen, up to [`SEASONED`].
     seen: u8,
     /// How many of its wake-ups come from tasks with orders, of [`ALWAYS`]: a mean over the last
     /// few.
     called: u8,
+    /// How often it has woken one, each time within [`LONGEST_FRAME`] of the time before, up to
+    /// [`NEWBORN`].
+    calls: u8,
+    /// Whether it has slept since.
+    has_slept: bool,
     /// Whether it has an order.
     is_ordered: bool,
 }
@@ -94,15 +104,22 @@ impl Account {
         spent: 0,
         caller: 0,
         pid: 0,
+        called_at: 0,
         epoch: 0,
         seen: 0,
         called: 0,
+        calls: 0,
+        has_slept: false,
         is_ordered: false,
     };
 }
 
 /// A task whose bursts are longer in the mean is batch work, ns: two frames.
 const LONGEST_BURST: u32 = 33_000_000;
+
+/// A thread that wakes an urgent one of its process at least this often, µs, is the loop of a game:
+/// three frames.
+const LONGEST_FRAME: u32 = 50_000;
 
 /// Longer bursts than this, ns, are those of a whole frame, or of batch work that waits for a file
 /// now and then.
@@ -305,12 +322,8 @@ impl Account {
         if slept == 0 || slept > i32::MAX as u32 {
             return false;
         }
-        let burst = self.ran / slept;
-        // A mean over the last few bursts; the first one counts whole.
-        self.burst = match self.seen {
-            0 => burst,
-            _ => self.burst - self.burst / 4 + burst / 4,
-        };
+        self.end_burst(self.ran / slept);
+        self.has_slept = true;
         if task.is_wakeup() && task.stop_ts != 0 {
             // The last of its sleeps.
             let asleep = at_most_u32(task.enqueued_at.saturating_sub(task.stop_ts));
@@ -320,10 +333,40 @@ impl Account {
             };
         }
         self.seen = slept.saturating_add(self.seen.into()).min(SEASONED.into()) as u8;
-        self.ran = 0;
         self.sleeps = task.nvcsw as u32;
         self.note_waker(waker);
         true
+    }
+
+    /// A mean over the last few bursts; the first one counts whole.
+    fn end_burst(&mut self, burst: u32) {
+        self.burst = match self.seen {
+            0 => burst,
+            _ => self.burst - self.burst / 4 + burst / 4,
+        };
+        self.ran = 0;
+    }
+
+    /// Takes in whether it has woken an urgent thread of its process. If it has not slept since the
+    /// time before, that ends a burst as a sleep would.
+    fn note_call(&mut self, task: &QueuedTask) {
+        let at = (task.enqueued_at / 1000) as u32;
+        if at.wrapping_sub(self.called_at) > LONGEST_FRAME {
+            self.calls = 0;
+        }
+        if task.kind() != Kind::Caller {
+            return;
+        }
+        if !mem::take(&mut self.has_slept) && self.calls > 0 {
+            self.end_burst(self.ran);
+        }
+        self.called_at = at;
+        self.calls = (self.calls + 1).min(NEWBORN);
+    }
+
+    /// Whether it is the loop of a game: threads that are urgent wait for it.
+    fn leads(&self) -> bool {
+        self.calls == NEWBORN
     }
 
     /// It has been woken, by a task with an order of this mean burst or by another.
@@ -344,14 +387,15 @@ impl Account {
             true => NEWBORN,
             false => SEASONED,
         };
-        self.seen >= enough
+        (self.seen >= enough || self.leads())
             && self.burst <= LONGEST_BURST
             && (self.burst <= SHORT_BURST || self.rests())
     }
 
-    /// Whether it sleeps for more than a nap, as one does that waits for the next frame.
+    /// Whether it sleeps for more than a nap, as one does that waits for the next frame, or ends
+    /// its frames in another way.
     fn rests(&self) -> bool {
-        self.asleep >= (self.burst / 4).min(REST)
+        self.leads() || self.asleep >= (self.burst / 4).min(REST)
     }
 
     /// How soon after its wake-up it should run, in ns.
@@ -420,6 +464,7 @@ impl<const TASKS: usize> Deadline<TASKS> {
             true => lag,
             false => lag.max(by_share(lag, task)),
         };
+        account.note_call(task);
         let earliest = self.now.wrapping_sub(may_be_behind);
         let latest = self.now.wrapping_add(LEAD_LAGS * lag);
         if before(account.vruntime, earliest) {
@@ -500,7 +545,7 @@ impl<const TASKS: usize> Policy for Deadline<TASKS> {
 
     fn events(&self) -> Kinds {
         // On an idle machine it learns which tasks are urgent, before it is busy.
-        Kind::Ordered | Kind::Direct | Kind::Exited
+        Kind::Ordered | Kind::Direct | Kind::Exited | Kind::Caller
     }
 }
 
@@ -726,19 +771,68 @@ mod tests {
         assert!(percent <= 20, "{percent} %");
     }
 
+    /// The loop of a game that is late: it never sleeps, and wakes its workers once a frame.
+    fn frame(number: u64, used: u64) -> QueuedTask {
+        QueuedTask {
+            kind: Kind::Caller as u16,
+            enqueued_at: number * 16_666_667,
+            ..task(1, 100, used, 0)
+        }
+    }
+
+    #[test]
+    fn a_loop_that_never_sleeps_is_urgent_while_urgent_threads_wait_for_it() {
+        let mut policy = policy();
+        let mut order = None;
+        for number in 0..10 {
+            policy.now = number * 5_000_000;
+            let frame = frame(number, number * 12_000_000);
+            policy.event(&frame);
+            order = urgent(&mut policy, &frame);
+            assert_eq!(order.is_some(), number >= 4, "frame {number}");
+        }
+        assert_eq!(order.map(|order| order.latency_ns), Some(12_000_000));
+        // It goes on, and wakes none.
+        let record = QueuedTask {
+            kind: Kind::Ordered as u16,
+            ..frame(14, 180_000_000)
+        };
+        policy.now += 20_000_000;
+        policy.event(&record);
+        assert_eq!(urgent(&mut policy, &record), None);
+    }
+
+    #[test]
+    fn the_loop_of_a_game_has_no_more_than_the_boost() {
+        let mut policy = policy();
+        let (mut used, mut ordered) = (0, 0);
+        for number in 0..600 {
+            // Eight of its shares are half of a frame.
+            policy.now = number * 1_500_000;
+            let frame = frame(number, used);
+            policy.event(&frame);
+            let is_ordered = urgent(&mut policy, &frame).is_some();
+            used += if is_ordered { 24_000_000 } else { 1_500_000 };
+            ordered += u64::from(is_ordered);
+        }
+        assert!((240..320).contains(&ordered), "{ordered} of 600 frames");
+    }
+
     /// CPU time that a task has had by its orders, and virtual time, at each of its sleeps; both
     /// ns.
     type Account = Vec<(u64, u64)>;
 
-    /// A task of this weight that runs for so long, sleeps for so long, while virtual time moves by
-    /// so many % of real time, over and over, µs.
+    /// A task of this weight that runs for so long, then sleeps for so long or, if that is 0, wakes
+    /// an urgent thread of its process, while virtual time moves by so many % of real time, over
+    /// and over, µs.
     fn urgent_time(weight: u32, cycles: impl IntoIterator<Item = (u64, u64, u64)>) -> Account {
         let mut policy = policy();
         let mut order = None::<Order>;
-        let (mut real, mut used, mut by_order) = (0, 0, 0);
+        let (mut real, mut used, mut by_order, mut nvcsw) = (0, 0, 0, 0);
         let mut account = Account::new();
-        for (nvcsw, (run, asleep, pace)) in (0..).zip(cycles) {
+        for (run, asleep, pace) in cycles {
             let (run, asleep) = (run * 1000, asleep * 1000);
+            nvcsw += u64::from(asleep > 0);
             by_order += run.min(order.map_or(0, |order| order.budget_ns));
             used += run;
             real += run + asleep;
@@ -748,7 +842,13 @@ mod tests {
                 enqueued_at: real,
                 ..task(1, weight, used, 0)
             };
-            let record = woken(record, asleep);
+            let record = match asleep {
+                0 => QueuedTask {
+                    kind: Kind::Caller as u16,
+                    ..record
+                },
+                _ => woken(record, asleep),
+            };
             policy.event(&record);
             order = urgent(&mut policy, &record);
             account.push((by_order, policy.now));
@@ -757,13 +857,16 @@ mod tests {
     }
 
     proptest! {
-        /// However a task runs and sleeps, between any two of its sleeps it has no more by its
+        /// However a task runs, sleeps and wakes others, between any two of its sleeps it has no more by its
         /// orders than its weight times the boost is worth, and what the bucket and one budget
         /// hold.
         #[test]
         fn no_rhythm_earns_more_than_the_boost(
             weight in 1..1000_u32,
-            rhythms in vec((1..50_000_u64, 1..50_000_u64, 0..100_u64, 1..60_usize), 1..8),
+            rhythms in vec(
+                (1..50_000_u64, prop_oneof![Just(0), 1..50_000_u64], 0..100_u64, 1..60_usize),
+                1..8,
+            ),
         ) {
             let cycles = rhythms.iter().flat_map(|(run, asleep, pace, times)| {
                 core::iter::repeat_n((*run, *asleep, *pace), *times)

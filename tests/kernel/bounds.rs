@@ -1,7 +1,7 @@
 //! Bounds that hold for every task beside any load: how long it may wait, and for which others.
 
 use std::io::Seek;
-use std::sync::Mutex;
+use std::sync::{Mutex, mpsc};
 
 use super::fair::{Got, cpu_time, hog, sleep_until};
 use super::faults::ASKED;
@@ -382,6 +382,53 @@ fn a_heavy_game_keeps_its_frames_beside_any_number_of_hogs() {
         figure(&what, ours - real_time, "%", Bound::AtMost(15.0));
     }
     scheduler.stop(libc::SIGINT).assert_clean();
+}
+
+/// A game without a limit of frames never sleeps, nor does one that is late from its first frame.
+/// What tells such a loop from a hog is that urgent threads of its process wait for it.
+#[test]
+fn a_loop_that_never_sleeps_is_urgent_if_it_wakes_urgent_threads() {
+    let scheduler = Scheduler::start("scx_metronome", &[]);
+    let hogs = 3 * cpus();
+    let share = 100.0 * cpus() as f64 / (hogs + 1) as f64;
+    // Renders for 5 ms, and wakes a thread that presents the frame if there is one.
+    let render = |present: Option<mpsc::SyncSender<()>>| {
+        let begin = Instant::now() + Duration::from_millis(500);
+        let end = begin + Duration::from_secs(2);
+        let mut before = Duration::ZERO;
+        while Instant::now() < end {
+            let used = cpu_time();
+            if Instant::now() < begin {
+                before = used;
+            }
+            while cpu_time() - used < Duration::from_millis(5) {}
+            if let Some(present) = &present {
+                present.send(()).unwrap();
+            }
+        }
+        100.0 * (cpu_time() - before).as_secs_f64() / 2.0
+    };
+    let present = |rendered: mpsc::Receiver<()>| {
+        for () in rendered {
+            let used = cpu_time();
+            while cpu_time() - used < Duration::from_micros(500) {}
+        }
+    };
+    let game = || {
+        let (sender, receiver) = mpsc::sync_channel(2);
+        thread::scope(|scope| {
+            scope.spawn(|| present(receiver));
+            scope.spawn(|| render(Some(sender))).join().unwrap()
+        })
+    };
+    let game = with_threads(hogs, || {}, game);
+    let hog = || thread::scope(|scope| scope.spawn(|| render(None)).join().unwrap());
+    let hog = with_threads(hogs, || {}, hog);
+    scheduler.stop(libc::SIGINT).assert_clean();
+    println!("CPU time by weight: {share:.1} %");
+    // 31 % are its share.
+    figure("CPU time of the loop", game, "%", Bound::AtLeast(60.0));
+    figure("of one without others", hog, "%", Bound::AtMost(40.0));
 }
 
 /// Sleep buys no more than so many fair shares.

@@ -18,11 +18,11 @@ bench: setup ## the benchmarks, four minutes (root, for those that need BPF)
 	rm -rf $(or $(CARGO_TARGET_DIR),target)/criterion $(or $(CARGO_TARGET_DIR),target)/bench
 	cargo bench
 
-# QUICK=1, KERNEL=7.2, CPUS=8, ROUNDS=9, JOBS=1 (guests at a time), ONLY=eevdf,scx_metronome, HOST=1
-# (this machine's own kernel)
-compare_options = $(if $(QUICK),--quick) $(if $(HOST),--host) $(if $(KERNEL),--kernel $(KERNEL)) \
-	$(if $(CPUS),--cpus $(CPUS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(JOBS),--jobs $(JOBS)) \
-	$(if $(ONLY),--only $(ONLY))
+# QUICK=1, GAMES=1 (heavier games instead of all else), KERNEL=7.2, CPUS=8, ROUNDS=9, JOBS=1 (guests
+# at a time), ONLY=eevdf,scx_metronome, HOST=1 (this machine's own kernel)
+compare_options = $(if $(QUICK),--quick) $(if $(GAMES),--games) $(if $(HOST),--host) \
+	$(if $(KERNEL),--kernel $(KERNEL)) $(if $(CPUS),--cpus $(CPUS)) \
+	$(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(JOBS),--jobs $(JOBS)) $(if $(ONLY),--only $(ONLY))
 compare_packages = libseccomp-dev libssl-dev protobuf-compiler
 
 compare: setup ## EEVDF and the best peers beside it: target/compare (QUICK=1: 15 minutes)

@@ -11,6 +11,7 @@ use crate::sample::{Environment, Failure, Line, Sample};
 use anyhow::{Context, Result, anyhow, bail};
 use loads::board::Board;
 use loads::clock::{MS, SECOND, now, sleep_until};
+use loads::game::Kind;
 use loads::hogs;
 use loads::kernel::{self, online_cpus};
 use loads::latency::{Latency, Percentiles};
@@ -145,7 +146,8 @@ impl Bench<'_> {
 
     fn work(&self, work: Work) -> Result<Figures> {
         match work {
-            Work::Frame(hogs) => self.frame(hogs),
+            Work::Frame(hogs) => self.frame(Kind::Light, hogs),
+            Work::Game(game, hogs) => self.frame(game, hogs),
             Work::Messaging => self.messaging(),
             Work::Pipe => self.pipe(),
             Work::Cyclictest(hogs) => self.cyclictest(hogs),
@@ -181,8 +183,9 @@ impl Bench<'_> {
         command
     }
 
-    fn frame(&self, hogs: f64) -> Result<Figures> {
-        output(&mut self.frame_command(self.form.frame.0, self.count(hogs), 1))?;
+    fn frame(&self, game: Kind, hogs: f64) -> Result<Figures> {
+        let mut command = self.frame_command(self.form.frame.0, self.count(hogs), 1);
+        output(command.args(["--game", &game.to_string()]))?;
         Ok(frame_figures(&Report::read(Path::new(FRAME_JSON))?))
     }
 
@@ -317,7 +320,7 @@ impl Bench<'_> {
         ]);
         let counter = Running::start(&mut perf)?;
         let before = Reading::take(pid)?;
-        let frame = self.frame(1.5);
+        let frame = self.frame(Kind::Light, 1.5);
         let after = Reading::take(pid)?;
         let _ = counter.interrupt();
         let _ = fs::write("/proc/sys/kernel/bpf_stats_enabled", "0");

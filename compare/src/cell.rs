@@ -3,15 +3,16 @@
 
 use crate::figure::At::{Max, P50, P99};
 use crate::figure::Figure::{
-    self, Bpf, Cpu, Exchange, Faults, FramesMissed, HogsFairness, HogsWork, Memory, Misplaced,
+    self, Bpf, Cpu, Exchange, Faults, Fps, FramesMissed, HogsFairness, HogsWork, Memory, Misplaced,
     Percent, PingPong, Rate, Seconds, SlowestFps, Syscalls, Time,
 };
 use crate::figure::Of;
 use crate::scheduler::{Kind, Scheduler};
+use loads::game;
 
 /// The meaning of the loads and of the figures' names. Samples of another version are not looked
 /// at.
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
 
 /// A piece of work that a scheduler is measured at.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -29,6 +30,8 @@ pub(crate) struct Cell {
 pub(crate) enum Work {
     /// `frame` beside so many hogs and one ping-pong pair.
     Frame(f64),
+    /// Another game than that, beside so many hogs.
+    Game(game::Kind, f64),
     /// `perf bench sched messaging`.
     Messaging,
     /// `perf bench sched pipe`.
@@ -52,7 +55,8 @@ const fn cell(id: &'static str, title: &'static str, work: Work) -> Cell {
 }
 
 /// All work, in the order in which it is run and shown.
-pub(crate) static CELLS: [Cell; 17] = [
+#[rustfmt::skip]
+pub(crate) static CELLS: [Cell; 27] = [
     cell("frame-0.5x", "frame, 0.5x", Work::Frame(0.5)),
     cell("frame-1x", "frame, 1x", Work::Frame(1.0)),
     cell("frame-1.5x", "frame, 1.5x", Work::Frame(1.5)),
@@ -74,6 +78,16 @@ pub(crate) static CELLS: [Cell; 17] = [
     cell("build-frame", "build beside frame", Work::TreeBesideFrame),
     cell("weights", "nice levels", Work::Weights),
     cell("cost", "own cost, frame 1.5x", Work::Cost),
+    cell("heavy-1.5x", "heavy game, 1.5x", Work::Game(game::Kind::Heavy, 1.5)),
+    cell("heavy-3x", "heavy game, 3x", Work::Game(game::Kind::Heavy, 3.0)),
+    cell("144-1.5x", "144 Hz, 1.5x", Work::Game(game::Kind::Fast, 1.5)),
+    cell("144-3x", "144 Hz, 3x", Work::Game(game::Kind::Fast, 3.0)),
+    cell("30-1.5x", "30 Hz, 1.5x", Work::Game(game::Kind::Slow, 1.5)),
+    cell("30-3x", "30 Hz, 3x", Work::Game(game::Kind::Slow, 3.0)),
+    cell("chain-1.5x", "chain of twelve, 1.5x", Work::Game(game::Kind::Chain, 1.5)),
+    cell("chain-3x", "chain of twelve, 3x", Work::Game(game::Kind::Chain, 3.0)),
+    cell("uncapped-1.5x", "uncapped, 1.5x", Work::Game(game::Kind::Uncapped, 1.5)),
+    cell("uncapped-3x", "uncapped, 3x", Work::Game(game::Kind::Uncapped, 3.0)),
 ];
 
 impl Work {
@@ -91,6 +105,22 @@ impl Work {
                 HogsWork,
                 HogsFairness,
                 PingPong,
+            ],
+            Self::Game(game::Kind::Uncapped, _) => &[
+                Fps,
+                Time(Of::Frame, P99),
+                SlowestFps,
+                Time(Of::Audio, P99),
+                Time(Of::Input, P99),
+                HogsWork,
+            ],
+            Self::Game(..) => &[
+                Time(Of::Frame, P50),
+                Time(Of::Frame, P99),
+                FramesMissed,
+                Time(Of::Audio, P99),
+                Time(Of::Input, P99),
+                HogsWork,
             ],
             Self::Messaging | Self::Tree => &[Seconds],
             Self::Pipe => &[Exchange],
@@ -125,12 +155,19 @@ impl Cell {
         CELLS.iter().find(|cell| cell.id == id)
     }
 
+    fn is_game(&self) -> bool {
+        matches!(self.work, Work::Game(..))
+    }
+
     /// Whether it says anything about `scheduler`: SCHED_FIFO differs from EEVDF only where
     /// something is put into it, and only what is attached has a process of its own.
     #[must_use]
     pub(crate) fn applies_to(&self, scheduler: &Scheduler) -> bool {
         match (scheduler.kind, self.work) {
-            (Kind::Fifo, Work::Frame(_) | Work::Cyclictest(_) | Work::TreeBesideFrame) => true,
+            (
+                Kind::Fifo,
+                Work::Frame(_) | Work::Game(..) | Work::Cyclictest(_) | Work::TreeBesideFrame,
+            ) => true,
             (Kind::Fifo, _) => false,
             (_, Work::Cost) => scheduler.is_attached(),
             _ => true,
@@ -162,12 +199,12 @@ pub(crate) struct Form {
 }
 
 /// The forms.
-pub(crate) static FORMS: [Form; 3] = [
+pub(crate) static FORMS: [Form; 4] = [
     Form {
         name: "long",
         rounds: 5,
         minutes: None,
-        takes: |_, _| true,
+        takes: |cell, _| !cell.is_game(),
         frame: (5.0, 1.0),
         perf: (100, 10_000),
         cycles: 2_000,
@@ -178,7 +215,7 @@ pub(crate) static FORMS: [Form; 3] = [
         name: "quick",
         rounds: 3,
         minutes: Some(14),
-        takes: |_, _| true,
+        takes: |cell, _| !cell.is_game(),
         frame: (2.0, 0.5),
         perf: (20, 2_000),
         cycles: 400,
@@ -195,6 +232,17 @@ pub(crate) static FORMS: [Form; 3] = [
         },
         frame: (3.0, 0.5),
         perf: (40, 2_000),
+        cycles: 400,
+        seconds: 0.5,
+        units: 40,
+    },
+    Form {
+        name: "games",
+        rounds: 3,
+        minutes: None,
+        takes: |cell, _| cell.is_game(),
+        frame: (3.0, 0.2),
+        perf: (20, 2_000),
         cycles: 400,
         seconds: 0.5,
         units: 40,

@@ -81,6 +81,9 @@ struct Choice {
     /// The short form: fewer rounds, shorter cells, at most 15 minutes
     #[arg(long)]
     quick: bool,
+    /// Heavier games, chains and games without a limit, instead of all the rest
+    #[arg(long, conflicts_with = "quick")]
+    games: bool,
     /// A Debian kernel: newest, oldest, or a version
     #[arg(long, default_value = "newest")]
     kernel: String,
@@ -164,7 +167,12 @@ impl Tree {
 }
 
 fn form(choice: &Choice) -> Result<&'static Form> {
-    Form::find(if choice.quick { "quick" } else { "long" }).context("no such form")
+    let name = match (choice.quick, choice.games) {
+        (true, _) => "quick",
+        (_, true) => "games",
+        _ => "long",
+    };
+    Form::find(name).context("no such form")
 }
 
 fn all() -> Vec<&'static Scheduler> {
@@ -262,6 +270,9 @@ fn command(choice: &Choice) -> String {
     let mut add = |name: &str, value: &str| command += &format!(" {name}={value}");
     if choice.quick {
         add("QUICK", "1");
+    }
+    if choice.games {
+        add("GAMES", "1");
     }
     if choice.host {
         add("HOST", "1");

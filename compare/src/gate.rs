@@ -2,8 +2,9 @@
 //!
 //! A figure itself depends on the kernel and the emulator; its ratio to EEVDF's median in the same
 //! run much less. A ratio has become worse when its median is beyond the committed one by more than
-//! the spread, which here is the whole range over the rounds, the larger of the two runs': a gate
-//! that cries wolf is switched off.
+//! the spread: that of Metronome's rounds, the whole range, and that of EEVDF's, between the
+//! quartiles, for the median that ratios are made with is no surer. Of the two runs the larger
+//! counts: a gate that cries wolf is switched off.
 
 use crate::figure::Figure;
 use crate::result::{Column, Outcome, Row};
@@ -26,6 +27,8 @@ pub(crate) struct Ratios {
     pub(crate) cpus: usize,
     /// By cell and figure: each round of Metronome's over the median of EEVDF's.
     pub(crate) ratios: BTreeMap<String, Vec<f64>>,
+    /// Likewise: the distance between the quartiles of EEVDF's rounds, as a part of their median.
+    pub(crate) baseline: BTreeMap<String, f64>,
 }
 
 /// How one ratio has changed.
@@ -59,10 +62,13 @@ impl Ratios {
             }
         };
         let (ours, baseline) = (column("scx_metronome")?, column("eevdf")?);
-        let mut ratios = BTreeMap::new();
-        // EEVDF has no process whose cost could be asked for.
-        for row in rows(outcome).filter(|row| baseline.at(row).is_some()) {
-            let rounds = to_median(&row, ours, baseline);
+        let (mut ratios, mut spreads) = (BTreeMap::new(), BTreeMap::new());
+        for row in rows(outcome) {
+            // EEVDF has no process whose cost could be asked for.
+            let Some(theirs) = baseline.at(&row) else {
+                continue;
+            };
+            let rounds = to_median(&row, ours, theirs.median);
             if rounds.len() < FEWEST {
                 bail!(
                     "{} has {} rounds, {FEWEST} are needed: the machine was too slow",
@@ -71,11 +77,14 @@ impl Ratios {
                 );
             }
             ratios.insert(name(&row), rounds);
+            let spread = theirs.spread.unwrap_or(0.0) / theirs.median;
+            spreads.insert(name(&row), if spread.is_finite() { spread } else { 0.0 });
         }
         Ok(Self {
             kernel: outcome.environment.kernel.clone(),
             cpus: outcome.environment.cpus,
             ratios,
+            baseline: spreads,
         })
     }
 
@@ -85,8 +94,10 @@ impl Ratios {
         let changes = rows(outcome).filter_map(|row| {
             let name = name(&row);
             let (before, after) = (committed.ratios.get(&name)?, self.ratios.get(&name)?);
-            let spread = range(before).max(range(after));
+            let own = range(before).max(range(after));
+            let baseline = [committed, self].map(|run| run.baseline.get(&name).unwrap_or(&0.0));
             let (before, after) = (Summary::of(before)?.median, Summary::of(after)?.median);
+            let spread = own + before * baseline[0].max(*baseline[1]);
             let worsening = match row.figure.shown().better {
                 Better::Lower => after - before,
                 Better::Higher => before - after,
@@ -111,18 +122,14 @@ fn name(row: &Row) -> String {
     format!("{} {}", row.cell.id, row.figure)
 }
 
-/// Of each round of ours to the median of the baseline's: EEVDF's odd rounds say nothing about
-/// Metronome.
-fn to_median(row: &Row, ours: &Column, baseline: &Column) -> Vec<f64> {
-    let Some(baseline) = baseline.at(row) else {
-        return Vec::new();
-    };
+/// Of each round of ours to the median of the baseline's.
+fn to_median(row: &Row, ours: &Column, baseline: f64) -> Vec<f64> {
     let samples = ours
         .samples
         .iter()
         .filter(|sample| sample.cell == row.cell.id);
     let figures = samples.filter_map(|sample| sample.figures.get(&row.figure));
-    let ratios = figures.map(|figure| figure / baseline.median);
+    let ratios = figures.map(|figure| figure / baseline);
     ratios.filter(|ratio| ratio.is_finite()).collect()
 }
 
@@ -178,11 +185,15 @@ mod tests {
         let mut before = Ratios::of(&outcome())?;
         let name = "messaging seconds";
         before.ratios.insert(name.to_owned(), vec![1.0, 0.8, 1.2]);
+        before.baseline.insert(name.to_owned(), 0.0);
         let mut after = before.clone();
         after.ratios.insert(name.to_owned(), vec![1.39, 1.39, 1.39]);
         assert!(worse(&after, &before).is_empty());
         after.ratios.insert(name.to_owned(), vec![1.41, 1.41, 1.41]);
         assert_eq!(worse(&after, &before), [name]);
+        // EEVDF's own figure differs by a tenth.
+        before.baseline.insert(name.to_owned(), 0.1);
+        assert!(worse(&after, &before).is_empty());
         Ok(())
     }
 

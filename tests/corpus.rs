@@ -45,6 +45,18 @@ fn a_record_is_a_task_if_each_field_is_in_range() {
 }
 
 #[test]
+fn a_record_of_any_kind_is_a_task_if_there_is_such_a_kind() {
+    run("task_decode", usize::MAX, |bytes| {
+        let mut bytes = bytes.to_vec();
+        bytes.resize(task_decode::BYTES, 0);
+        for kind in 0..64 {
+            bytes[20] = kind;
+            task_decode::run(&bytes);
+        }
+    });
+}
+
+#[test]
 fn a_machine_loses_no_task_whatever_happens() {
     run("turn", 17, turn::run);
 }

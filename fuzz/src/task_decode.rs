@@ -37,7 +37,7 @@ pub fn is_legal(bytes: &[u8; BYTES], nr_cpus: u32) -> bool {
     field::<4>(bytes, 0) < 65_536
         && cpu < 1 << 31
         && cpu < u64::from(nr_cpus)
-        && (1..=12).contains(&field::<2>(bytes, 20))
+        && (1..=13).contains(&field::<2>(bytes, 20))
         && field::<2>(bytes, 22) >= 1
         && (1..=10_000).contains(&weight)
 }

@@ -83,7 +83,7 @@ struct Row {
 
 type Check = fn(&Machine) -> Finding;
 
-const CHECKS: [(&str, Check); 15] = [
+const CHECKS: [(&str, Check); 16] = [
     ("kernel", kernel),
     ("kernel config", kernel_config),
     ("BTF", btf),
@@ -99,6 +99,7 @@ const CHECKS: [(&str, Check); 15] = [
     ("governor", governor),
     ("pid namespace", pid_namespace),
     ("CPU limits", cpu_limits),
+    ("autogroup", autogroup),
 ];
 
 /// Prints the table; the status is 1 if something is fatal.
@@ -362,6 +363,22 @@ fn cpu_limits(machine: &Machine) -> Finding {
         [first, others @ ..] => Finding::advice(
             format!("cpu.max of {first} and {} others is not kept", others.len()),
             "limit by cpu.weight, which is",
+        ),
+    }
+}
+
+/// The kernel's autogroup makes a group of each session, where the CPU controller makes none.
+fn autogroup(machine: &Machine) -> Finding {
+    let read = |file: &str| machine.read(file).unwrap_or_default();
+    if read("proc/sys/kernel/sched_autogroup_enabled") != "1" {
+        return Finding::ok("off");
+    }
+    let controllers = read("sys/fs/cgroup/cgroup.subtree_control");
+    match controllers.split_whitespace().any(|name| name == "cpu") {
+        true => Finding::ok("without effect: control groups share the CPUs"),
+        false => Finding::advice(
+            "is not kept: a session has CPU time for each of its tasks",
+            "share by control groups: echo +cpu > /sys/fs/cgroup/cgroup.subtree_control",
         ),
     }
 }

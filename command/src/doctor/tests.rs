@@ -46,6 +46,22 @@ fn a_limit_of_a_group_however_deep_is_named() {
 }
 
 #[test]
+fn autogroup_counts_where_no_control_group_shares_the_cpus() {
+    const ENABLED: &str = "proc/sys/kernel/sched_autogroup_enabled";
+    const CONTROLLERS: &str = "sys/fs/cgroup/cgroup.subtree_control";
+    verdicts(
+        "autogroup",
+        autogroup,
+        &[
+            (ENABLED, "0", Verdict::Ok),
+            (ENABLED, "1", Verdict::Advice),
+            (CONTROLLERS, "cpuset memory", Verdict::Advice),
+            (CONTROLLERS, "cpuset cpu memory", Verdict::Ok),
+        ],
+    );
+}
+
+#[test]
 fn an_empty_tree_is_fatal_only_where_something_must_be_there() {
     let tree = Tree::new("empty");
     tree.write("proc/sys/kernel/osrelease", "6.12.0\n");

@@ -108,6 +108,14 @@ impl Machine<'_> {
         self.0.virtual_now()
     }
 
+    /// Real time, in the clock of [`QueuedTask::enqueued_at`]; 0 if no clock was set.
+    ///
+    /// # Cost
+    /// Reading a clock.
+    pub fn now(&self) -> u64 {
+        self.0.now().unwrap_or_default()
+    }
+
     /// How many decisions for any CPU have not been taken yet.
     pub fn shared_backlog(&self) -> u64 {
         self.0.shared_backlog()

@@ -25,8 +25,8 @@
 //! it is served as if it were so many times heavier than its weight says (the boost), and never
 //! more. That is kept as a leaky bucket: its CPU time by weight flows in, virtual time times the
 //! boost flows out, and a task whose bucket runs over takes turns, as all others, until the bucket
-//! is half empty. One that only naps has no boost. Tasks of SCHED_BATCH and SCHED_IDLE are never
-//! urgent.
+//! is half empty. An order that may cost more than the bucket holds is not given. A task that only
+//! naps has no boost. Tasks of SCHED_BATCH and SCHED_IDLE are never urgent.
 //!
 //! Urgency goes along wake-up chains, from the mouse to the game and on to its workers: a task that
 //! is mostly woken by tasks with orders is as urgent as its caller. It goes the other way, too, to
@@ -80,8 +80,7 @@ struct Account {
     /// How many of its wake-ups come from tasks with orders, of [`ALWAYS`]: a mean over the last
     /// few.
     called: u8,
-    /// How often it has woken one, each time within [`LONGEST_FRAME`] of the time before, up to
-    /// [`NEWBORN`].
+    /// How often it has woken one, each time soon enough after the time before, up to [`NEWBORN`].
     calls: u8,
     /// Whether it has slept since.
     has_slept: bool,
@@ -117,9 +116,10 @@ impl Account {
 /// A task whose bursts are longer in the mean is batch work, ns: two frames.
 const LONGEST_BURST: u32 = 33_000_000;
 
-/// A thread that wakes an urgent one of its process at least this often, µs, is the loop of a game:
-/// three frames.
-const LONGEST_FRAME: u32 = 50_000;
+/// A thread that wakes an urgent one of its process is the loop of a game, if there are at most so
+/// many µs between two times, and no more CPU time than [`LONGEST_BURST`]. One that is late on a full
+/// machine has a tenth of a CPU.
+const SELDOM: u32 = 300_000;
 
 /// Longer bursts than this, ns, are those of a whole frame, or of batch work that waits for a file
 /// now and then.
@@ -198,6 +198,57 @@ impl FromStr for Ordered {
     }
 }
 
+/// The kernel side's virtual time, between two looks at it: records are read together, and of each
+/// what counts is the virtual time of the moment of which it tells.
+#[derive(Clone, Copy, Debug)]
+struct KernelClock {
+    /// Real and virtual time of the look before, and the virtual time of this one, ns.
+    real: u64,
+    from: u64,
+    to: u64,
+    /// Virtual time per real time in between, in 1/65,536.
+    pace: u64,
+    /// Real time of this look, ns.
+    read_at: u64,
+}
+
+impl KernelClock {
+    /// The longest time between two looks in which it is taken to run evenly, ns.
+    const EVEN: u64 = 1 << 30;
+
+    const fn standing(now: u64, real: u64) -> Self {
+        Self {
+            real,
+            from: now,
+            to: now,
+            pace: 0,
+            read_at: real,
+        }
+    }
+
+    /// The next look.
+    fn read(&self, now: u64, real: u64) -> Self {
+        let passed = real.saturating_sub(self.read_at);
+        let moved = now.wrapping_sub(self.to);
+        if !(1..Self::EVEN).contains(&passed) || moved >= Self::EVEN {
+            return Self::standing(now, real);
+        }
+        Self {
+            real: self.read_at,
+            from: self.to,
+            pace: (moved << 16) / passed,
+            ..Self::standing(now, real)
+        }
+    }
+
+    /// Virtual time at this real time.
+    fn at(&self, real: u64) -> u64 {
+        let passed = real.saturating_sub(self.real).min(Self::EVEN);
+        let now = self.from.wrapping_add((passed * self.pace) >> 16);
+        if before(self.to, now) { self.to } else { now }
+    }
+}
+
 /// The policy, for task ids below `TASKS`: 4.25 MiB for all of them, so build it where it shall
 /// stay.
 #[derive(Debug)]
@@ -211,6 +262,9 @@ pub struct Deadline<const TASKS: usize = MAX_TASKS> {
     /// Real time when `now` was looked at last, and what it was then.
     looked_at: u64,
     then: u64,
+    /// Whether virtual time is that of the kernel side.
+    follows: bool,
+    kernel: KernelClock,
     slice_ns: u64,
     slice_min_ns: u64,
     boost: u32,
@@ -227,6 +281,8 @@ impl<const TASKS: usize> Deadline<TASKS> {
             now: 0,
             looked_at: 0,
             then: 0,
+            follows: false,
+            kernel: KernelClock::standing(0, 0),
             slice_ns,
             slice_min_ns,
             boost: BOOST,
@@ -249,8 +305,15 @@ impl<const TASKS: usize> Deadline<TASKS> {
         self.slice_ns / 4
     }
 
-    /// Keeps virtual time going.
+    /// Brings virtual time up to that of a record.
     fn look_at_clock(&mut self, real: u64) {
+        if self.follows {
+            let now = self.kernel.at(real);
+            if before(self.now, now) {
+                self.now = now;
+            }
+            return;
+        }
         // The clocks of two CPUs may differ by a little; half an hour without a single record is a
         // start, not a delay.
         let passed = real.saturating_sub(self.looked_at);
@@ -262,6 +325,24 @@ impl<const TASKS: usize> Deadline<TASKS> {
         }
         self.looked_at = real.max(self.looked_at);
         self.then = self.now;
+    }
+
+    /// Where tasks take turns without us, theirs is the clock, which stands at `clock` at the real
+    /// time `real`. 0: they have none.
+    fn follow(&mut self, clock: u64, real: u64) {
+        let did_follow = mem::replace(
+            &mut self.follows,
+            self.ordered == Ordered::All && clock != 0,
+        );
+        if !self.follows {
+            return;
+        }
+        // Of another clock before, or of one that began anew.
+        if !did_follow || before(clock, self.now) {
+            self.now = clock;
+            self.kernel = KernelClock::standing(clock, real);
+        }
+        self.kernel = self.kernel.read(clock, real);
     }
 
     /// Sets the slices of a policy that was made of zeroed memory.
@@ -351,14 +432,17 @@ impl Account {
     /// time before, that ends a burst as a sleep would.
     fn note_call(&mut self, task: &QueuedTask) {
         let at = (task.enqueued_at / 1000) as u32;
-        if at.wrapping_sub(self.called_at) > LONGEST_FRAME {
+        if at.wrapping_sub(self.called_at) > SELDOM || self.ran > LONGEST_BURST {
             self.calls = 0;
         }
         if task.kind() != Kind::Caller {
             return;
         }
-        if !mem::take(&mut self.has_slept) && self.calls > 0 {
-            self.end_burst(self.ran);
+        if !mem::take(&mut self.has_slept) {
+            match self.calls {
+                0 => self.ran = 0,
+                _ => self.end_burst(self.ran),
+            }
         }
         self.called_at = at;
         self.calls = (self.calls + 1).min(NEWBORN);
@@ -408,8 +492,15 @@ impl Account {
         scaled.clamp(*LATENCY.start(), *LATENCY.end())
     }
 
+    /// CPU time since its sleep for which an order of its holds, ns.
+    fn budget(&self) -> u64 {
+        let burst = u64::from(self.burst);
+        LEAST_BUDGET.max((4 * burst).min(burst + OVERTIME))
+    }
+
     /// Whether it keeps within its allowance, or else within its fair share: then it is not far
-    /// ahead of virtual time.
+    /// ahead of virtual time. And only if what it may run for by one more order can be held against
+    /// it: of a light task that may be seconds of virtual time.
     fn may_be_ordered(&self, now: u64, task: &QueuedTask) -> bool {
         let spare = if self.is_ordered {
             OVERDRAWN
@@ -418,7 +509,10 @@ impl Account {
         };
         // The last burst has just been charged.
         let limit = spare + by_share(self.burst.into(), task);
-        u64::from(self.spent) <= limit || !before(now.wrapping_add(spare), self.vruntime)
+        let next = by_share(self.budget(), task);
+        let is_allowed = u64::from(self.spent) <= limit && limit + next <= DEEPEST;
+        let is_fair = !before(now.wrapping_add(spare), self.vruntime);
+        is_allowed || is_fair
     }
 }
 
@@ -478,10 +572,7 @@ impl<const TASKS: usize> Deadline<TASKS> {
 
 impl<const TASKS: usize> Policy for Deadline<TASKS> {
     fn look(&mut self, machine: &Machine<'_>) {
-        // Where tasks take turns without us, theirs is the clock.
-        if self.ordered == Ordered::All && machine.virtual_now() != 0 {
-            self.now = machine.virtual_now();
-        }
+        self.follow(machine.virtual_now(), machine.now());
     }
 
     fn deadline(&mut self, task: &QueuedTask) -> u64 {
@@ -527,7 +618,7 @@ impl<const TASKS: usize> Policy for Deadline<TASKS> {
         Some(Order {
             latency_ns: account.latency(task.weight),
             slice_ns: self.slice_min_ns.max(2 * burst),
-            budget_ns: LEAST_BUDGET.max((4 * burst).min(burst + OVERTIME)),
+            budget_ns: account.budget(),
             preempts: true,
             hand_off: true,
             in_turn,
@@ -684,6 +775,44 @@ mod tests {
     }
 
     #[test]
+    fn virtual_time_is_that_of_the_kernel_side_however_long_the_machine_has_been_up() {
+        let mut policy = policy();
+        let second = 1_000_000_000;
+        for (real, clock) in [(500, 0), (501, 1), (600, 2), (601, 3)] {
+            policy.follow(clock * 1_000_000, real * second);
+            policy.event(&QueuedTask {
+                enqueued_at: real * second,
+                ..task(1, 100, 0, 0)
+            });
+            // As far as its pace is known.
+            let behind = (clock * 1_000_000).abs_diff(policy.now);
+            assert!(clock == 0 || behind < 20_000, "{behind} ns");
+        }
+    }
+
+    #[test]
+    fn a_game_keeps_its_order_however_many_of_its_records_are_read_together() {
+        let mut policy = policy();
+        let (frame, mut ordered) = (16_666_667, 0);
+        for number in 0..60 {
+            // Three at a time. Virtual time moves by 16 % of real time.
+            if number % 3 == 0 {
+                let real = (number + 2) * frame;
+                policy.follow(1 + real / 100 * 16, real);
+            }
+            let record = QueuedTask {
+                nvcsw: number,
+                enqueued_at: number * frame,
+                ..task(1, 100, number * 12_000_000, 0)
+            };
+            let record = woken(record, 4_000_000);
+            policy.event(&record);
+            ordered += u64::from(urgent(&mut policy, &record).is_some() && number >= 10);
+        }
+        assert_eq!(ordered, 50);
+    }
+
+    #[test]
     fn an_order_outlasts_the_work_of_the_kernel_that_interrupts_its_task() {
         let mut policy = policy();
         let sleeps = |nvcsw| QueuedTask {
@@ -818,68 +947,173 @@ mod tests {
         assert!((240..320).contains(&ordered), "{ordered} of 600 frames");
     }
 
-    /// CPU time that a task has had by its orders, and virtual time, at each of its sleeps; both
-    /// ns.
-    type Account = Vec<(u64, u64)>;
+    /// One of the tasks of a mix.
+    #[derive(Default)]
+    struct Member {
+        weight: u32,
+        is_batch: bool,
+        epoch: u32,
+        used: u64,
+        nvcsw: u64,
+        order: Option<Order>,
+        /// Its record when its weight was worth the least.
+        lightest: Option<QueuedTask>,
+        /// CPU time by its orders, and virtual time, at each of its records; both ns of virtual
+        /// time.
+        account: Vec<(u64, u64)>,
+    }
 
-    /// A task of this weight that runs for so long, then sleeps for so long or, if that is 0, wakes
-    /// an urgent thread of its process, while virtual time moves by so many % of real time, over
-    /// and over, µs.
-    fn urgent_time(weight: u32, cycles: impl IntoIterator<Item = (u64, u64, u64)>) -> Account {
-        let mut policy = policy();
-        let mut order = None::<Order>;
-        let (mut real, mut used, mut by_order, mut nvcsw) = (0, 0, 0, 0);
-        let mut account = Account::new();
-        for (run, asleep, pace) in cycles {
-            let (run, asleep) = (run * 1000, asleep * 1000);
-            nvcsw += u64::from(asleep > 0);
-            by_order += run.min(order.map_or(0, |order| order.budget_ns));
-            used += run;
-            real += run + asleep;
-            policy.now += (run + asleep) / 100 * pace;
+    /// What some tasks of a mix do for a while.
+    #[derive(Clone, Debug)]
+    struct Phase {
+        /// Which tasks, a bit each.
+        members: u8,
+        /// Each exits first, and a new task has its id.
+        forks: bool,
+        /// ns.
+        run: u64,
+        /// ns; 0: it wakes an urgent thread of its process instead.
+        asleep: u64,
+        /// How fast virtual time is, % of real time.
+        pace: u64,
+        /// How many share the weight of each.
+        group: u32,
+        times: usize,
+    }
+
+    impl Phase {
+        fn any() -> impl Strategy<Value = Self> {
+            let asleep = prop_oneof![Just(0), 1..200_000_u64];
+            let rhythm = (1..50_000_u64, asleep, 0..100_u64, 1..200_usize);
+            (1..128_u8, prop::bool::weighted(0.1), rhythm, 1..2_000_u32).prop_map(
+                |(members, forks, (run, asleep, pace, times), group)| Self {
+                    members: members << 1,
+                    forks,
+                    run: run * 1000,
+                    asleep: asleep * 1000,
+                    pace,
+                    group: group.saturating_sub(1_000).max(1),
+                    times,
+                },
+            )
+        }
+    }
+
+    impl Member {
+        /// A burst, and the record at its end; both sides of what may be said of the task are
+        /// checked.
+        fn run(
+            &mut self,
+            id: u32,
+            phase: &Phase,
+            policy: &mut Deadline<8>,
+            real: u64,
+        ) -> Result<(), TestCaseError> {
+            self.used += phase.run;
+            self.nvcsw += u64::from(phase.asleep > 0);
             let record = QueuedTask {
-                nvcsw,
+                generation: self.epoch << crate::abi::EPOCH_SHIFT,
+                flags: u64::from(self.is_batch) * crate::abi::IS_BATCH,
+                share: (self.weight * SHARE as u32 / phase.group).max(1),
+                nvcsw: self.nvcsw,
                 enqueued_at: real,
-                ..task(1, weight, used, 0)
+                ..task(id, self.weight, self.used, phase.run)
             };
-            let record = match asleep {
-                0 => QueuedTask {
+            let is_lighter = |lightest: QueuedTask| record.share() < lightest.share();
+            if self.lightest.is_none_or(is_lighter) {
+                self.lightest = Some(record);
+            }
+            let had = self.account.last().map_or(0, |(had, _)| *had);
+            let budget = self.order.map_or(0, |order| order.budget_ns);
+            let has = had + by_share(phase.run.min(budget), &record);
+            match phase.asleep {
+                0 => policy.event(&QueuedTask {
                     kind: Kind::Caller as u16,
                     ..record
-                },
-                _ => woken(record, asleep),
-            };
-            policy.event(&record);
-            order = urgent(&mut policy, &record);
-            account.push((by_order, policy.now));
+                }),
+                _ => self.wait(&woken(record, phase.asleep), policy)?,
+            }
+            self.order = urgent(policy, &record);
+            prop_assert!(self.order.is_none() || !self.is_batch);
+            self.account.push((has, policy.now));
+            Ok(())
         }
-        account
+
+        /// A task waits: for so long that others cannot overtake it for ever, and not so far ahead
+        /// of them that they wait for it.
+        fn wait(&self, task: &QueuedTask, policy: &mut Deadline<8>) -> Result<(), TestCaseError> {
+            let deadline = policy.deadline(task);
+            let late = deadline.wrapping_sub(policy.now) as i64;
+            let lag = policy.lag() as i64;
+            prop_assert!(
+                (-lag..=LEAD_LAGS as i64 * lag).contains(&late),
+                "due in {late} ns"
+            );
+            Ok(())
+        }
+
+        /// Between any two of its records it has no more than the boost, and what the bucket and
+        /// one budget hold.
+        fn check(&self) -> Result<(), TestCaseError> {
+            let Some(lightest) = &self.lightest else {
+                return Ok(());
+            };
+            let once = 2 * u64::from(LONGEST_BURST) + OVERTIME;
+            let once = by_share(once, lightest) + OVERDRAWN;
+            let mut least = i64::MAX;
+            for &(has, now) in &self.account {
+                let beyond = has as i64 - i64::from(BOOST) * now as i64;
+                least = least.min(beyond);
+                prop_assert!(
+                    beyond - least <= once as i64,
+                    "{} of {once} ns",
+                    beyond - least
+                );
+            }
+            Ok(())
+        }
     }
 
     proptest! {
-        /// However a task runs, sleeps and wakes others, between any two of its sleeps it has no more by its
-        /// orders than its weight times the boost is worth, and what the bucket and one budget
-        /// hold.
+        /// Whatever tasks of any weight and class, in groups of any size, do: run, sleep, wake
+        /// others, exit and come anew.
         #[test]
-        fn no_rhythm_earns_more_than_the_boost(
-            weight in 1..1000_u32,
-            rhythms in vec(
-                (1..50_000_u64, prop_oneof![Just(0), 1..50_000_u64], 0..100_u64, 1..60_usize),
-                1..8,
-            ),
+        fn no_mix_earns_more_than_the_boost_or_starves_a_task(
+            kinds in vec((prop_oneof![1..10_u32, 10..1_000_u32, 1_000..10_000_u32], prop::bool::weighted(0.2)), 8),
+            phases in vec(Phase::any(), 1..12),
         ) {
-            let cycles = rhythms.iter().flat_map(|(run, asleep, pace, times)| {
-                core::iter::repeat_n((*run, *asleep, *pace), *times)
-            });
-            let account = urgent_time(weight, cycles);
-            let worth = |virtual_time| u128::from(virtual_time) * u128::from(weight) / 100;
-            let once = u128::from(2 * u64::from(LONGEST_BURST) + OVERTIME) + worth(OVERDRAWN);
-            for (from, &(had, then)) in account.iter().enumerate() {
-                for &(has, now) in &account[from..] {
-                    let most = u128::from(BOOST) * worth(now - then) + once;
-                    prop_assert!(u128::from(has - had) <= most, "{} of {most} ns", has - had);
+            let mut policy = policy();
+            let mut members: Vec<_> = kinds.iter().map(|&(weight, is_batch)| Member {
+                weight,
+                is_batch,
+                epoch: 1,
+                ..Member::default()
+            }).collect();
+            let (mut real, mut records) = (0, 0);
+            for phase in phases {
+                let takes_part = |id: &usize| phase.members >> id & 1 == 1;
+                for nr in 0..phase.times {
+                    real += phase.run + phase.asleep;
+                    policy.now += (phase.run + phase.asleep) / 100 * phase.pace;
+                    for id in (0..8).filter(takes_part) {
+                        let member = &mut members[id];
+                        if phase.forks && nr == 0 {
+                            member.check()?;
+                            *member = Member {
+                                weight: member.weight,
+                                is_batch: member.is_batch,
+                                epoch: member.epoch + 1,
+                                ..Member::default()
+                            };
+                        }
+                        member.run(id as u32, &phase, &mut policy, real)?;
+                        records += 1;
+                    }
                 }
             }
+            members.iter().try_for_each(Member::check)?;
+            // Rounded down at each record.
+            prop_assert!(policy.now + records >= real / SLOWEST);
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::mpsc;
 
-use super::bounds::late_frames;
+use super::bounds::frames_of;
 use super::fair::{cpu_time, napper};
 use super::inject::Cgroup;
 use super::*;
@@ -190,22 +190,26 @@ fn a_game_does_not_feel_how_many_jobs_run_in_another_group() {
     game.enter(me);
     let beside = |jobs| {
         let _jobs = hogs(&build, jobs);
-        let frames = || late_frames(Duration::from_millis(10));
+        let frames = || frames_of(Duration::from_millis(10));
         thread::scope(|scope| scope.spawn(frames).join().unwrap())
     };
     let default = beside(32);
     let scheduler = Scheduler::start("scx_metronome", &[]);
-    let late = [4, 32].map(beside);
+    let ours = [4, 32].map(beside);
     scheduler.stop(libc::SIGINT).assert_clean();
     inject::leave_group(me);
-    println!(
-        "late frames beside 4 and 32 jobs: {late:?} %; by the default scheduler beside 32: {default} %"
-    );
+    println!("beside 4 and 32 jobs {ours:?}; by the default scheduler beside 32 {default:?}");
     figure(
         "late frames beside 32 jobs",
-        late[1],
+        ours[1].late,
         "%",
         Bound::AtMost(5.0),
+    );
+    figure(
+        "p99 of a frame, to that beside 4",
+        ours[1].p99 / ours[0].p99,
+        "",
+        Bound::AtMost(1.25),
     );
 }
 

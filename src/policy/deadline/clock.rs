@@ -46,7 +46,9 @@ impl KernelClock {
     /// Virtual time at this real time.
     pub(super) fn at(&self, real: u64) -> u64 {
         let passed = real.saturating_sub(self.real).min(Self::EVEN);
-        let now = self.from.wrapping_add((passed * self.pace) >> 16);
+        let now = self
+            .from
+            .wrapping_add(passed.saturating_mul(self.pace) >> 16);
         if before(self.to, now) { self.to } else { now }
     }
 }

@@ -167,6 +167,25 @@ fn a_game_keeps_its_order_however_many_of_its_records_are_read_together() {
     assert_eq!(ordered, 50);
 }
 
+proptest! {
+    #[test]
+    fn the_moment_of_a_record_lies_between_two_looks(
+        looks in vec((0..1_u64 << 32, 0..1_u64 << 32), 2..6),
+        record in 0..1_u64 << 40,
+    ) {
+        let (mut real, mut now) = (1, 1);
+        let mut clock = KernelClock::standing(now, real);
+        for (passed, moved) in looks {
+            let before_it = now;
+            real += passed >> (passed % 32);
+            now += moved >> (moved % 32);
+            clock = clock.read(now, real);
+            prop_assert!((before_it..=now).contains(&clock.at(record)));
+            prop_assert!(now - clock.at(real) <= (now - before_it) / 1000 + 20_000);
+        }
+    }
+}
+
 #[test]
 fn an_order_outlasts_the_work_of_the_kernel_that_interrupts_its_task() {
     let mut policy = policy();

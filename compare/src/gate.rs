@@ -2,9 +2,9 @@
 //!
 //! A figure itself depends on the kernel and the emulator; its ratio to EEVDF's median in the same
 //! run much less. A ratio has become worse when its median is beyond the committed one by more than
-//! the spread: that of Metronome's rounds, the whole range, and that of EEVDF's, between the
-//! quartiles, for the median that ratios are made with is no surer. Of the two runs the larger
-//! counts: a gate that cries wolf is switched off.
+//! the spread: that of Metronome's rounds, the whole range, of the two runs the larger; and that of
+//! EEVDF's, between the quartiles, of both runs, for each has a median of its own that is no surer.
+//! A gate that cries wolf is switched off.
 
 use crate::figure::Figure;
 use crate::result::{Column, Outcome, Row};
@@ -97,7 +97,7 @@ impl Ratios {
             let own = range(before).max(range(after));
             let baseline = [committed, self].map(|run| run.baseline.get(&name).unwrap_or(&0.0));
             let (before, after) = (Summary::of(before)?.median, Summary::of(after)?.median);
-            let spread = own + before * baseline[0].max(*baseline[1]);
+            let spread = own + before * (baseline[0] + baseline[1]);
             let worsening = match row.figure.shown().better {
                 Better::Lower => after - before,
                 Better::Higher => before - after,
@@ -191,8 +191,12 @@ mod tests {
         assert!(worse(&after, &before).is_empty());
         after.ratios.insert(name.to_owned(), vec![1.41, 1.41, 1.41]);
         assert_eq!(worse(&after, &before), [name]);
-        // EEVDF's own figure differs by a tenth.
-        before.baseline.insert(name.to_owned(), 0.1);
+        // EEVDF's own figure differs, by a twentieth in each run.
+        before.baseline.insert(name.to_owned(), 0.05);
+        assert!(worse(&after, &before).is_empty());
+        after.ratios.insert(name.to_owned(), vec![1.49, 1.49, 1.49]);
+        assert_eq!(worse(&after, &before), [name]);
+        after.baseline.insert(name.to_owned(), 0.05);
         assert!(worse(&after, &before).is_empty());
         Ok(())
     }

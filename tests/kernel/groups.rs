@@ -289,7 +289,7 @@ fn a_group_has_not_the_boost_for_each_of_its_threads() {
     scheduler.stop(libc::SIGINT).assert_clean();
     println!("by weight {:.1} % of a CPU", 100. * share);
     for (what, got) in [("by timers", resting), ("by waking each other", relay)] {
-        // 1.4 to 1.9, and 1.9 to 2.3; would each thread have the boost for itself, 16.
+        // 1.4 to 1.9, and 1.9 to 2.6; would each thread have the boost for itself, 16.
         figure(
             &format!("{what}, to the boost"),
             got / share / BOOST,

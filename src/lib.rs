@@ -146,6 +146,7 @@ pub mod limits;
 mod models;
 pub mod orders;
 pub mod policy;
+mod prefetch;
 mod running;
 #[cfg(feature = "sim")]
 pub mod sim;

@@ -68,6 +68,7 @@ use crate::abi::{
     ORDER_IN_TURN, ORDER_INHERIT, ORDER_LATENCY_SHIFT, ORDER_PREEMPT, ORDER_PREFERS,
     ORDER_SLICE_SHIFT, ORDER_UNIT_NS, ORDER_VALID,
 };
+use crate::prefetch::prefetch;
 use crate::sync::{AtomicU64, Ordering};
 use crate::task::QueuedTask;
 
@@ -210,6 +211,11 @@ impl Orders {
             // bpf/orders.h.
             slot.store(word, Ordering::Relaxed);
         }
+    }
+
+    /// Has the order fetched that is [set](Self::set) next, of an id that is any number.
+    pub fn prefetch(&self, id: u32) {
+        prefetch(self.slot(id));
     }
 
     /// No task has an order.

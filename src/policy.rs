@@ -22,6 +22,7 @@ use crate::orders::Order;
 use crate::shared::Shared;
 use crate::task::{Kinds, QueuedTask};
 
+pub use crate::prefetch::prefetch;
 pub use crate::running::{Running, RunningKind};
 pub use crate::task::Place;
 
@@ -139,6 +140,11 @@ pub trait Policy {
     /// There are records: what follows is about them.
     fn look(&mut self, _machine: &Machine<'_>) {}
 
+    /// One of the next calls is about the task of this id. A policy that keeps something for each
+    /// may have it fetched by [`prefetch()`]. That is all: the id is any number, and other calls may
+    /// come before.
+    fn prefetch(&self, _id: u32) {}
+
     /// A task waits. Returns its deadline, in ns of a clock of the policy's own choosing; the
     /// smallest runs first, equal ones in the order of their arrival. Deadlines are compared by
     /// wrapping difference, so those in use at the same time must lie within 2^63 of each
@@ -220,6 +226,10 @@ macro_rules! deref_policy {
 
         fn look(&mut self, machine: &Machine<'_>) {
             (**self).look(machine);
+        }
+
+        fn prefetch(&self, id: u32) {
+            (**self).prefetch(id);
         }
 
         fn deadline(&mut self, task: &QueuedTask) -> u64 {

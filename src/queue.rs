@@ -60,6 +60,8 @@ use core::fmt;
 use core::hint::select_unpredictable;
 use core::mem::offset_of;
 
+use crate::prefetch::prefetch;
+
 /// Children of a node. Four nodes are one cache line.
 const ARITY: usize = 4;
 
@@ -250,6 +252,26 @@ impl<const N: usize> DeadlineQueue<N> {
     }
 }
 
+/// What is needed soon.
+impl<const N: usize> DeadlineQueue<N> {
+    /// Has the line fetched that the next push or update of this id, which is any number, needs.
+    #[inline]
+    pub fn prefetch(&self, id: u32) {
+        prefetch(self.places.get(id as usize));
+    }
+
+    /// The entry that is the earliest after the first.
+    ///
+    /// # Cost
+    ///
+    /// A line, three comparisons.
+    #[inline]
+    #[must_use]
+    pub fn second(&self) -> Option<Entry> {
+        self.earliest_child(0).map(|(_, node)| Self::entry(&node))
+    }
+}
+
 /// What is in it, and upkeep.
 impl<const N: usize> DeadlineQueue<N> {
     /// How many tasks are in the queue, `0..=N`.
@@ -347,6 +369,13 @@ impl<const N: usize> DeadlineQueue<N> {
     #[inline]
     fn sink(&mut self, mut hole: usize) -> usize {
         while let Some((child, node)) = self.earliest_child(hole) {
+            // Which of its children moves up next is not known yet: theirs are fetched, too.
+            let grandchildren = ARITY * (ARITY * child + 1) + 1;
+            if grandchildren < self.len {
+                for nth in 0..ARITY {
+                    prefetch(self.nodes.get(grandchildren + nth * ARITY));
+                }
+            }
             self.put(hole, node);
             hole = child;
         }
@@ -501,6 +530,7 @@ mod tests {
         assert_eq!(queue.len(), model.0.len());
         assert_eq!(queue.is_empty(), model.0.is_empty());
         assert_eq!(queue.peek(), model.0.first().copied());
+        assert_eq!(queue.second(), model.0.get(1).copied());
         let mut entries: Vec<_> = queue.iter().map(|e| (e.id, e.deadline)).collect();
         let mut expected: Vec<_> = model.0.iter().map(|e| (e.id, e.deadline)).collect();
         entries.sort_unstable();

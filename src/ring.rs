@@ -160,6 +160,22 @@ pub struct Ring {
 // consumers one at a time.
 unsafe impl Send for Ring {}
 
+/// The record behind one, if there is any: published or not, well formed or not.
+#[derive(Clone, Copy, Debug)]
+pub struct Next<'a>(Option<&'a AtomicU32>);
+
+impl Next<'_> {
+    /// Which task it is about, probably: any number. Memory may be fetched for it, no more.
+    ///
+    /// # Cost
+    /// A load of a line that is needed soon.
+    #[inline(always)]
+    pub fn id(self) -> Option<u32> {
+        // ORDERING: relaxed: a guess. The partner is fill_record() in bpf/records.h.
+        Some(self.0?.load(Ordering::Relaxed))
+    }
+}
+
 /// What is at the read position.
 enum Item<'a> {
     Busy,
@@ -234,6 +250,16 @@ impl Ring {
     /// call.
     #[inline]
     pub fn drain(&mut self, limit: usize, mut each: impl FnMut(&QueuedTask)) -> usize {
+        self.drain_ahead(limit, |task, _| each(task))
+    }
+
+    /// The same, with a look at the record behind each.
+    #[inline]
+    pub fn drain_ahead(
+        &mut self,
+        limit: usize,
+        mut each: impl FnMut(&QueuedTask, Next<'_>),
+    ) -> usize {
         let producer = self.producer();
         if self.position != producer && !self.is_possible(producer) {
             self.counts.resyncs += 1;
@@ -245,7 +271,8 @@ impl Ring {
             match item {
                 Item::Busy => break,
                 Item::Task(task) => {
-                    each(task);
+                    let behind = producer.wrapping_sub(self.position) - length;
+                    each(task, Next((behind != 0).then(|| self.next(length))));
                     taken += 1;
                 }
                 Item::Discarded => self.counts.discarded += 1,
@@ -359,6 +386,24 @@ impl Ring {
         unsafe { at.as_ref() }
     }
 
+    /// The first word of what the payload of the record would be that begins after `length` bytes.
+    #[inline(always)]
+    fn next(&self, length: u64) -> &AtomicU32 {
+        #[cfg(not(loom))]
+        let offset = self.position.wrapping_add(length) & (self.memory.size - 1);
+        #[cfg(not(loom))]
+        // SAFETY: the offset is below `size`, so that the header ends within the `2 * size` bytes
+        // mapped, before the last of them.
+        let at = unsafe { self.memory.data.add((offset + HEADER) as usize) }.cast();
+        // In the models the header: nothing is fetched.
+        #[cfg(loom)]
+        let _ = length;
+        #[cfg(loom)]
+        let at = NonNull::from(&self.record().header);
+        // SAFETY: mapped, and aligned because data, position and length are, to 8.
+        unsafe { at.as_ref() }
+    }
+
     #[cfg(loom)]
     fn record(&self) -> &ModelRecord {
         let index = self.offset() / (HEADER as usize + size_of::<QueuedTask>());
@@ -437,6 +482,18 @@ mod tests {
         let mut ids = vec![];
         ring.drain(usize::MAX, |task| ids.push(task.id));
         ids
+    }
+
+    #[test]
+    fn each_record_comes_with_the_id_behind_it() {
+        let mut producer = Producer::at(SIZE as u64 - 128);
+        let mut ring = producer.ring();
+        for id in [4, 2, 9] {
+            producer.push(&task(id));
+        }
+        let mut seen = vec![];
+        ring.drain_ahead(usize::MAX, |task, next| seen.push((task.id, next.id())));
+        assert_eq!(seen, [(4, Some(2)), (2, Some(9)), (9, None)]);
     }
 
     #[test]

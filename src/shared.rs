@@ -70,7 +70,7 @@ use crate::idle::{CpuMap, CpuPlace, CpuSet};
 use crate::latency::{Clock, Sampler, is_sampled};
 use crate::mailbox::{Decision, Full, Mailbox};
 use crate::orders::{Order, Orders};
-use crate::ring::{Ring, RingCounts};
+use crate::ring::{Next, Ring, RingCounts};
 use crate::running::Running;
 use crate::sync::{AtomicU64, Guard, Ordering, fence, order};
 use crate::task::{DispatchedTask, Kinds, Place, QueuedTask, RL_CPU_ANY, RL_PREEMPT};
@@ -276,17 +276,17 @@ impl Shared {
     /// Of each ring a load of its producer position; per record as [`Ring::drain`], and whether it
     /// is [sampled](is_sampled). No copy, no allocation, no system call.
     pub fn drain(&mut self, limit: usize, mut each: impl FnMut(&QueuedTask)) -> usize {
-        self.drain_with_orders(limit, |task, _| each(task))
+        self.drain_with_orders(limit, |task, _, _| each(task))
     }
 
-    /// The same, with the standing orders at hand.
+    /// The same, with a look at the record behind each, and the standing orders at hand.
     ///
     /// # Cost
-    /// As [`drain`](Self::drain).
+    /// As [`drain`](Self::drain), with [`Ring::drain_ahead`].
     pub fn drain_with_orders(
         &mut self,
         limit: usize,
-        mut each: impl FnMut(&QueuedTask, &mut Orders),
+        mut each: impl FnMut(&QueuedTask, Next<'_>, &mut Orders),
     ) -> usize {
         let Self {
             rings,
@@ -300,9 +300,9 @@ impl Shared {
                 break;
             }
             if let Some(ring) = rings.get_mut(self.next_ring) {
-                taken += ring.drain(limit - taken, |task| {
+                taken += ring.drain_ahead(limit - taken, |task, next| {
                     sampler.see(task);
-                    each(task, orders);
+                    each(task, next, orders);
                 });
             }
             self.next_ring += 1;

@@ -50,6 +50,7 @@ use core::str::FromStr;
 use crate::abi::{EPOCHS, LEAD_LAGS, MAX_TASKS, SHARE, SLOWEST};
 use crate::orders::Order;
 use crate::policy::{Machine, Policy};
+use crate::prefetch::prefetch;
 use crate::task::{Kind, Kinds, QueuedTask};
 
 mod clock;
@@ -521,6 +522,10 @@ impl<const TASKS: usize> Deadline<TASKS> {
 impl<const TASKS: usize> Policy for Deadline<TASKS> {
     fn look(&mut self, machine: &Machine<'_>) {
         self.follow(machine.virtual_now(), machine.now());
+    }
+
+    fn prefetch(&self, id: u32) {
+        prefetch(self.accounts.get(id as usize));
     }
 
     fn deadline(&mut self, task: &QueuedTask) -> u64 {

@@ -11,12 +11,12 @@
  *
  * Virtual time is what a task of weight 100 has had that was always runnable and got its share: it
  * moves on by all CPU time that tasks have, shared out by the weights of those that are runnable. A
- * task that slept comes back at most a lag behind it, so that sleep cannot be saved up. One that
- * has not slept has waited for what it is behind by: up to LAGS_BEHIND, or what a lag puts its
- * deadline off by if it is light, for it is due late, and must not lose its share by it. None is
- * further ahead than LEAD_LAGS. And virtual time never runs slower than real time by more than
- * SLOWEST: many tasks that sleep and wake all the time cannot overtake one that waits for longer
- * than that.
+ * task that slept comes back at most a lag behind it, or behind the first that waits, so that sleep
+ * cannot be saved up. One that has not slept has waited for what it is behind by: up to
+ * LAGS_BEHIND, or what a lag puts its deadline off by if it is light, for it is due late, and must
+ * not lose its share by it. None is further ahead than LEAD_LAGS. And virtual time never runs
+ * slower than real time by more than SLOWEST: many tasks that sleep and wake all the time cannot
+ * overtake one that waits for longer than that.
  *
  * The policy of src/policy/deadline.rs goes by the same rules where it is asked. It has the
  * reasons.
@@ -133,6 +133,23 @@ static void kick_for_bound(s32 cpu)
 								       : SCX_KICK_IDLE);
 }
 
+/*
+ * How far behind virtual time a task comes back that slept: a lag. Tasks with orders may have more
+ * than their share, and then all that wait are behind: it comes back a lag behind the first of
+ * them, or it would be the last. A light task does so in part: those whose share is small can be
+ * many, as the threads of a group are.
+ */
+static u64 behind_after_sleep(struct task_struct *p, struct task_ctx *tctx)
+{
+	u64 lag = lag_ns(), now = virtual_now(), first = 0, late, share;
+
+	if (!first_vtime(SHARED_DSQ, scx_bpf_task_cpu(p), &first) || !time_before(first, now))
+		return lag;
+	late = now - first < LAGS_BEHIND * lag ? now - first : LAGS_BEHIND * lag;
+	share = share_of(p, tctx);
+	return lag + (share < 100 * SHARE ? late * share / (100 * SHARE) : late);
+}
+
 /* From now until it has run, @p goes by its virtual runtime. Returns its deadline. */
 static u64 begin_turn(struct task_struct *p, struct task_ctx *tctx, u64 enq_flags)
 {
@@ -144,7 +161,7 @@ static u64 begin_turn(struct task_struct *p, struct task_ctx *tctx, u64 enq_flag
 	tctx->in_order = true;
 	tctx->in_turn = true;
 	if (enq_flags & SCX_ENQ_WAKEUP)
-		limit_vruntime(tctx, lag, LEAD_LAGS);
+		limit_vruntime(tctx, behind_after_sleep(p, tctx), LEAD_LAGS);
 	else
 		limit_vruntime(tctx, scaled < LAGS_BEHIND * lag ? LAGS_BEHIND * lag : scaled,
 			       LEAD_LAGS);

@@ -5,8 +5,11 @@ use std::sync::{Mutex, mpsc};
 
 use super::fair::{Got, cpu_time, hog, napper, sleep_until};
 use super::faults::ASKED;
-use super::inject::{Cgroup, Pauses, allow, hold_cpu, saturate, set_class};
+use super::inject::{Cgroup, Pauses, Workers, allow, hold_cpu, saturate, set_class};
 use super::*;
+
+/// Of a frame.
+const PERIOD: Duration = Duration::from_millis(16);
 
 /// SCHED_IDLE of the kernel's include/uapi/linux/sched.h.
 const SCHED_IDLE: i32 = 5;
@@ -166,6 +169,40 @@ fn a_thread_with_a_short_period_is_sooner_than_under_the_default_scheduler() {
             Bound::AtMost(1.0),
         );
     }
+}
+
+/// The pairs have more than their share, so that the hogs fall behind virtual time. A thread that wakes
+/// beside them is before them nevertheless, also one that has no order yet.
+#[test]
+fn a_thread_that_is_not_known_yet_does_not_wait_for_all_others() {
+    let scheduler = Scheduler::start("scx_metronome", &[]);
+    let pairs = Workers::start(cpus() / 2);
+    let mut waits = with_threads(
+        2 * cpus(),
+        || {},
+        || {
+            thread::sleep(Duration::from_secs(1));
+            // With its fourth sleep it is urgent.
+            let new = || thread::scope(|scope| scope.spawn(|| beat(PERIOD, 3)).join().unwrap());
+            (0..20).flat_map(|_| new()).collect::<Vec<_>>()
+        },
+    );
+    pairs.finish();
+    scheduler.stop(libc::SIGINT).assert_clean();
+    waits.sort_unstable();
+    let ms = |wait: u64| wait as f64 / 1e3;
+    println!(
+        "waits of {:.1} to {:.1} ms",
+        ms(waits[0]),
+        ms(waits[waits.len() - 1])
+    );
+    // A tick and a kick of another CPU, with room. Behind all others it is 33 ms.
+    figure(
+        "p50 of its waits",
+        ms(waits[waits.len() / 2]),
+        "ms",
+        Bound::AtMost(5.0),
+    );
 }
 
 /// The memory of processes that are killed together is given back beside the others, not before

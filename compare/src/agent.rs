@@ -521,6 +521,10 @@ fn frame_figures(report: &Report) -> Figures {
             Figure::FramesMissed,
             report.frame.missed as f64 * 100.0 / frames,
         ),
+        (
+            Figure::MissedAtFirst,
+            report.frame.missed_at_first(report.config.hz) as f64,
+        ),
         (Figure::SlowestFps, report.frame.fps_low_1_percent),
         (Figure::Fps, report.frame.fps),
         (Figure::AudioMissed, audio_missed),

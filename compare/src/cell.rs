@@ -4,7 +4,7 @@
 use crate::figure::At::{Max, P50, P99};
 use crate::figure::Figure::{
     self, Bpf, Cpu, Exchange, Faults, Fps, FramesMissed, HogsFairness, HogsWork, Memory, Misplaced,
-    Percent, PingPong, Rate, Seconds, SlowestFps, Syscalls, Time,
+    MissedAtFirst, Percent, PingPong, Rate, Seconds, SlowestFps, Syscalls, Time,
 };
 use crate::figure::Of;
 use crate::scheduler::{Kind, Scheduler};
@@ -118,6 +118,7 @@ impl Work {
                 Time(Of::Frame, P50),
                 Time(Of::Frame, P99),
                 FramesMissed,
+                MissedAtFirst,
                 Time(Of::Audio, P99),
                 Time(Of::Input, P99),
                 HogsWork,
@@ -241,7 +242,8 @@ pub(crate) static FORMS: [Form; 4] = [
         rounds: 3,
         minutes: None,
         takes: |cell, _| cell.is_game(),
-        frame: (3.0, 0.2),
+        // The warm-up is ten frames of a game that has a third of its frames.
+        frame: (3.0, 1.0),
         perf: (20, 2_000),
         cycles: 400,
         seconds: 0.5,

@@ -15,6 +15,8 @@ pub(crate) enum Figure {
     Samples(Of),
     /// Of the frames, %.
     FramesMissed,
+    /// Of the game's first ten.
+    MissedAtFirst,
     /// Frames a second in the slowest 1 %.
     SlowestFps,
     /// Frames a second.
@@ -126,8 +128,9 @@ impl At {
 /// All figures but times and shares: the name in samples, the title, the unit, which way is better,
 /// and digits after the point.
 #[rustfmt::skip]
-const SINGLE: [(Figure, &str, &str, &str, Better, usize); 18] = [
+const SINGLE: [(Figure, &str, &str, &str, Better, usize); 19] = [
     (Figure::FramesMissed, "frame.missed", "frames missed", "%", Lower, 1),
+    (Figure::MissedAtFirst, "frame.first", "missed of the first ten", "", Lower, 0),
     (Figure::SlowestFps, "frame.low1", "1 % low", "fps", Higher, 1),
     (Figure::Fps, "frame.fps", "frames", "fps", Higher, 1),
     (Figure::AudioMissed, "audio.missed", "audio periods missed", "%", Lower, 1),

@@ -19,8 +19,14 @@ pub struct Frames {
     pub missed: u64,
     /// Frames never started because their time went by in whole.
     pub skipped: u64,
+    /// When each frame was due or begun and when it was complete, ns since the game's start,
+    /// warm-up included: the first [`LISTED`].
+    pub each: Vec<(u64, u64)>,
     last: Option<u64>,
 }
+
+/// So many frames are listed: a minute of 144 Hz.
+const LISTED: usize = 8_640;
 
 impl Frames {
     /// No frames yet.
@@ -35,6 +41,7 @@ impl Frames {
             done: 0,
             missed: 0,
             skipped: 0,
+            each: Vec::with_capacity(LISTED),
             last: None,
         })
     }
@@ -62,6 +69,11 @@ impl Frames {
     /// The frame begun at `begin` was complete at `end`, and none is due.
     pub(crate) fn show(&mut self, plan: &Plan, begin: u64, end: u64) {
         let before = self.last.replace(end);
+        // Not beyond the capacity: nothing is allocated while it plays.
+        if self.each.len() < LISTED {
+            let since = |at: u64| at.saturating_sub(plan.epoch);
+            self.each.push((since(begin), since(end)));
+        }
         if plan.records(begin) {
             self.completion.record(end - begin);
             if let Some(before) = before {
@@ -113,6 +125,7 @@ mod tests {
         // part.
         let frames = frames(|k| if k == 0 { 41 } else { 6 })?;
         assert_eq!((frames.done, frames.missed, frames.skipped), (6, 2, 2));
+        assert_eq!(frames.each[..2], [(0, 41), (40, 46)]);
         Ok(())
     }
 

@@ -14,7 +14,8 @@
 //! 3. The latency-sensitive threads start half a second later: [`game`], [`audio`], [`input`]. All
 //!    of them wait for one common instant, the epoch of the [`plan`].
 //! 4. Nothing is recorded during the warm-up. After the last second the threads hand back their
-//!    histograms ([`latency`]), which become a [`report`]; several reports become a [`table`].
+//!    histograms ([`latency`]), which become a [`report`]; several reports become a [`table`] or a
+//!    [`picture`].
 //!
 //! Four smaller loads stand beside it, each for something that the game does not show: [`barrier`]
 //! (threads that wait for each other), [`requests`] (a server's workers),
@@ -34,6 +35,7 @@ pub mod input;
 pub mod kernel;
 pub mod latency;
 pub mod pace;
+pub mod picture;
 pub mod pingpong;
 pub mod plan;
 pub mod priority;

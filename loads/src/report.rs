@@ -97,7 +97,14 @@ pub struct FrameReport {
     pub fps: f64,
     /// Frames a second over the longest hundredth of the intervals between completions.
     pub fps_low_1_percent: f64,
+    /// Of each frame, warm-up included, when it was due and when complete, ms since the game's
+    /// start.
+    #[serde(default)]
+    pub each_ms: Vec<(f64, f64)>,
 }
+
+/// A scheduler that learns may take so many frames to know a game.
+pub const LEARNING: usize = 10;
 
 /// The audio thread's periods.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -153,7 +160,25 @@ impl FrameReport {
             skipped: frames.skipped,
             fps: ratio(frames.done as f64, seconds).unwrap_or(0.0),
             fps_low_1_percent: longest.and_then(|ns| ratio(1e9, ns)).unwrap_or(0.0),
+            each_ms: frames
+                .each
+                .iter()
+                .map(|&(due, end)| (ms(due), ms(end)))
+                .collect(),
         }
+    }
+}
+
+impl FrameReport {
+    /// How many of the game's first [`LEARNING`] frames, due at `hz`, were missed, recorded or not.
+    #[must_use]
+    pub fn missed_at_first(&self, hz: u32) -> usize {
+        let period = 1e3 / f64::from(hz.max(1));
+        let until = (LEARNING as f64 - 0.5) * period;
+        let first = self.each_ms.iter().take_while(|(due, _)| *due < until);
+        // To a µs, as they are listed.
+        let in_time = first.filter(|(due, end)| end - due <= period + 1e-3);
+        LEARNING.saturating_sub(in_time.count())
     }
 }
 
@@ -216,6 +241,11 @@ impl PingPongReport {
 #[must_use]
 pub fn sum(rates: &[f64]) -> f64 {
     rates.iter().fold(0.0, |sum, rate| sum + rate)
+}
+
+/// To a µs, which is what is worth to be written down.
+fn ms(ns: u64) -> f64 {
+    (ns / 1000) as f64 / 1e3
 }
 
 /// None instead of infinity or NaN, which JSON does not have.
@@ -412,6 +442,7 @@ pub(crate) mod tests {
                 skipped: 2,
                 fps: 59.8,
                 fps_low_1_percent: 40.0,
+                each_ms: vec![(0.0, 8.25), (16.667, 24.5)],
             },
             audio: AudioReport {
                 wakeup_ms: ms(4.0),
@@ -455,6 +486,19 @@ pub(crate) mod tests {
         assert_eq!(report.fps, 60.0);
         assert!((report.fps_low_1_percent - 20.0).abs() < 0.1, "{report:?}");
         Ok(())
+    }
+
+    #[test]
+    fn the_first_ten_frames_count_by_themselves() {
+        // Two in time, one late, so that two are skipped, and then all in time.
+        let late = [(0.0, 8.0), (16.667, 33.333), (33.333, 90.0)];
+        let rest = (6..20).map(|nr| (f64::from(nr) * 16.667, f64::from(nr) * 16.667 + 9.0));
+        let frame = FrameReport {
+            each_ms: late.into_iter().chain(rest).collect(),
+            ..FrameReport::default()
+        };
+        assert_eq!(frame.missed_at_first(60), 4);
+        assert_eq!(FrameReport::default().missed_at_first(60), 10);
     }
 
     #[test]

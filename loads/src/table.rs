@@ -43,13 +43,14 @@ const fn metric(
 }
 
 #[rustfmt::skip]
-static METRICS: [Metric; 24] = [
+static METRICS: [Metric; 25] = [
     metric("frame completion p50", "ms", Lower, 2, |r| Some(r.frame.completion_ms.p50)),
     metric("frame completion p90", "ms", Lower, 2, |r| Some(r.frame.completion_ms.p90)),
     metric("frame completion p99", "ms", Lower, 2, |r| Some(r.frame.completion_ms.p99)),
     metric("frame completion p99.9", "ms", Lower, 2, |r| Some(r.frame.completion_ms.p99_9)),
     metric("frame completion max", "ms", Lower, 2, |r| Some(r.frame.completion_ms.max)),
     metric("frames missed", "%", Lower, 2, |r| percent(r.frame.missed, r.frame.done + r.frame.skipped)),
+    metric("of the first ten", "", Lower, 0, |r| Some(r.frame.missed_at_first(r.config.hz) as f64)),
     metric("frames per second", "fps", Higher, 1, |r| Some(r.frame.fps)),
     metric("1 % low", "fps", Higher, 1, |r| Some(r.frame.fps_low_1_percent)),
     metric("audio wake-up p50", "ms", Lower, 2, |r| Some(r.audio.wakeup_ms.p50)),

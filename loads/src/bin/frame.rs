@@ -4,6 +4,7 @@
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
 use loads::game::Kind;
+use loads::picture;
 use loads::priority::Policy;
 use loads::report::Report;
 use loads::run::{Options, Speed, run};
@@ -29,6 +30,12 @@ enum Action {
     /// Show the reports of several runs side by side; the last column compares the last run with
     /// the first
     Table {
+        /// Files written by `frame run --json`
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
+    /// Draw the frames of several runs over time, as SVG
+    Picture {
         /// Files written by `frame run --json`
         #[arg(required = true)]
         files: Vec<PathBuf>,
@@ -114,7 +121,10 @@ fn positive(text: &str) -> Result<f64> {
 fn main() -> ExitCode {
     let result = match Command::parse().action {
         Action::Run(arguments) => measure(&arguments),
-        Action::Table { files } => compare(&files),
+        Action::Table { files } => read(&files).and_then(|reports| print(&render(&reports))),
+        Action::Picture { files } => {
+            read(&files).and_then(|reports| print(&picture::draw(&reports)?))
+        }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -180,12 +190,8 @@ fn write(mut file: File, report: &Report) -> Result<()> {
     Ok(file.write_all(report.to_json()?.as_bytes())?)
 }
 
-fn compare(files: &[PathBuf]) -> Result<()> {
-    let reports = files
-        .iter()
-        .map(|file| Report::read(file))
-        .collect::<Result<Vec<_>>>()?;
-    print(&render(&reports))
+fn read(files: &[PathBuf]) -> Result<Vec<Report>> {
+    files.iter().map(|file| Report::read(file)).collect()
 }
 
 /// Prints to a reader that may have gone away.

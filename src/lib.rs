@@ -94,7 +94,8 @@
 //! - [`events`](policy::Policy::events) says which records to be told of besides enqueue records,
 //!   by [`event`](policy::Policy::event): its ends, sleeps and changes, and the fate of decisions;
 //!   [`tell_us`](policy::Policy::tell_us) how often to be told of the wake-ups of one task;
-//! - [`look`](policy::Policy::look) comes before the calls about a turn's records;
+//! - [`look`](policy::Policy::look) comes before the calls about a turn's records, and
+//!   [`prefetch`](policy::Policy::prefetch) says which task comes next, whose memory may be fetched;
 //! - [`begin`](policy::Policy::begin) comes first, and again whenever CPUs have come or gone;
 //!   [`refused`](policy::Policy::refused) when a decision found no room;
 //! - [`adopt`](policy::Policy::adopt) is the deadline of a task that waited when this policy took

@@ -141,8 +141,8 @@ pub trait Policy {
     fn look(&mut self, _machine: &Machine<'_>) {}
 
     /// One of the next calls is about the task of this id. A policy that keeps something for each
-    /// may have it fetched by [`prefetch()`]. That is all: the id is any number, and other calls may
-    /// come before.
+    /// may have it fetched by [`prefetch()`]. That is all: the id is any number, and other calls
+    /// may come before.
     fn prefetch(&self, _id: u32) {}
 
     /// A task waits. Returns its deadline, in ns of a clock of the policy's own choosing; the

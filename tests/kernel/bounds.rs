@@ -171,8 +171,8 @@ fn a_thread_with_a_short_period_is_sooner_than_under_the_default_scheduler() {
     }
 }
 
-/// The pairs have more than their share, so that the hogs fall behind virtual time. A thread that wakes
-/// beside them is before them nevertheless, also one that has no order yet.
+/// The pairs have more than their share, so that the hogs fall behind virtual time. A thread that
+/// wakes beside them is before them nevertheless, also one that has no order yet.
 #[test]
 fn a_thread_that_is_not_known_yet_does_not_wait_for_all_others() {
     let scheduler = Scheduler::start("scx_metronome", &[]);
@@ -183,7 +183,7 @@ fn a_thread_that_is_not_known_yet_does_not_wait_for_all_others() {
         || {
             thread::sleep(Duration::from_secs(1));
             // With its fourth sleep it is urgent.
-            let new = || thread::scope(|scope| scope.spawn(|| beat(PERIOD, 3)).join().unwrap());
+            let new = || thread::spawn(|| beat(PERIOD, 3)).join().unwrap();
             (0..20).flat_map(|_| new()).collect::<Vec<_>>()
         },
     );

@@ -107,6 +107,9 @@ enum record_kind {
 #define LEAD_LAGS 32
 #define SLOWEST 16
 
+/* Past its budget an order holds for so many more, behind all others. */
+#define LATE_BUDGETS 7
+
 /* The part of the default slice that a task gets unless slices are shortened as tasks wait. */
 #define UNDECIDED_SLICE 8
 

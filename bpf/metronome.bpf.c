@@ -607,16 +607,20 @@ static bool move_overdue_to_local(s32 cpu, u64 turn)
 __noinline int goes_on(struct task_struct *prev __arg_trusted, s32 cpu, u64 now)
 {
 	struct task_ctx *tctx = task_ctx(prev);
-	u64 order, first = 0;
+	u64 order, ran, first = 0;
 
 	/* A decision in the mailbox may displace it. */
 	if (!(prev->scx.flags & SCX_TASK_QUEUED) || !tctx || !tctx->is_ordered ||
 	    first_mail_of(cpu, &first) || scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL_ON | cpu) > 0)
 		return false;
 	order = order_of(tctx);
-	if (!order || tctx->exec_runtime + elapsed(tctx->start_ts, now) >= ORDER_BUDGET_NS(order) ||
-	    (first_vtime(URGENT_DSQ, cpu, &first) &&
-	     time_before(first + limits.preempt_margin_ns, tctx->deadline)))
+	ran = tctx->exec_runtime + elapsed(tctx->start_ts, now);
+	if (!holds(order, prev, tctx, ran))
+		return false;
+	if (is_late(order, ran))
+		tctx->deadline = now + LATE_NS;
+	if (first_vtime(URGENT_DSQ, cpu, &first) &&
+	    time_before(first + limits.preempt_margin_ns, tctx->deadline))
 		return false;
 	set_slice(prev, order_slice_ns(order));
 	retry_if_any_waits();

@@ -8,12 +8,13 @@
  * User space is told, not asked.
  *
  * An order holds for so much CPU time since the task last slept, or called (note_caller()). Past
- * that the task takes turns with all others, if the order says so (turns.h), or user space is
- * asked. What an order may do to others is limited by `limits`.
+ * that the task is late for a while, and then takes turns with all others, if the order says so
+ * (turns.h), or user space is asked. What an order may do to others is limited by `limits`.
  */
 #ifndef METRONOME_ORDERS_H
 #define METRONOME_ORDERS_H
 
+#include "groups.h"
 #include "records.h"
 
 #define ORDER_EPOCH(order) ((order) & ORDER_FIELD)
@@ -42,6 +43,34 @@ static u64 urgent_ns(void)
 static bool starves_others(struct cpu_ctx *cctx, u64 now)
 {
 	return cctx->urgent_since && elapsed(cctx->urgent_since, now) > urgent_ns();
+}
+
+/*
+ * Past its budget a task with an order is late: a game that has missed a frame does not sleep until
+ * it has caught up. For LATE_BUDGETS more, of a light task the part that its share is of 100, it
+ * still goes before those without an order, but behind all others with one, and displaces none of
+ * them. Not while user space is away.
+ */
+#define LATE_NS 33000000ULL
+
+static __always_inline bool is_late(u64 order, u64 ran)
+{
+	return ran >= ORDER_BUDGET_NS(order);
+}
+
+/* Does @order hold for @p when it has run for @ran since it last slept? */
+static bool holds(u64 order, struct task_struct *p, struct task_ctx *tctx, u64 ran)
+{
+	u64 budget = ORDER_BUDGET_NS(order), late = LATE_BUDGETS * budget, share;
+
+	if (!order || !is_late(order, ran))
+		return order;
+	if (in_fallback())
+		return false;
+	share = share_of(p, tctx);
+	if (share < 100 * SHARE)
+		late = late * share / (100 * SHARE);
+	return ran < budget + late;
 }
 
 static u64 birth_order(struct task_ctx *tctx)
@@ -154,7 +183,9 @@ static void begin_order(struct task_ctx *tctx, u64 order, bool is_wakeup, u64 no
 {
 	if (is_wakeup)
 		begin_sample(tctx, 0, tctx->id + tctx->nr_ordered++);
-	if (is_wakeup || !tctx->is_ordered)
+	if (is_late(order, tctx->exec_runtime) && !is_wakeup)
+		tctx->deadline = now + LATE_NS;
+	else if (is_wakeup || !tctx->is_ordered)
 		tctx->deadline = now + ORDER_LATENCY_NS(order) + chain_ns;
 	tctx->is_ordered = true;
 }
@@ -411,7 +442,7 @@ static bool enqueue_ordered(struct task_struct *p, struct task_ctx *tctx, u64 or
 {
 	u64 now = tctx->enqueued_at;
 
-	if (!order || tctx->exec_runtime >= ORDER_BUDGET_NS(order)) {
+	if (!holds(order, p, tctx, tctx->exec_runtime)) {
 		tctx->is_ordered = false;
 		if (order && !(order & ORDER_IN_TURN))
 			count(COUNT_USED_UP);

@@ -43,6 +43,9 @@ pub const DECISION_PREEMPT: u64 = 1 << 21;
 /// A task that takes turns is at most so many lags, of a quarter of the default slice, ahead of
 /// virtual time.
 pub const LEAD_LAGS: u64 = 32;
+/// Past its budget an order holds for so many more, behind all others; of a light task for the part
+/// of them that its share is of 100.
+pub const LATE_BUDGETS: u64 = 7;
 /// Real time passes at most this much faster than virtual time.
 pub const SLOWEST: u64 = 16;
 /// In an entry of `control.kicks`: what runs there gives way.

@@ -416,6 +416,7 @@ fn each_macro_of_the_header_has_the_same_value_here() {
         ("ORDER_IN_TURN", bit(ORDER_IN_TURN)),
         ("LEAD_LAGS", format!("{LEAD_LAGS}")),
         ("SLOWEST", format!("{SLOWEST}")),
+        ("LATE_BUDGETS", format!("{LATE_BUDGETS}")),
         ("UNDECIDED_SLICE", format!("{UNDECIDED_SLICE}")),
         ("DRAIN_BATCH", format!("{DRAIN_BATCH}")),
         ("KICK_PREEMPT", format!("(1U << {})", KICK_PREEMPT.ilog2())),

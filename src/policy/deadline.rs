@@ -25,8 +25,9 @@
 //! it is served as if it were so many times heavier than its weight says (the boost), and never
 //! more. That is kept as a leaky bucket: its CPU time by weight flows in, virtual time times the
 //! boost flows out, and a task whose bucket runs over takes turns, as all others, until the bucket
-//! is half empty. An order that may cost more than the bucket holds is not given. A task that only
-//! naps has no boost. Tasks of SCHED_BATCH and SCHED_IDLE are never urgent.
+//! is half empty. A task whose order's budget is used up is late, and goes on for a while before
+//! those without an order. An order that may cost more than the bucket holds is not given. A task
+//! that only naps has no boost. Tasks of SCHED_BATCH and SCHED_IDLE are never urgent.
 //!
 //! Urgency goes along wake-up chains, from the mouse to the game and on to its workers: a task that
 //! is mostly woken by tasks with orders is as urgent as its caller. It goes the other way, too, to
@@ -47,7 +48,7 @@ use core::fmt;
 use core::mem;
 use core::str::FromStr;
 
-use crate::abi::{EPOCHS, LEAD_LAGS, MAX_TASKS, SHARE, SLOWEST};
+use crate::abi::{EPOCHS, LATE_BUDGETS, LEAD_LAGS, MAX_TASKS, SHARE, SLOWEST};
 use crate::orders::Order;
 use crate::policy::{Machine, Policy};
 use crate::prefetch::prefetch;
@@ -86,6 +87,8 @@ struct Account {
     called: u8,
     /// How often it has woken one, each time soon enough after the time before, up to [`NEWBORN`].
     calls: u8,
+    /// The longest burst of late, in [`LONGEST_UNIT`]s.
+    longest: u8,
     /// Whether it has slept since.
     has_slept: bool,
     /// Whether it has an order.
@@ -112,6 +115,7 @@ impl Account {
         seen: 0,
         called: 0,
         calls: 0,
+        longest: 0,
         has_slept: false,
         is_ordered: false,
     };
@@ -119,6 +123,13 @@ impl Account {
 
 /// A task whose bursts are longer in the mean is batch work, ns: two frames.
 const LONGEST_BURST: u32 = 33_000_000;
+
+/// ns, of [`Account::longest`].
+const LONGEST_UNIT: u32 = 250_000;
+
+/// A longer burst counts as this, ns: one time that a game is late makes no batch work of it, and
+/// bursts of which every second is so long do.
+const LONGEST_COUNTED: u32 = 90_000_000;
 
 /// A thread that wakes an urgent one of its process is the loop of a game, if there are at most so
 /// many µs between two times, and no more CPU time than [`LONGEST_BURST`]. One that is late on a full
@@ -352,6 +363,7 @@ impl Account {
         if slept == 0 || slept > i32::MAX as u32 {
             return false;
         }
+        self.note_longest(task, self.ran / slept);
         self.end_burst(self.ran / slept);
         self.has_slept = true;
         if task.is_wakeup() && task.stop_ts != 0 {
@@ -370,11 +382,21 @@ impl Account {
 
     /// A mean over the last few bursts; the first one counts whole.
     fn end_burst(&mut self, burst: u32) {
+        let burst = burst.min(LONGEST_COUNTED);
         self.burst = match self.seen {
             0 => burst,
             _ => self.burst - self.burst / 4 + burst / 4,
         };
         self.ran = 0;
+    }
+
+    /// Takes in the longest of its bursts since the record before, which were so long in the mean.
+    /// The last one was no shorter than its last run.
+    fn note_longest(&mut self, task: &QueuedTask, mean: u32) {
+        let last = at_most_u32(task.stop_ts.saturating_sub(task.start_ts)).min(self.ran);
+        let longest = mean.max(last).min(LONGEST_BURST);
+        let units = longest.div_ceil(LONGEST_UNIT) as u8;
+        self.longest = units.max(self.longest - self.longest.div_ceil(16));
     }
 
     /// Takes in whether it has woken an urgent thread of its process. If it has not slept since the
@@ -441,9 +463,17 @@ impl Account {
         scaled.clamp(*LATENCY.start(), *LATENCY.end())
     }
 
+    /// How long the next burst may well be, ns. A game that looks at the clock each ms until its
+    /// next frame is due has short bursts in the mean, and a long one for the frame.
+    fn long_burst(&self) -> u64 {
+        (u32::from(self.longest) * LONGEST_UNIT)
+            .max(self.burst)
+            .into()
+    }
+
     /// CPU time since its sleep for which an order of its holds, ns.
     fn budget(&self) -> u64 {
-        let burst = u64::from(self.burst);
+        let burst = self.long_burst();
         LEAST_BUDGET.max((4 * burst).min(burst + OVERTIME))
     }
 
@@ -457,8 +487,9 @@ impl Account {
             OVERDRAWN / 2
         };
         // The last burst has just been charged.
-        let limit = spare + by_share(self.burst.into(), task);
-        let next = by_share(self.budget(), task);
+        let limit = spare + by_share(self.long_burst(), task);
+        // What is past the budget grows with the share.
+        let next = by_share(self.budget(), task) + LATE_BUDGETS * self.budget();
         let is_allowed = u64::from(self.spent) <= limit && limit + next <= DEEPEST;
         let is_fair = !before(now.wrapping_add(spare), self.vruntime);
         is_allowed || is_fair
@@ -567,10 +598,9 @@ impl<const TASKS: usize> Policy for Deadline<TASKS> {
         if !account.is_ordered {
             return in_turn.then_some(Order::IN_TURN);
         }
-        let burst = u64::from(account.burst);
         Some(Order {
             latency_ns: account.latency(task.weight),
-            slice_ns: self.slice_min_ns.max(2 * burst),
+            slice_ns: self.slice_min_ns.max(2 * account.long_burst()),
             budget_ns: account.budget(),
             preempts: true,
             hand_off: true,

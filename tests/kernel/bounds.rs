@@ -443,6 +443,42 @@ fn a_heavy_game_keeps_its_frames_beside_any_number_of_hogs() {
     scheduler.stop(libc::SIGINT).assert_clean();
 }
 
+/// A game that sleeps for a millisecond at a time until its next frame is due has short bursts in
+/// the mean, and one that is late does not sleep at all until it has caught up. It is urgent all
+/// the same, as long as it does not overdo it.
+#[test]
+fn a_game_that_polls_the_clock_catches_up_after_a_long_frame() {
+    let scheduler = Scheduler::start("scx_metronome", &[]);
+    let period = Duration::from_millis(29);
+    let begin = Instant::now() + Duration::from_secs(1);
+    let end = begin + Duration::from_secs(3);
+    let game = || {
+        let (mut frames, mut late, mut due) = (0, 0, Instant::now());
+        while Instant::now() < end {
+            while Instant::now() < due {
+                thread::sleep(Duration::from_millis(1));
+            }
+            frames += 1;
+            let work = if frames % 30 == 0 { 45 } else { 15 };
+            let used = cpu_time();
+            while cpu_time() - used < Duration::from_millis(work) {}
+            late += u32::from(due >= begin && due.elapsed() > period);
+            due += period;
+        }
+        late
+    };
+    let late = thread::scope(|scope| {
+        let game = scope.spawn(game);
+        sleep_until(begin);
+        (0..2 * cpus()).for_each(|_| drop(scope.spawn(|| hog(0, begin, end))));
+        game.join().unwrap()
+    });
+    scheduler.stop(libc::SIGINT).assert_clean();
+    // Half of a CPU is left to catch up with. By turns it would never do so.
+    let late = 100.0 * f64::from(late) * period.as_secs_f64() / 3.0;
+    figure("late frames", late, "%", Bound::AtMost(30.0));
+}
+
 /// A game without a limit of frames never sleeps, nor does one that is late from its first frame.
 /// What tells such a loop from a hog is that urgent threads of its process wait for it.
 #[test]

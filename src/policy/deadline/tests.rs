@@ -337,6 +337,40 @@ struct Member {
     account: Vec<(u64, u64)>,
 }
 
+#[test]
+fn a_game_that_polls_the_clock_has_a_budget_for_its_frames_and_one_late_time_does_not_end_it() {
+    let mut policy = policy();
+    let (mut used, mut nvcsw, mut real) = (0, 0, 1_000_000_000);
+    let mut sleep_after = |policy: &mut Deadline<8>, run: u64| {
+        used += run;
+        nvcsw += 1;
+        real += run + 1_000_000;
+        policy.now += (run + 1_000_000) / 2;
+        let record = QueuedTask {
+            nvcsw,
+            enqueued_at: real,
+            start_ts: real - 1_000_000 - run,
+            ..task(1, 100, used, run)
+        };
+        let record = woken(record, 1_000_000);
+        policy.event(&record);
+        urgent(policy, &record)
+    };
+    let frame = 15_000_000;
+    let mut budget = 0;
+    for _ in 0..10 {
+        sleep_after(&mut policy, frame);
+        for _ in 0..8 {
+            budget = sleep_after(&mut policy, 20_000).map_or(0, |order| order.budget_ns);
+        }
+    }
+    assert!(budget >= 2 * frame, "{budget}");
+    // It is late, and takes half a second to catch up.
+    sleep_after(&mut policy, 500_000_000);
+    policy.now += 500_000_000;
+    assert!(sleep_after(&mut policy, 20_000).is_some());
+}
+
 /// What some tasks of a mix do for a while.
 #[derive(Clone, Debug)]
 struct Phase {
@@ -399,7 +433,8 @@ impl Member {
         }
         let had = self.account.last().map_or(0, |(had, _)| *had);
         let budget = self.order.map_or(0, |order| order.budget_ns);
-        let has = had + by_share(phase.run.min(budget), &record);
+        let late = LATE_BUDGETS * budget * record.share().min(100 * SHARE) / (100 * SHARE);
+        let has = had + by_share(phase.run.min(budget + late), &record);
         match phase.asleep {
             0 => policy.event(&QueuedTask {
                 kind: Kind::Caller as u16,
@@ -426,14 +461,15 @@ impl Member {
         Ok(())
     }
 
-    /// Between any two of its records it has no more than the boost, and what the bucket and
-    /// one budget hold.
+    /// Between any two of its records it has no more than the boost, and what the bucket, one
+    /// budget and those of a late task hold.
     fn check(&self) -> Result<(), TestCaseError> {
         let Some(lightest) = &self.lightest else {
             return Ok(());
         };
-        let once = 2 * u64::from(LONGEST_BURST) + OVERTIME;
-        let once = by_share(once, lightest) + OVERDRAWN;
+        let budget = u64::from(LONGEST_BURST) + OVERTIME;
+        let once = by_share(u64::from(LONGEST_BURST) + budget, lightest);
+        let once = once + LATE_BUDGETS * budget + OVERDRAWN;
         let mut least = i64::MAX;
         for &(has, now) in &self.account {
             let beyond = has as i64 - i64::from(BOOST) * now as i64;

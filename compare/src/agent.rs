@@ -9,10 +9,10 @@ use crate::cost::{Reading, resident};
 use crate::figure::{At, Figure, Of};
 use crate::sample::{Environment, Failure, Line, Sample};
 use anyhow::{Context, Result, anyhow, bail};
+use loads::batch::{self, Batch};
 use loads::board::Board;
 use loads::clock::{MS, SECOND, now, sleep_until};
 use loads::game::Kind;
-use loads::hogs;
 use loads::kernel::{self, online_cpus};
 use loads::latency::{Latency, Percentiles};
 use loads::process::Children;
@@ -146,8 +146,8 @@ impl Bench<'_> {
 
     fn work(&self, work: Work) -> Result<Figures> {
         match work {
-            Work::Frame(hogs) => self.frame(Kind::Light, hogs),
-            Work::Game(game, hogs) => self.frame(game, hogs),
+            Work::Frame(hogs) => self.frame(Kind::Light, Batch::Hogs, hogs),
+            Work::Game(game, batch, number) => self.frame(game, batch, number),
             Work::Messaging => self.messaging(),
             Work::Pipe => self.pipe(),
             Work::Cyclictest(hogs) => self.cyclictest(hogs),
@@ -183,8 +183,9 @@ impl Bench<'_> {
         command
     }
 
-    fn frame(&self, game: Kind, hogs: f64) -> Result<Figures> {
-        let mut command = self.frame_command(self.form.frame.0, self.count(hogs), 1);
+    fn frame(&self, game: Kind, batch: Batch, number: f64) -> Result<Figures> {
+        let mut command = self.frame_command(self.form.frame.0, self.count(number), 1);
+        command.args(["--batch", &batch.to_string()]);
         output(command.args(["--game", &game.to_string()]))?;
         Ok(frame_figures(&Report::read(Path::new(FRAME_JSON))?))
     }
@@ -223,7 +224,7 @@ impl Bench<'_> {
     fn cyclictest(&self, hogs: f64) -> Result<Figures> {
         let count = self.count(hogs);
         let (mut children, board) = (Children::default(), Board::new(count)?);
-        hogs::fork(&mut children, board.counters(), now())?;
+        batch::hogs(&mut children, board.counters(), now())?;
         if count > 0 {
             sleep_until(now() + 300 * MS);
         }
@@ -320,7 +321,7 @@ impl Bench<'_> {
         ]);
         let counter = Running::start(&mut perf)?;
         let before = Reading::take(pid)?;
-        let frame = self.frame(Kind::Light, 1.5);
+        let frame = self.frame(Kind::Light, Batch::Hogs, 1.5);
         let after = Reading::take(pid)?;
         let _ = counter.interrupt();
         let _ = fs::write("/proc/sys/kernel/bpf_stats_enabled", "0");

@@ -8,6 +8,7 @@ use crate::figure::Figure::{
 };
 use crate::figure::Of;
 use crate::scheduler::{Kind, Scheduler};
+use loads::batch::Batch;
 use loads::game;
 
 /// The meaning of the loads and of the figures' names. Samples of another version are not looked
@@ -30,8 +31,8 @@ pub(crate) struct Cell {
 pub(crate) enum Work {
     /// `frame` beside so many hogs and one ping-pong pair.
     Frame(f64),
-    /// Another game than that, beside so many hogs.
-    Game(game::Kind, f64),
+    /// Another game than that, beside so much of that.
+    Game(game::Kind, Batch, f64),
     /// `perf bench sched messaging`.
     Messaging,
     /// `perf bench sched pipe`.
@@ -56,7 +57,7 @@ const fn cell(id: &'static str, title: &'static str, work: Work) -> Cell {
 
 /// All work, in the order in which it is run and shown.
 #[rustfmt::skip]
-pub(crate) static CELLS: [Cell; 27] = [
+pub(crate) static CELLS: [Cell; 41] = [
     cell("frame-0.5x", "frame, 0.5x", Work::Frame(0.5)),
     cell("frame-1x", "frame, 1x", Work::Frame(1.0)),
     cell("frame-1.5x", "frame, 1.5x", Work::Frame(1.5)),
@@ -78,16 +79,30 @@ pub(crate) static CELLS: [Cell; 27] = [
     cell("build-frame", "build beside frame", Work::TreeBesideFrame),
     cell("weights", "nice levels", Work::Weights),
     cell("cost", "own cost, frame 1.5x", Work::Cost),
-    cell("heavy-1.5x", "heavy game, 1.5x", Work::Game(game::Kind::Heavy, 1.5)),
-    cell("heavy-3x", "heavy game, 3x", Work::Game(game::Kind::Heavy, 3.0)),
-    cell("144-1.5x", "144 Hz, 1.5x", Work::Game(game::Kind::Fast, 1.5)),
-    cell("144-3x", "144 Hz, 3x", Work::Game(game::Kind::Fast, 3.0)),
-    cell("30-1.5x", "30 Hz, 1.5x", Work::Game(game::Kind::Slow, 1.5)),
-    cell("30-3x", "30 Hz, 3x", Work::Game(game::Kind::Slow, 3.0)),
-    cell("chain-1.5x", "chain of twelve, 1.5x", Work::Game(game::Kind::Chain, 1.5)),
-    cell("chain-3x", "chain of twelve, 3x", Work::Game(game::Kind::Chain, 3.0)),
-    cell("uncapped-1.5x", "uncapped, 1.5x", Work::Game(game::Kind::Uncapped, 1.5)),
-    cell("uncapped-3x", "uncapped, 3x", Work::Game(game::Kind::Uncapped, 3.0)),
+    cell("heavy-1.5x", "heavy game, 1.5x", Work::Game(game::Kind::Heavy, Batch::Hogs, 1.5)),
+    cell("heavy-3x", "heavy game, 3x", Work::Game(game::Kind::Heavy, Batch::Hogs, 3.0)),
+    cell("heavy-jobs", "heavy game, 1.5x of jobs", Work::Game(game::Kind::Heavy, Batch::Jobs, 1.5)),
+    cell("heavy-build", "heavy game, 1.5x of a build", Work::Game(game::Kind::Heavy, Batch::Build, 1.5)),
+    cell("144-1.5x", "144 Hz, 1.5x", Work::Game(game::Kind::Fast, Batch::Hogs, 1.5)),
+    cell("144-3x", "144 Hz, 3x", Work::Game(game::Kind::Fast, Batch::Hogs, 3.0)),
+    cell("144-jobs", "144 Hz, 1.5x of jobs", Work::Game(game::Kind::Fast, Batch::Jobs, 1.5)),
+    cell("144-build", "144 Hz, 1.5x of a build", Work::Game(game::Kind::Fast, Batch::Build, 1.5)),
+    cell("30-1.5x", "30 Hz, 1.5x", Work::Game(game::Kind::Slow, Batch::Hogs, 1.5)),
+    cell("30-3x", "30 Hz, 3x", Work::Game(game::Kind::Slow, Batch::Hogs, 3.0)),
+    cell("30-jobs", "30 Hz, 1.5x of jobs", Work::Game(game::Kind::Slow, Batch::Jobs, 1.5)),
+    cell("30-build", "30 Hz, 1.5x of a build", Work::Game(game::Kind::Slow, Batch::Build, 1.5)),
+    cell("chain-1.5x", "chain of twelve, 1.5x", Work::Game(game::Kind::Chain, Batch::Hogs, 1.5)),
+    cell("chain-3x", "chain of twelve, 3x", Work::Game(game::Kind::Chain, Batch::Hogs, 3.0)),
+    cell("chain-jobs", "chain of twelve, 1.5x of jobs", Work::Game(game::Kind::Chain, Batch::Jobs, 1.5)),
+    cell("chain-build", "chain of twelve, 1.5x of a build", Work::Game(game::Kind::Chain, Batch::Build, 1.5)),
+    cell("polled-1.5x", "35 Hz polled, 1.5x", Work::Game(game::Kind::Polled, Batch::Hogs, 1.5)),
+    cell("polled-3x", "35 Hz polled, 3x", Work::Game(game::Kind::Polled, Batch::Hogs, 3.0)),
+    cell("polled-jobs", "35 Hz polled, 1.5x of jobs", Work::Game(game::Kind::Polled, Batch::Jobs, 1.5)),
+    cell("polled-build", "35 Hz polled, 1.5x of a build", Work::Game(game::Kind::Polled, Batch::Build, 1.5)),
+    cell("uncapped-1.5x", "uncapped, 1.5x", Work::Game(game::Kind::Uncapped, Batch::Hogs, 1.5)),
+    cell("uncapped-3x", "uncapped, 3x", Work::Game(game::Kind::Uncapped, Batch::Hogs, 3.0)),
+    cell("uncapped-jobs", "uncapped, 1.5x of jobs", Work::Game(game::Kind::Uncapped, Batch::Jobs, 1.5)),
+    cell("uncapped-build", "uncapped, 1.5x of a build", Work::Game(game::Kind::Uncapped, Batch::Build, 1.5)),
 ];
 
 impl Work {
@@ -106,7 +121,7 @@ impl Work {
                 HogsFairness,
                 PingPong,
             ],
-            Self::Game(game::Kind::Uncapped, _) => &[
+            Self::Game(game::Kind::Uncapped, ..) => &[
                 Fps,
                 Time(Of::Frame, P99),
                 SlowestFps,

@@ -34,7 +34,7 @@ const fn peer(id: &'static str, version: &'static str) -> Scheduler {
 }
 
 /// All of them, in the order of turns and of tables.
-pub(crate) static SCHEDULERS: [Scheduler; 9] = [
+pub(crate) static SCHEDULERS: [Scheduler; 11] = [
     Scheduler {
         id: "eevdf",
         title: "EEVDF",
@@ -56,6 +56,8 @@ pub(crate) static SCHEDULERS: [Scheduler; 9] = [
     peer("scx_lavd", "1.1.4"),
     peer("scx_cosmos", "1.1.7"),
     peer("scx_flash", "1.1.4"),
+    peer("scx_pandemonium", "5.23.1"),
+    peer("scx_cake", "1.2.2"),
 ];
 
 impl Scheduler {

@@ -2,6 +2,7 @@
 
 mod chain;
 mod paced;
+mod polled;
 mod uncapped;
 
 use crate::frames::Frames;
@@ -34,6 +35,9 @@ pub enum Kind {
     /// through a pipe: as from input to the compositor, with Wine's server in between. Each delay
     /// adds up
     Chain,
+    /// 35 Hz, one thread of 12 ms that looks at the clock each millisecond until its next frame is
+    /// due, as old games and SDL's loops do; each fortieth frame takes thrice as long
+    Polled,
     /// As many frames as there can be: a thread that renders and never sleeps, one that it wakes to
     /// present them, and a simulation at 60 Hz
     Uncapped,
@@ -46,6 +50,7 @@ impl Kind {
         match self {
             Self::Fast => 144,
             Self::Slow => 30,
+            Self::Polled => 35,
             Self::Light | Self::Heavy | Self::Chain | Self::Uncapped => 60,
         }
     }
@@ -76,6 +81,7 @@ pub fn start(kind: Kind, plan: &Arc<Plan>, rate: Rate, hz: u32) -> Result<Game> 
         Kind::Fast => paced::start(paced::FAST, plan, rate, hz),
         Kind::Slow => paced::start(paced::SLOW, plan, rate, hz),
         Kind::Chain => chain::start(plan, rate, hz),
+        Kind::Polled => polled::start(plan, rate, hz),
         Kind::Uncapped => uncapped::start(plan, rate, hz),
     }
 }

@@ -9,8 +9,8 @@
 //! A run, in the order in which it happens ([`run`]):
 //!
 //! 1. The arithmetic loop is calibrated on the idle machine ([`work`]).
-//! 2. The background is forked: CPU hogs ([`hogs`]) and pipe ping-pong pairs ([`pingpong`]), each
-//!    its own process ([`process`]) that counts on a shared page ([`board`]).
+//! 2. The background is forked: CPU hogs, short jobs or a build ([`batch`]) and pipe ping-pong
+//!    pairs ([`pingpong`]), processes ([`process`]) that count on a shared page ([`board`]).
 //! 3. The latency-sensitive threads start half a second later: [`game`], [`audio`], [`input`]. All
 //!    of them wait for one common instant, the epoch of the [`plan`].
 //! 4. Nothing is recorded during the warm-up. After the last second the threads hand back their
@@ -26,11 +26,11 @@
 
 pub mod audio;
 pub mod barrier;
+pub mod batch;
 pub mod board;
 pub mod clock;
 pub mod frames;
 pub mod game;
-pub mod hogs;
 pub mod input;
 pub mod kernel;
 pub mod latency;

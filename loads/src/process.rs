@@ -24,15 +24,8 @@ impl Children {
     /// # Errors
     /// The process could not be forked.
     pub fn fork(&mut self, name: String, body: impl FnOnce()) -> Result<()> {
-        let title = CString::new(name.as_str()).context("a process name with a zero byte")?;
-        // SAFETY: no argument.
-        let parent = unsafe { libc::getpid() };
-        // SAFETY: the child runs `become_child` alone, which never returns here.
-        match unsafe { libc::fork() } {
-            -1 => bail!("cannot fork {name}: {}", io::Error::last_os_error()),
-            0 => become_child(parent, &title, body),
-            pid => self.0.push(Child { pid, name }),
-        }
+        let pid = fork(&name, body)?;
+        self.0.push(Child { pid, name });
         Ok(())
     }
 
@@ -60,6 +53,38 @@ impl Drop for Children {
         for child in &self.0 {
             // SAFETY: a null status is allowed.
             unsafe { libc::waitpid(child.pid, std::ptr::null_mut(), 0) };
+        }
+    }
+}
+
+/// Forks a process called `name` that runs `body` and ends; [`wait`] reaps it. It dies with this
+/// one. See [`Children::fork`] for when.
+///
+/// # Errors
+/// The process could not be forked.
+pub fn fork(name: &str, body: impl FnOnce()) -> Result<libc::pid_t> {
+    let title = CString::new(name).context("a process name with a zero byte")?;
+    // SAFETY: no argument.
+    let parent = unsafe { libc::getpid() };
+    // SAFETY: the child runs `become_child` alone, which never returns here.
+    match unsafe { libc::fork() } {
+        -1 => bail!("cannot fork {name}: {}", io::Error::last_os_error()),
+        0 => become_child(parent, &title, body),
+        pid => Ok(pid),
+    }
+}
+
+/// Waits for the first child to end, and reaps it.
+///
+/// # Errors
+/// There is none.
+pub fn wait() -> Result<libc::pid_t> {
+    loop {
+        // SAFETY: a null status is allowed.
+        match unsafe { libc::waitpid(-1, std::ptr::null_mut(), 0) } {
+            -1 if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {}
+            -1 => return Err(io::Error::last_os_error()).context("cannot wait for a child"),
+            pid => return Ok(pid),
         }
     }
 }

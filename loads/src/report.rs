@@ -1,9 +1,9 @@
 //! What a run came to: for people, and as JSON.
 
 use crate::audio::Periods;
+use crate::batch::{Batch, UNIT};
 use crate::frames::Frames;
 use crate::game::Kind;
-use crate::hogs::UNIT;
 use crate::kernel::Scheduler;
 use crate::latency::{Latency, Percentiles};
 use crate::work::Calibration;
@@ -38,7 +38,7 @@ pub struct Report {
     pub audio: AudioReport,
     /// The input thread.
     pub input: InputReport,
-    /// The CPU hogs.
+    /// The CPU hogs, or what stands in for them.
     pub hogs: HogReport,
     /// The ping-pong pairs.
     pub ping_pong: PingPongReport,
@@ -56,7 +56,10 @@ pub struct Config {
     pub game: Kind,
     /// Frames a second.
     pub hz: u32,
-    /// CPU hogs.
+    /// What keeps the CPUs busy.
+    #[serde(default)]
+    pub batch: Batch,
+    /// So many of it.
     pub hogs: usize,
     /// Ping-pong pairs.
     pub pairs: usize,
@@ -357,10 +360,11 @@ impl Config {
         )?;
         writeln!(
             f,
-            "{} game, {} Hz, audio, input; CPU hogs: {}, ping-pong pairs: {}; {} s after {} s of warm-up; \
+            "{} game, {} Hz, audio, input; CPU {}: {}, ping-pong pairs: {}; {} s after {} s of warm-up; \
              {} iterations/ms ({}), work x {}",
             self.game,
             self.hz,
+            self.batch,
             self.hogs,
             self.pairs,
             self.seconds,
@@ -420,6 +424,7 @@ pub(crate) mod tests {
                 warmup: 1.0,
                 game: Kind::Heavy,
                 hz: 60,
+                batch: Batch::Hogs,
                 hogs: 2,
                 pairs: 1,
                 rt: false,

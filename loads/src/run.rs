@@ -1,6 +1,7 @@
 //! A run from calibration to report.
 
 use crate::audio::{self, Periods};
+use crate::batch::Batch;
 use crate::board::Board;
 use crate::clock::{MS, SECOND, nanoseconds, now, seconds};
 use crate::frames::Frames;
@@ -15,7 +16,7 @@ use crate::report::{
 };
 use crate::signals::Signals;
 use crate::work::{self, Calibration, Rate};
-use crate::{hogs, input, pingpong};
+use crate::{batch, input, pingpong};
 use anyhow::{Result, anyhow, bail};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -28,7 +29,9 @@ pub struct Options {
     pub seconds: f64,
     /// Seconds before that.
     pub warmup: f64,
-    /// CPU hogs; None is 1.5 times the CPUs online.
+    /// What keeps the CPUs busy.
+    pub batch: Batch,
+    /// So many of it; None is 1.5 times the CPUs online.
     pub hogs: Option<usize>,
     /// Ping-pong pairs.
     pub pairs: usize,
@@ -81,7 +84,7 @@ pub fn run(options: &Options, progress: impl FnMut(&str)) -> Result<Report> {
     let lengths = [config.warmup, config.seconds].map(nanoseconds);
     let plan = Arc::new(Plan::new(now() + LEAD + HEAD_START, lengths[0], lengths[1]));
 
-    let background = Background::fork(&config, plan.epoch - HEAD_START)?;
+    let background = Background::fork(&config, rate, plan.epoch - HEAD_START)?;
     let foreground = with_policy(options.policy, || Foreground::start(&plan, rate, &config))?;
     let counts = watch(&signals, &plan, &background.board, config.hogs, progress)?;
     let (frames, periods, events) = foreground.finish()?;
@@ -121,6 +124,7 @@ fn configure(options: &Options, signals: &Signals) -> Result<Config> {
         warmup: options.warmup,
         game: options.game,
         hz: options.hz.unwrap_or(options.game.hz()),
+        batch: options.batch,
         hogs: options.hogs.unwrap_or((cpus * 3).div_ceil(2)),
         pairs: options.pairs,
         rt: options.policy == Policy::Fifo,
@@ -149,18 +153,18 @@ fn default_label(config: &Config) -> String {
     format!("{}{suffix}", config.scheduler.name())
 }
 
-/// The hogs and the ping-pong pairs. Fields drop in order: the processes end before their board.
+/// What keeps the CPUs busy, and the ping-pong pairs. Fields drop in order: the processes end before their board.
 struct Background {
     children: Children,
     board: Board,
 }
 
 impl Background {
-    fn fork(config: &Config, epoch: u64) -> Result<Self> {
+    fn fork(config: &Config, rate: Rate, epoch: u64) -> Result<Self> {
         let mut children = Children::default();
         let board = Board::new(config.hogs + config.pairs)?;
         let (hogs, pairs) = board.counters().split_at(config.hogs);
-        hogs::fork(&mut children, hogs, epoch)?;
+        batch::fork(config.batch, &mut children, hogs, rate, epoch)?;
         pingpong::fork(&mut children, pairs, epoch)?;
         Ok(Self { children, board })
     }

@@ -16,10 +16,10 @@ use std::process::{Command, ExitStatus};
 
 /// A compiling stage's work is between these, in ms; the other stages do a part of that.
 const COMPILE: (f64, f64) = (2.0, 12.0);
-const ASSEMBLE: f64 = 0.2;
+pub(crate) const ASSEMBLE: f64 = 0.2;
 /// Of the longest compile.
 const LINK: f64 = 2.0;
-/// Fresh memory that a stage touches.
+/// What a stage touches.
 const BYTES: usize = 512 << 10;
 const PAGE: usize = 4096;
 
@@ -60,7 +60,8 @@ pub fn build(program: &str, units: u32, jobs: u32, rate: Rate, seed: u64) -> Res
     })
 }
 
-fn compile_work(random: &mut Random, rate: Rate) -> u64 {
+/// The iterations of a unit.
+pub(crate) fn compile_work(random: &mut Random, rate: Rate) -> u64 {
     let (least, most) = (rate.iterations(COMPILE.0), rate.iterations(COMPILE.1));
     least + random.below((most - least).max(1))
 }
@@ -102,14 +103,19 @@ impl Step {
                 run(Self::Stage((iterations as f64 * ASSEMBLE) as u64).command(program))
             }
             Self::Stage(iterations) => {
-                let mut memory = vec![0_u8; BYTES];
-                memory.iter_mut().step_by(PAGE).for_each(|byte| *byte = 1);
+                touch_memory();
                 spin(iterations);
-                black_box(&memory);
                 Ok(())
             }
         }
     }
+}
+
+/// Fresh memory, as a compiler's.
+pub(crate) fn touch_memory() {
+    let mut memory = vec![0_u8; BYTES];
+    memory.iter_mut().step_by(PAGE).for_each(|byte| *byte = 1);
+    black_box(&memory);
 }
 
 fn run(mut command: Command) -> Result<()> {
@@ -140,7 +146,7 @@ fn reap() -> Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use std::sync::Mutex;
 
@@ -160,7 +166,7 @@ mod tests {
     }
 
     /// A build waits for any child of its process.
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    pub(crate) static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
     #[test]
     fn a_build_ends_when_all_units_have() -> Result<()> {

@@ -3,6 +3,7 @@
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
+use loads::batch::Batch;
 use loads::game::Kind;
 use loads::picture;
 use loads::priority::Policy;
@@ -50,7 +51,10 @@ struct RunArguments {
     /// Seconds before that, not recorded
     #[arg(long, default_value = "1", value_parser = not_negative)]
     warmup: f64,
-    /// CPU hogs [default: 1.5 x CPUs online]
+    /// What keeps the CPUs busy behind the game
+    #[arg(long, value_enum, default_value_t)]
+    batch: Batch,
+    /// So many of it [default: 1.5 x CPUs online]
     #[arg(long, value_parser = value_parser!(u32).range(..=4096))]
     hogs: Option<u32>,
     /// Pipe ping-pong pairs
@@ -156,6 +160,7 @@ fn options(arguments: &RunArguments) -> Options {
     Options {
         seconds: arguments.seconds,
         warmup: arguments.warmup,
+        batch: arguments.batch,
         hogs: arguments.hogs.map(|hogs| hogs as usize),
         pairs: arguments.pairs as usize,
         game: arguments.game,

@@ -11,23 +11,25 @@ setup: ## installs what building and testing need (Debian packages; asks for sud
 	@vm/setup
 
 demo: setup ## a game under load on a real kernel, without and with scx_metronome
-	cargo build --release --workspace --bins
+	cargo build --release --workspace --bins --lib
 	vm/demo
 
 bench: setup ## the benchmarks, four minutes (root, for those that need BPF)
 	rm -rf $(or $(CARGO_TARGET_DIR),target)/criterion $(or $(CARGO_TARGET_DIR),target)/bench
 	cargo bench
 
-# QUICK=1, GAMES=1 (heavier games instead of all else), KERNEL=7.2, CPUS=8, ROUNDS=9, JOBS=1 (guests
-# at a time), ONLY=eevdf,scx_metronome, HOST=1 (this machine's own kernel)
-compare_options = $(if $(QUICK),--quick) $(if $(GAMES),--games) $(if $(HOST),--host) \
+# QUICK=1, GAMES=1 (heavier games instead of all else), REAL=1 (programs that people run), KERNEL=7.2,
+# CPUS=8, ROUNDS=9, JOBS=1 (guests at a time), ONLY=eevdf,scx_metronome, HOST=1 (this machine's own
+# kernel)
+compare_options = $(if $(QUICK),--quick) $(if $(GAMES),--games) $(if $(REAL),--real) \
+	$(if $(HOST),--host) \
 	$(if $(KERNEL),--kernel $(KERNEL)) $(if $(CPUS),--cpus $(CPUS)) \
 	$(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(JOBS),--jobs $(JOBS)) $(if $(ONLY),--only $(ONLY))
 compare_packages = libseccomp-dev libssl-dev protobuf-compiler
 
 compare: setup ## EEVDF and the best peers beside it: target/compare (QUICK=1: 15 minutes)
 	@vm/setup $(compare_packages)
-	cargo build --release --workspace --bins
+	cargo build --release --workspace --bins --lib
 	target/release/compare run $(compare_options)
 
 compare-check: setup ## fails when a ratio to EEVDF is worse than the committed one: 5 minutes

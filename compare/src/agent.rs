@@ -7,11 +7,12 @@
 use crate::cell::{Cell, Form, Work};
 use crate::cost::{Reading, resident};
 use crate::figure::{At, Figure, Of};
+use crate::real::{self, Beside, Program};
 use crate::sample::{Environment, Failure, Line, Sample};
 use anyhow::{Context, Result, anyhow, bail};
 use loads::batch::{self, Batch};
 use loads::board::Board;
-use loads::clock::{MS, SECOND, now, sleep_until};
+use loads::clock::{MS, SECOND, nanoseconds, now, sleep_until};
 use loads::game::Kind;
 use loads::kernel::{self, online_cpus};
 use loads::latency::{Latency, Percentiles};
@@ -148,6 +149,7 @@ impl Bench<'_> {
         match work {
             Work::Frame(hogs) => self.frame(Kind::Light, Batch::Hogs, hogs),
             Work::Game(game, batch, number) => self.frame(game, batch, number),
+            Work::Real(program, beside) => self.real(program, beside),
             Work::Messaging => self.messaging(),
             Work::Pipe => self.pipe(),
             Work::Cyclictest(hogs) => self.cyclictest(hogs),
@@ -188,6 +190,11 @@ impl Bench<'_> {
         command.args(["--batch", &batch.to_string()]);
         output(command.args(["--game", &game.to_string()]))?;
         Ok(frame_figures(&Report::read(Path::new(FRAME_JSON))?))
+    }
+
+    fn real(&self, program: Program, beside: Beside) -> Result<Figures> {
+        let length = nanoseconds(self.form.frame.0);
+        real::run(program, beside, self.cpus, length, self.order.fifo)?.figures()
     }
 
     fn messaging(&self) -> Result<Figures> {

@@ -7,6 +7,7 @@ use crate::figure::Figure::{
     MissedAtFirst, Percent, PingPong, Rate, Seconds, SlowestFps, Syscalls, Time,
 };
 use crate::figure::Of;
+use crate::real::{Beside, Program};
 use crate::scheduler::{Kind, Scheduler};
 use loads::batch::Batch;
 use loads::game;
@@ -47,6 +48,8 @@ pub(crate) enum Work {
     TreeBesideFrame,
     /// Hogs of four nice levels.
     Weights,
+    /// A program that people run, beside another.
+    Real(Program, Beside),
     /// `frame` at 1.5, with an eye on the scheduler's own process.
     Cost,
 }
@@ -57,7 +60,7 @@ const fn cell(id: &'static str, title: &'static str, work: Work) -> Cell {
 
 /// All work, in the order in which it is run and shown.
 #[rustfmt::skip]
-pub(crate) static CELLS: [Cell; 41] = [
+pub(crate) static CELLS: [Cell; 49] = [
     cell("frame-0.5x", "frame, 0.5x", Work::Frame(0.5)),
     cell("frame-1x", "frame, 1x", Work::Frame(1.0)),
     cell("frame-1.5x", "frame, 1.5x", Work::Frame(1.5)),
@@ -103,6 +106,14 @@ pub(crate) static CELLS: [Cell; 41] = [
     cell("uncapped-3x", "uncapped, 3x", Work::Game(game::Kind::Uncapped, Batch::Hogs, 3.0)),
     cell("uncapped-jobs", "uncapped, 1.5x of jobs", Work::Game(game::Kind::Uncapped, Batch::Jobs, 1.5)),
     cell("uncapped-build", "uncapped, 1.5x of a build", Work::Game(game::Kind::Uncapped, Batch::Build, 1.5)),
+    cell("doom-compile", "Chocolate Doom, compiling", Work::Real(Program::Doom, Beside::Compile)),
+    cell("doom-encode", "Chocolate Doom, encoding", Work::Real(Program::Doom, Beside::Encode)),
+    cell("crispy-compile", "Crispy Doom, compiling", Work::Real(Program::Crispy, Beside::Compile)),
+    cell("crispy-encode", "Crispy Doom, encoding", Work::Real(Program::Crispy, Beside::Encode)),
+    cell("desktop-compile", "Weston, compiling", Work::Real(Program::Desktop, Beside::Compile)),
+    cell("desktop-encode", "Weston, encoding", Work::Real(Program::Desktop, Beside::Encode)),
+    cell("jack-64", "JACK, 64 frames, compiling", Work::Real(Program::Jack(64), Beside::Compile)),
+    cell("jack-256", "JACK, 256 frames, compiling", Work::Real(Program::Jack(256), Beside::Compile)),
 ];
 
 impl Work {
@@ -138,6 +149,7 @@ impl Work {
                 Time(Of::Input, P99),
                 HogsWork,
             ],
+            Self::Real(program, _) => program.shown(),
             Self::Messaging | Self::Tree => &[Seconds],
             Self::Pipe => &[Exchange],
             Self::Cyclictest(_) => &[
@@ -175,6 +187,10 @@ impl Cell {
         matches!(self.work, Work::Game(..))
     }
 
+    fn is_real(&self) -> bool {
+        matches!(self.work, Work::Real(..))
+    }
+
     /// Whether it says anything about `scheduler`: SCHED_FIFO differs from EEVDF only where
     /// something is put into it, and only what is attached has a process of its own.
     #[must_use]
@@ -182,7 +198,11 @@ impl Cell {
         match (scheduler.kind, self.work) {
             (
                 Kind::Fifo,
-                Work::Frame(_) | Work::Game(..) | Work::Cyclictest(_) | Work::TreeBesideFrame,
+                Work::Frame(_)
+                | Work::Game(..)
+                | Work::Real(..)
+                | Work::Cyclictest(_)
+                | Work::TreeBesideFrame,
             ) => true,
             (Kind::Fifo, _) => false,
             (_, Work::Cost) => scheduler.is_attached(),
@@ -215,12 +235,12 @@ pub(crate) struct Form {
 }
 
 /// The forms.
-pub(crate) static FORMS: [Form; 4] = [
+pub(crate) static FORMS: [Form; 6] = [
     Form {
         name: "long",
         rounds: 5,
         minutes: None,
-        takes: |cell, _| !cell.is_game(),
+        takes: |cell, _| !cell.is_game() && !cell.is_real(),
         frame: (5.0, 1.0),
         perf: (100, 10_000),
         cycles: 2_000,
@@ -231,7 +251,7 @@ pub(crate) static FORMS: [Form; 4] = [
         name: "quick",
         rounds: 3,
         minutes: Some(14),
-        takes: |cell, _| !cell.is_game(),
+        takes: |cell, _| !cell.is_game() && !cell.is_real(),
         frame: (2.0, 0.5),
         perf: (20, 2_000),
         cycles: 400,
@@ -258,6 +278,28 @@ pub(crate) static FORMS: [Form; 4] = [
         minutes: None,
         takes: |cell, _| cell.is_game(),
         // The warm-up is ten frames of a game that has a third of its frames.
+        frame: (3.0, 1.0),
+        perf: (20, 2_000),
+        cycles: 400,
+        seconds: 0.5,
+        units: 40,
+    },
+    Form {
+        name: "real",
+        rounds: 3,
+        minutes: None,
+        takes: |cell, _| cell.is_real(),
+        frame: (6.0, 1.0),
+        perf: (20, 2_000),
+        cycles: 400,
+        seconds: 0.5,
+        units: 40,
+    },
+    Form {
+        name: "real-quick",
+        rounds: 1,
+        minutes: Some(28),
+        takes: |cell, _| cell.is_real(),
         frame: (3.0, 1.0),
         perf: (20, 2_000),
         cycles: 400,

@@ -7,6 +7,7 @@ use crate::sample::{Environment, Failure, Line, Sample, Store};
 use crate::scheduler::{Kind, Scheduler};
 use anyhow::{Context, Result, anyhow, bail};
 use std::collections::{BTreeMap, VecDeque};
+use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -49,6 +50,8 @@ pub(crate) struct Driver {
     pub(crate) jobs: usize,
     /// After this nothing more is run.
     pub(crate) deadline: Option<Instant>,
+    /// What else `vm/run` is told: what of the programs that people run is in the guest.
+    pub(crate) more: Vec<OsString>,
     /// Where samples go.
     pub(crate) store: Store,
 }
@@ -357,7 +360,7 @@ impl Driver {
                 if let (Kind::Peer(_), Some(program)) = (turn.scheduler.kind, &turn.program) {
                     command.arg("--add").arg(program);
                 }
-                command.args(["--", "compare"]);
+                command.args(&self.more).args(["--", "compare"]);
                 command
             }
         };
@@ -508,6 +511,7 @@ mod tests {
             rounds: 2,
             jobs: 1,
             deadline: None,
+            more: Vec::new(),
             store,
         })
     }

@@ -23,6 +23,12 @@ pub(crate) enum Figure {
     Fps,
     /// Of the periods, %.
     AudioMissed,
+    /// That came half a period late, or later.
+    LateFrames,
+    /// Periods of sound that came too late.
+    Xruns,
+    /// Files compiled, or frames encoded, a second.
+    WorkDone,
     /// Units a second.
     HogsWork,
     /// The least work of a hog over the most.
@@ -68,6 +74,10 @@ pub(crate) enum Of {
     Wakeup,
     /// A request.
     Request,
+    /// From one frame to the next.
+    Interval,
+    /// By how much a period of sound came too late.
+    Xrun,
 }
 
 /// Where in a distribution.
@@ -81,12 +91,14 @@ pub(crate) enum At {
 }
 
 impl Of {
-    pub(crate) const ALL: [Self; 5] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::Frame,
         Self::Audio,
         Self::Input,
         Self::Wakeup,
         Self::Request,
+        Self::Interval,
+        Self::Xrun,
     ];
 
     /// In samples, and for people.
@@ -97,6 +109,8 @@ impl Of {
             Self::Input => ("input", "input wake-up"),
             Self::Wakeup => ("wakeup", "wake-up"),
             Self::Request => ("request", "request"),
+            Self::Interval => ("interval", "frame to frame"),
+            Self::Xrun => ("xrun", "xrun"),
         }
     }
 }
@@ -128,12 +142,15 @@ impl At {
 /// All figures but times and shares: the name in samples, the title, the unit, which way is better,
 /// and digits after the point.
 #[rustfmt::skip]
-const SINGLE: [(Figure, &str, &str, &str, Better, usize); 19] = [
+const SINGLE: [(Figure, &str, &str, &str, Better, usize); 22] = [
     (Figure::FramesMissed, "frame.missed", "frames missed", "%", Lower, 1),
     (Figure::MissedAtFirst, "frame.first", "missed of the first ten", "", Lower, 0),
     (Figure::SlowestFps, "frame.low1", "1 % low", "fps", Higher, 1),
     (Figure::Fps, "frame.fps", "frames", "fps", Higher, 1),
     (Figure::AudioMissed, "audio.missed", "audio periods missed", "%", Lower, 1),
+    (Figure::LateFrames, "frame.late", "late frames", "", Lower, 0),
+    (Figure::Xruns, "xruns", "xruns", "", Lower, 0),
+    (Figure::WorkDone, "work", "work done beside", "1/s", Higher, 1),
     (Figure::HogsWork, "hogs.work", "hogs' work", "units/s", Higher, 0),
     (Figure::HogsFairness, "hogs.fairness", "hogs' least over most", "", Higher, 2),
     (Figure::PingPong, "pingpong", "ping-pong", "trips/s", Higher, 0),

@@ -24,12 +24,13 @@ mod gate;
 mod markdown;
 mod peers;
 mod plot;
+mod real;
 mod result;
 mod sample;
 mod scheduler;
 mod stats;
 
-use crate::cell::Form;
+use crate::cell::{Cell, Form, Work};
 use crate::driver::{Driver, Place, find_kernel};
 use crate::gate::{Change, Ratios};
 use crate::peers::Peers;
@@ -39,8 +40,9 @@ use crate::sample::Store;
 use crate::scheduler::{SCHEDULERS, Scheduler};
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, value_parser};
+use loads::clock::nanoseconds;
 use loads::kernel;
-use std::io::{Write, stderr};
+use std::io::{Write, stderr, stdout};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread::available_parallelism;
@@ -74,6 +76,23 @@ enum Command {
     /// In the guest: attach a scheduler and run cells
     #[command(hide = true)]
     Agent { order: String },
+    /// In the guest: run a cell of `--real` under whatever schedules there
+    #[command(hide = true)]
+    Program {
+        cell: String,
+        /// Seconds to record
+        #[arg(long, default_value = "5")]
+        seconds: f64,
+        /// Name of the run
+        #[arg(long)]
+        label: String,
+        /// Write its frames to this file, for `frame picture`
+        #[arg(long)]
+        json: PathBuf,
+    },
+    /// What `vm/run` must be told so that its guest has the programs of `--real`, a line each
+    #[command(hide = true)]
+    Guest,
 }
 
 #[derive(Args)]
@@ -84,6 +103,9 @@ struct Choice {
     /// Heavier games, chains and games without a limit, instead of all the rest
     #[arg(long, conflicts_with = "quick")]
     games: bool,
+    /// Games, a desktop and sound that people run, beside real work, instead of all the rest
+    #[arg(long, conflicts_with_all = ["games", "host"])]
+    real: bool,
     /// A Debian kernel: newest, oldest, or a version
     #[arg(long, default_value = "newest")]
     kernel: String,
@@ -130,11 +152,44 @@ fn perform(command: Command) -> Result<()> {
         Command::Agent { order } => {
             agent::perform(&serde_json::from_str(&order).context("not an order")?)
         }
+        Command::Program {
+            cell,
+            seconds,
+            label,
+            json,
+        } => program(&cell, seconds, &label, &json),
+        Command::Guest => guest(),
         Command::Peers => Peers(Tree::find()?.target.join("peers")).build(&all(), tell),
         Command::Run(choice) => run(&choice),
         Command::Report { choice, results } => report(&Tree::find()?, &choice, results.as_deref()),
         Command::Check { accept, choice } => check(&choice, accept),
     }
+}
+
+fn program(cell: &str, seconds: f64, label: &str, json: &Path) -> Result<()> {
+    let cell = Cell::find(cell).context("no such cell")?;
+    let Work::Real(program, beside) = cell.work else {
+        bail!("{} is no program that people run", cell.id);
+    };
+    let cpus = kernel::online_cpus();
+    let record = real::run(program, beside, cpus, nanoseconds(seconds), false)?;
+    let figures = record.figures()?;
+    let mut line = format!("{label:<16}");
+    for figure in cell.work.shown() {
+        let shown = figure.shown();
+        let value = figures.get(figure).copied().unwrap_or_default();
+        line += &format!("{} {value:.1} {}; ", shown.title, shown.unit);
+    }
+    writeln!(stdout(), "{}", line.trim_end_matches([' ', ';']))?;
+    Ok(fs::write(json, record.report(label).to_json()?)?)
+}
+
+fn guest() -> Result<()> {
+    let tree = Tree::find()?;
+    for argument in real::guest::arguments(&tree.repository, &tree.programs)? {
+        writeln!(stdout(), "{}", argument.display())?;
+    }
+    Ok(())
 }
 
 /// Where things are.
@@ -167,9 +222,11 @@ impl Tree {
 }
 
 fn form(choice: &Choice) -> Result<&'static Form> {
-    let name = match (choice.quick, choice.games) {
-        (true, _) => "quick",
-        (_, true) => "games",
+    let name = match (choice.quick, choice.games, choice.real) {
+        (true, _, true) => "real-quick",
+        (_, _, true) => "real",
+        (true, ..) => "quick",
+        (_, true, _) => "games",
         _ => "long",
     };
     Form::find(name).context("no such form")
@@ -274,6 +331,9 @@ fn command(choice: &Choice) -> String {
     if choice.games {
         add("GAMES", "1");
     }
+    if choice.real {
+        add("REAL", "1");
+    }
     if choice.host {
         add("HOST", "1");
     }
@@ -370,6 +430,11 @@ fn driver(tree: &Tree, form: &'static Form, choice: &Choice) -> Result<Driver> {
         rounds: choice.rounds.unwrap_or(form.rounds),
         jobs,
         deadline: None,
+        more: if choice.real {
+            real::guest::arguments(&tree.repository, &tree.programs)?
+        } else {
+            Vec::new()
+        },
         store: Store::new(&tree.target.join("compare/samples"), form, &release, cpus),
     })
 }

@@ -29,6 +29,11 @@
 //! those without an order. An order that may cost more than the bucket holds is not given. A task
 //! that only naps has no boost. Tasks of SCHED_BATCH and SCHED_IDLE are never urgent.
 //!
+//! A frame begins with a timer or a device, and the tasks that work for it wake each other from there
+//! on: they are *rooted*. Threads that wake each other and are woken by nothing else, as those of an
+//! encoder are, look the same one by one. With long bursts they are batch work, and with short ones
+//! they come last of all that is urgent.
+//!
 //! Urgency goes along wake-up chains, from the mouse to the game and on to its workers: a task that
 //! is mostly woken by tasks with orders is as urgent as its caller. It goes the other way, too, to
 //! the loop of a game that never sleeps, if urgent threads of its process wait for it: each time
@@ -48,7 +53,7 @@ use core::fmt;
 use core::mem;
 use core::str::FromStr;
 
-use crate::abi::{EPOCHS, LATE_BUDGETS, LEAD_LAGS, MAX_TASKS, SHARE, SLOWEST};
+use crate::abi::{EPOCHS, LATE_BUDGETS, LEAD_LAGS, MAX_TASKS, ORDER_UNIT_NS, SHARE, SLOWEST};
 use crate::orders::Order;
 use crate::policy::{Machine, Policy};
 use crate::prefetch::prefetch;
@@ -74,12 +79,14 @@ struct Account {
     asleep: u32,
     /// What is in its bucket, ns of virtual time, up to [`DEEPEST`].
     spent: u32,
-    /// The mean burst of the last task with an order that woke it, ns.
-    caller: u32,
     pid: i32,
     /// When it last woke an urgent thread of its process, µs, which wraps.
     called_at: u32,
     epoch: u16,
+    /// The mean burst of the last task with an order that woke it, in units of an order's times.
+    caller: u16,
+    /// How much of its wake-ups comes from the world outside, of [`ROOTED`].
+    rooted: u16,
     /// Sleeps seen, up to [`SEASONED`].
     seen: u8,
     /// How many of its wake-ups come from tasks with orders, of [`ALWAYS`]: a mean over the last
@@ -109,6 +116,7 @@ impl Account {
         asleep: 0,
         spent: 0,
         caller: 0,
+        rooted: 0,
         pid: 0,
         called_at: 0,
         epoch: 0,
@@ -148,6 +156,10 @@ const REST: u32 = 500_000;
 /// [`Account::called`] of a task that is woken by none but tasks with orders.
 const ALWAYS: u8 = 128;
 
+/// [`Account::rooted`] of a task that is woken by none but timers and devices. One that it wakes
+/// has a sixteenth less, and so on along the chain.
+const ROOTED: u16 = 1 << 14;
+
 /// A task is batch work until it has slept this often: a compiler job is short, too.
 const NEWBORN: u8 = 4;
 
@@ -175,6 +187,22 @@ const OVERDRAWN: u64 = 20_000_000;
 
 /// The bucket holds no more: no task is an outlaw for ever.
 const DEEPEST: u64 = 4_000_000_000;
+
+/// What woke a task.
+#[derive(Clone, Copy, Debug)]
+struct Waker {
+    /// The mean burst of a task with an order, ns.
+    ordered: Option<u32>,
+    /// Of [`ROOTED`].
+    rooted: u16,
+}
+
+impl Waker {
+    const OUTSIDE: Self = Self {
+        ordered: None,
+        rooted: ROOTED,
+    };
+}
 
 /// Which tasks get standing orders.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -356,9 +384,8 @@ impl Account {
         self.spent = spent.min(DEEPEST) as u32;
     }
 
-    /// Takes in whether it has slept since the record before. `waker` is the mean burst of the task
-    /// that woke it, if that has an order.
-    fn note_sleep(&mut self, task: &QueuedTask, waker: Option<u32>) -> bool {
+    /// Takes in whether it has slept since the record before, and who woke it.
+    fn note_sleep(&mut self, task: &QueuedTask, waker: Waker) -> bool {
         let slept = (task.nvcsw as u32).wrapping_sub(self.sleeps);
         if slept == 0 || slept > i32::MAX as u32 {
             return false;
@@ -425,12 +452,19 @@ impl Account {
     }
 
     /// It has been woken, by a task with an order of this mean burst or by another.
-    fn note_waker(&mut self, ordered: Option<u32>) {
+    fn note_waker(&mut self, waker: Waker) {
+        self.rooted = self.rooted - self.rooted / 4 + waker.rooted / 4;
         self.called -= self.called / 4;
-        if let Some(burst) = ordered {
+        if let Some(burst) = waker.ordered {
             self.called += ALWAYS / 4;
-            self.caller = burst;
+            let units = burst.div_ceil(ORDER_UNIT_NS as u32);
+            self.caller = units.min(u16::MAX.into()) as u16;
         }
+    }
+
+    /// Whether it is on a chain that begins with a timer, a device, or the loop of a game.
+    fn is_rooted(&self) -> bool {
+        self.leads() || self.rooted > ROOTED / 8
     }
 
     fn is_called(&self) -> bool {
@@ -444,7 +478,7 @@ impl Account {
         };
         (self.seen >= enough || self.leads())
             && self.burst <= LONGEST_BURST
-            && (self.burst <= SHORT_BURST || self.rests())
+            && (self.burst <= SHORT_BURST || (self.rests() && self.is_rooted()))
     }
 
     /// Whether it sleeps for more than a nap, as one does that waits for the next frame, or ends
@@ -455,8 +489,13 @@ impl Account {
 
     /// How soon after its wake-up it should run, in ns.
     fn latency(&self, weight: u32) -> u64 {
+        if !self.is_rooted() {
+            return *LATENCY.end();
+        }
         let burst = match self.is_called() {
-            true => self.burst.min(self.caller),
+            true => self
+                .burst
+                .min(u32::from(self.caller) * ORDER_UNIT_NS as u32),
             false => self.burst,
         };
         let scaled = u64::from(burst) * 100 / u64::from(weight.max(1));
@@ -506,11 +545,21 @@ fn by_share(runtime: u64, task: &QueuedTask) -> u64 {
 }
 
 impl<const TASKS: usize> Deadline<TASKS> {
-    /// The mean burst of the task's waker, if that has an order.
-    fn waker_of(&self, task: &QueuedTask) -> Option<u32> {
-        let id = *self.by_pid.get(task.waker as usize % TASKS)?;
-        let waker = self.accounts.get(id as usize)?;
-        (waker.pid == task.waker && waker.is_ordered).then_some(waker.burst)
+    /// What is known of the task's waker. Of a kernel thread of one CPU nothing is, nor of a task
+    /// that never slept: to the woken one they are the world outside, as interrupts are.
+    fn waker_of(&self, task: &QueuedTask) -> Waker {
+        let id = self.by_pid.get(task.waker as usize % TASKS);
+        let waker = id.and_then(|id| self.accounts.get(*id as usize));
+        match waker.filter(|waker| task.waker != 0 && waker.pid == task.waker) {
+            None => Waker::OUTSIDE,
+            Some(waker) => Waker {
+                ordered: waker.is_ordered.then_some(waker.burst),
+                rooted: match waker.leads() {
+                    true => ROOTED,
+                    false => waker.rooted - waker.rooted / 16,
+                },
+            },
+        }
     }
 
     /// Brings the account of a task up to date.

@@ -556,9 +556,47 @@ fn order_of_the_called(caller_runs: u64) -> Option<Order> {
 #[test]
 fn urgency_goes_along_a_chain() {
     let order = order_of_the_called(1_000_000);
-    assert_eq!(order.map(|order| order.latency_ns), Some(1_000_000));
+    // In steps of 16 us.
+    assert_eq!(order.map(|order| order.latency_ns), Some(1_008_000));
     let order = order_of_the_called(40_000_000);
     assert_eq!(order.map(|order| order.latency_ns), Some(6_000_000));
+}
+
+/// The orders of tasks that run for `burst` (ns) in turn, 40 times: `first` wakes the first, and each
+/// the next.
+fn orders_along(burst: u64, tasks: u32, first: i32) -> Vec<Option<Order>> {
+    let mut policy = policy();
+    let mut orders = vec![None; tasks as usize];
+    for round in 1..=40 {
+        policy.now += 100_000_000;
+        for id in 0..tasks {
+            let record = QueuedTask {
+                nvcsw: round,
+                enqueued_at: round * 100_000_000,
+                waker: if id == 0 { first } else { id as i32 },
+                ..task(id, 100, round * burst, burst)
+            };
+            let record = woken(record, 10_000_000);
+            policy.event(&record);
+            orders[id as usize] = urgent(&mut policy, &record);
+        }
+    }
+    orders
+}
+
+#[test]
+fn a_frame_begins_with_a_timer_however_many_tasks_work_for_it() {
+    // Pids are ids plus 1, and the last one wakes the first.
+    let [frame, pool] = [0, 8].map(|first| orders_along(6_000_000, 8, first));
+    assert!(frame.iter().all(Option::is_some), "{frame:?}");
+    assert!(pool.iter().all(Option::is_none), "{pool:?}");
+    let latest = |orders: Vec<Option<Order>>| {
+        let latencies = orders.into_iter().flatten().map(|order| order.latency_ns);
+        latencies.max()
+    };
+    let [frame, pair] = [0, 2].map(|first| orders_along(1_000_000, 2, first));
+    assert_eq!(latest(frame), Some(1_000_000));
+    assert_eq!(latest(pair), Some(*LATENCY.end()));
 }
 
 #[test]

@@ -283,6 +283,10 @@ fn write_results(tree: &Tree, outcome: &Outcome, results: Option<&Path>) -> Resu
 }
 
 fn outcome(driver: &Driver, command: String) -> Result<Outcome> {
+    let programs = match driver.form.name.starts_with("real") {
+        true => real::guest::versions(&driver.repository),
+        false => String::new(),
+    };
     let place = match driver.place {
         Place::Host => "on the host's own kernel, in real time",
         Place::Guest { .. } => "in a guest (QEMU without KVM), guest time by instruction count",
@@ -293,6 +297,7 @@ fn outcome(driver: &Driver, command: String) -> Result<Outcome> {
         commit: output("git", &["describe", "--always", "--dirty", "--exclude=*"]),
         command,
         place: place.to_owned(),
+        programs,
     };
     Outcome::read(&driver.store, driver.form, circumstances)
 }

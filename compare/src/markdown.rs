@@ -56,7 +56,9 @@ fn circumstances(outcome: &Outcome) -> String {
         ),
     ];
     text += "| | |\n|---|---|\n";
-    for (name, value) in rows {
+    let programs = ("Programs", about.programs.clone());
+    let programs = Some(programs).filter(|(_, list)| !list.is_empty());
+    for (name, value) in rows.into_iter().chain(programs) {
         let _ = writeln!(text, "| {name} | {} |", escape(&value));
     }
     for column in &outcome.columns {

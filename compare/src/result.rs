@@ -22,6 +22,8 @@ pub(crate) struct Circumstances {
     pub(crate) command: String,
     /// Where the cells ran and what time is there.
     pub(crate) place: String,
+    /// What of Debian ran there, if anything did.
+    pub(crate) programs: String,
 }
 
 /// One scheduler's samples.
@@ -219,6 +221,7 @@ pub(crate) mod tests {
                 commit: "abc".to_owned(),
                 command: "make compare".to_owned(),
                 place: "in a guest".to_owned(),
+                programs: String::new(),
             },
             environment: Environment {
                 kernel: "7.3".to_owned(),

@@ -53,6 +53,15 @@ pub(crate) fn arguments(repository: &Path, programs: &Path) -> Result<Vec<OsStri
     Ok(arguments)
 }
 
+/// The packages and their versions; nothing if they have not been fetched.
+pub(crate) fn versions(repository: &Path) -> String {
+    let mut fetch = Command::new(repository.join("vm/programs"));
+    let archive = output(fetch.args(PACKAGES)).unwrap_or_default();
+    let list = fs::read_to_string(Path::new(archive.trim()).with_extension("versions"));
+    let list = list.unwrap_or_default();
+    list.lines().collect::<Vec<_>>().join("; ")
+}
+
 /// The copy of zlib in the crate of libbpf, which this project is built with.
 fn zlib(repository: &Path) -> Result<PathBuf> {
     let mut cargo = Command::new("cargo");

@@ -65,7 +65,8 @@ static bool holds(u64 order, struct task_struct *p, struct task_ctx *tctx, u64 r
 
 	if (!order || !is_late(order, ran))
 		return order;
-	if (in_fallback())
+	/* A task that is due last as it wakes has no frame to catch up with. */
+	if (in_fallback() || ORDER_LATENCY_NS(order) >= LATE_NS)
 		return false;
 	share = share_of(p, tctx);
 	if (share < 100 * SHARE)

@@ -92,8 +92,8 @@ pub struct Order {
     /// For how much CPU time since it last slept the task goes by this order, or since the last
     /// record of the kind [`Caller`](crate::task::Kind::Caller), if the policy asks for these. Past
     /// it the task is late: for seven budgets more, of a task whose share is less than 100 for that
-    /// part of them, it runs before those without an order, and behind all others with one. Then it
-    /// is asked about, or takes turns. With 0 that is so from the start.
+    /// part of them, it runs before those without an order, and behind all others with one, if its
+    /// latency is below 33 ms. Then it is asked about, or takes turns. With 0 that is so from the start.
     pub budget_ns: u64,
     /// If no CPU is idle, it displaces a task without an order, or else one whose deadline is
     /// later by a margin.

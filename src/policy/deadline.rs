@@ -462,9 +462,9 @@ impl Account {
         }
     }
 
-    /// Whether it is on a chain that begins with a timer, a device, or the loop of a game.
+    /// Whether it is on a chain that begins with a timer or a device.
     fn is_rooted(&self) -> bool {
-        self.leads() || self.rooted > ROOTED / 8
+        self.rooted > ROOTED / 8
     }
 
     fn is_called(&self) -> bool {
@@ -478,7 +478,7 @@ impl Account {
         };
         (self.seen >= enough || self.leads())
             && self.burst <= LONGEST_BURST
-            && (self.burst <= SHORT_BURST || (self.rests() && self.is_rooted()))
+            && (self.burst <= SHORT_BURST || self.leads() || (self.rests() && self.is_rooted()))
     }
 
     /// Whether it sleeps for more than a nap, as one does that waits for the next frame, or ends
@@ -525,8 +525,10 @@ impl Account {
         } else {
             OVERDRAWN / 2
         };
-        // The last burst has just been charged.
-        let limit = spare + by_share(self.long_burst(), task);
+        // The last burst has just been charged. What a long one is longer than the mean is not
+        // scaled: threads whose share is small may be many.
+        let longer = self.long_burst() - u64::from(self.burst);
+        let limit = spare + longer + by_share(self.burst.into(), task);
         // What is past the budget grows with the share.
         let next = by_share(self.budget(), task) + LATE_BUDGETS * self.budget();
         let is_allowed = u64::from(self.spent) <= limit && limit + next <= DEEPEST;
@@ -554,10 +556,7 @@ impl<const TASKS: usize> Deadline<TASKS> {
             None => Waker::OUTSIDE,
             Some(waker) => Waker {
                 ordered: waker.is_ordered.then_some(waker.burst),
-                rooted: match waker.leads() {
-                    true => ROOTED,
-                    false => waker.rooted - waker.rooted / 16,
-                },
+                rooted: waker.rooted - waker.rooted / 16,
             },
         }
     }

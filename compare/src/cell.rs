@@ -234,6 +234,19 @@ pub(crate) struct Form {
     pub(crate) units: u32,
 }
 
+const GAMES: Form = Form {
+    name: "games",
+    rounds: 3,
+    minutes: None,
+    takes: |cell, _| cell.is_game(),
+    // The warm-up is ten frames of a game that has a third of its frames.
+    frame: (3.0, 1.0),
+    perf: (20, 2_000),
+    cycles: 400,
+    seconds: 0.5,
+    units: 40,
+};
+
 /// The forms.
 pub(crate) static FORMS: [Form; 6] = [
     Form {
@@ -272,39 +285,19 @@ pub(crate) static FORMS: [Form; 6] = [
         seconds: 0.5,
         units: 40,
     },
-    Form {
-        name: "games",
-        rounds: 3,
-        minutes: None,
-        takes: |cell, _| cell.is_game(),
-        // The warm-up is ten frames of a game that has a third of its frames.
-        frame: (3.0, 1.0),
-        perf: (20, 2_000),
-        cycles: 400,
-        seconds: 0.5,
-        units: 40,
-    },
+    GAMES,
     Form {
         name: "real",
-        rounds: 3,
-        minutes: None,
         takes: |cell, _| cell.is_real(),
         frame: (6.0, 1.0),
-        perf: (20, 2_000),
-        cycles: 400,
-        seconds: 0.5,
-        units: 40,
+        ..GAMES
     },
     Form {
         name: "real-quick",
         rounds: 1,
         minutes: Some(28),
         takes: |cell, _| cell.is_real(),
-        frame: (3.0, 1.0),
-        perf: (20, 2_000),
-        cycles: 400,
-        seconds: 0.5,
-        units: 40,
+        ..GAMES
     },
 ];
 

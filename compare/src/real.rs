@@ -18,7 +18,7 @@ use crate::figure::At::{Max, P50, P99};
 use crate::figure::Figure::{self, Fps, LateFrames, Time, WorkDone, Xruns};
 use crate::figure::Of;
 use anyhow::{Context, Result, bail};
-use loads::clock::{MS, SECOND, now, seconds, sleep_until};
+use loads::clock::{MS, SECOND, nanoseconds, now, seconds, sleep_until};
 use loads::latency::Latency;
 use loads::report::{Report, VERSION};
 use std::collections::BTreeMap;
@@ -122,6 +122,10 @@ impl Record {
         let intervals = self.intervals();
         let mut latency = Latency::new()?;
         intervals.iter().for_each(|&ns| latency.record(ns));
+        if intervals.is_empty() {
+            // It stood still all the time.
+            latency.record(nanoseconds(self.seconds));
+        }
         let p = latency.percentiles();
         let mut figures = Figures::from([
             (Time(Of::Interval, P50), p.p50),
@@ -467,6 +471,24 @@ mod tests {
         let report = record.report("a");
         assert_eq!((report.frame.missed, report.frame.each_ms.len()), (1, 4));
         assert_eq!(report.frame.each_ms[2], (57.0, 110.0));
+        Ok(())
+    }
+
+    #[test]
+    fn a_game_that_stands_still_is_not_the_quickest() -> Result<()> {
+        let record = Record {
+            program: Program::Crispy,
+            events: vec![5],
+            seconds: 3.0,
+            done: 0,
+        };
+        let figures = record.figures()?;
+        let median = figures.get(&Time(Of::Interval, P50)).copied();
+        assert!(
+            median.is_some_and(|ms| (2_900.0..3_100.0).contains(&ms)),
+            "{median:?}"
+        );
+        assert_eq!(figures.get(&Fps), Some(&0.0));
         Ok(())
     }
 

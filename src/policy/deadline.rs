@@ -175,7 +175,8 @@ const LEAST_BUDGET: u64 = 8_000_000;
 /// An order holds for four bursts, and for no more than a burst and this, ns.
 const OVERTIME: u64 = 30_000_000;
 
-/// Deadlines of urgent tasks, from the wake-up on, are their mean burst, within these bounds.
+/// Deadlines of urgent tasks, from the wake-up on, are their mean burst, within these bounds. Those
+/// of late ones are no sooner than the last of these (`LATE_NS` in bpf/orders.h).
 const LATENCY: core::ops::RangeInclusive<u64> = 250_000..=LONGEST_BURST as u64;
 
 /// By its orders a task may have so many fair shares, if nothing else is said.
@@ -451,7 +452,7 @@ impl Account {
         self.calls == NEWBORN
     }
 
-    /// It has been woken, by a task with an order of this mean burst or by another.
+    /// It has been woken.
     fn note_waker(&mut self, waker: Waker) {
         self.rooted = self.rooted - self.rooted / 4 + waker.rooted / 4;
         self.called -= self.called / 4;

@@ -65,7 +65,8 @@ fn map() -> Option<&'static [AtomicU64]> {
 fn open() -> Presented {
     // SAFETY: a valid C string; the handle means whatever comes after this library.
     let next = unsafe { libc::dlsym(libc::RTLD_NEXT, c"SDL_RenderPresent".as_ptr()) };
-    // SAFETY: a function of this name in a program that calls it is SDL's, and null is None.
+    // SAFETY: dlsym() gives functions as pointers to data, which have the same size; null is None. A
+    // function of this name in a program that calls it is SDL's.
     let next = unsafe { mem::transmute::<*mut c_void, Option<Present>>(next) };
     Presented {
         next,

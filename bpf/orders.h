@@ -46,10 +46,10 @@ static bool starves_others(struct cpu_ctx *cctx, u64 now)
 }
 
 /*
- * Past its budget a task with an order is late: a game that has missed a frame does not sleep until
- * it has caught up. For LATE_BUDGETS more, of a light task the part that its share is of 100, it
- * still goes before those without an order, but behind all others with one, and displaces none of
- * them. Not while user space is away.
+ * Past its budget a task is late before it takes turns: a game that has missed a frame does not
+ * sleep until it has caught up. For LATE_BUDGETS more, of a light task the part that its share is of
+ * 100, it still goes before those without an order, but behind all others with one, and displaces
+ * none of them. Not while user space is away, nor if user space wants to be asked then.
  */
 #define LATE_NS 33000000ULL
 
@@ -66,7 +66,7 @@ static bool holds(u64 order, struct task_struct *p, struct task_ctx *tctx, u64 r
 	if (!order || !is_late(order, ran))
 		return order;
 	/* A task that is due last as it wakes has no frame to catch up with. */
-	if (in_fallback() || ORDER_LATENCY_NS(order) >= LATE_NS)
+	if (!(order & ORDER_IN_TURN) || in_fallback() || ORDER_LATENCY_NS(order) >= LATE_NS)
 		return false;
 	share = share_of(p, tctx);
 	if (share < 100 * SHARE)

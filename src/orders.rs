@@ -91,9 +91,8 @@ pub struct Order {
     pub slice_ns: u64,
     /// For how much CPU time since it last slept the task goes by this order, or since the last
     /// record of the kind [`Caller`](crate::task::Kind::Caller), if the policy asks for these. Past
-    /// it the task is late: for seven budgets more, of a task whose share is less than 100 for that
-    /// part of them, it runs before those without an order, and behind all others with one, if its
-    /// latency is below 33 ms. Then it is asked about, or takes turns. With 0 that is so from the start.
+    /// it user space is asked about the task, or the task takes turns
+    /// ([`in_turn`](Self::in_turn)). With 0 that is so from the start.
     pub budget_ns: u64,
     /// If no CPU is idle, it displaces a task without an order, or else one whose deadline is
     /// later by a margin.
@@ -108,6 +107,10 @@ pub struct Order {
     /// about: of two with the same share the one that runs in short bursts comes first.
     /// `bpf/turns.h` has the rules. Slices are then the default slice, shortened as others
     /// wait to no less than [`Builder::slice_min`](crate::Builder::slice_min).
+    ///
+    /// Before that it is late, if its latency is below 33 ms: for seven budgets more, of a task
+    /// whose share is less than 100 for that part of them, it runs before those without an order,
+    /// and behind all others with one.
     pub in_turn: bool,
 }
 

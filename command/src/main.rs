@@ -14,6 +14,7 @@ use scx_metronome_core::memory::CountingAllocator;
 
 use cli::{Action, Options};
 
+mod chains;
 mod cli;
 mod doctor;
 mod generate;

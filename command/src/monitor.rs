@@ -2,6 +2,7 @@
 //!
 //! It is another process, and asks the socket: the scheduler thread does not know of it.
 
+use std::cmp::Reverse;
 use std::fs;
 use std::io::{self, IsTerminal};
 use std::thread;
@@ -16,7 +17,7 @@ use ratatui::text::Line;
 use ratatui::widgets::{Block, Paragraph, Row, Table};
 use scx_stats::StatsClient;
 
-use super::stats::{CpuMetrics, Metrics};
+use super::stats::{ChainMetrics, CpuMetrics, Metrics};
 use super::{output, set};
 
 /// A view on a terminal, else a line for each interval, until there is no reader or
@@ -112,8 +113,8 @@ fn draw(frame: &mut Frame<'_>, metrics: &Metrics) {
     let height = counters.len() as u16 + 2;
     let [top, bottom] =
         Layout::vertical([Constraint::Length(height), Constraint::Fill(1)]).areas(frame.area());
-    let [urgent, cpus] =
-        Layout::horizontal([Constraint::Percentage(50), Constraint::Percentage(50)]).areas(bottom);
+    let [frames, cpus] =
+        Layout::horizontal([Constraint::Percentage(60), Constraint::Percentage(40)]).areas(bottom);
     let title = format!(
         " scx_metronome: slices {} to {} µs, {}, {} KiB; q quits ",
         metrics.slice_us_min, metrics.slice_us, metrics.wait, metrics.rss_kib
@@ -122,9 +123,8 @@ fn draw(frame: &mut Frame<'_>, metrics: &Metrics) {
         Paragraph::new(counters).block(Block::bordered().title(title)),
         top,
     );
-    frame.render_widget(tasks("most urgent running", &most_urgent(metrics)), urgent);
-    let all: Vec<_> = metrics.cpus.iter().collect();
-    frame.render_widget(tasks("CPUs", &all), cpus);
+    frame.render_widget(chains(metrics), frames);
+    frame.render_widget(tasks(metrics), cpus);
 }
 
 fn counters(metrics: &Metrics) -> Vec<Line<'static>> {
@@ -165,19 +165,41 @@ fn counters(metrics: &Metrics) -> Vec<Line<'static>> {
     ]
 }
 
-/// The tasks with standing orders that run, the earliest deadline first.
-fn most_urgent(metrics: &Metrics) -> Vec<(&usize, &CpuMetrics)> {
-    let mut tasks: Vec<_> = metrics
-        .cpus
-        .iter()
-        .filter(|(_, cpu)| cpu.state == "ordered")
-        .collect();
-    tasks.sort_by_key(|(_, cpu)| cpu.deadline);
-    tasks
+/// The chains, those with the longest critical path first.
+fn chains(metrics: &Metrics) -> Table<'static> {
+    let mut chains: Vec<_> = metrics.chains.values().collect();
+    chains.sort_by_key(|chain| Reverse(chain.path_us));
+    let ms = |us: u64| format!("{:.1}", us as f64 / 1000.0);
+    let row = |chain: &ChainMetrics| {
+        let others = chain.members.len().saturating_sub(1);
+        let head = chain.members.first().copied().unwrap_or_default();
+        Row::new([
+            format!("{head} {}", name(head)),
+            format!("+{others}"),
+            ms(chain.period_us),
+            ms(chain.path_us),
+            format!("{}/{}", chain.late, chain.frames),
+            format!("{}", chain.credit_us / 1000),
+        ])
+    };
+    Table::new(
+        chains.into_iter().map(row),
+        [
+            Constraint::Fill(1),
+            Constraint::Length(3),
+            Constraint::Length(6),
+            Constraint::Length(6),
+            Constraint::Length(10),
+            Constraint::Length(6),
+        ],
+    )
+    .header(Row::new(["begins with", "", "every", "takes", "late", "credit"]).dim())
+    .block(Block::bordered().title("frames, ms"))
 }
 
-fn tasks(title: &'static str, cpus: &[(&usize, &CpuMetrics)]) -> Table<'static> {
-    let row = |(number, cpu): &(&usize, &CpuMetrics)| {
+/// What each CPU runs.
+fn tasks(metrics: &Metrics) -> Table<'static> {
+    let row = |(number, cpu): (&usize, &CpuMetrics)| {
         let task = match cpu.state.as_str() {
             "idle" => String::new(),
             _ => format!("{} {}", cpu.pid, name(cpu.pid)),
@@ -185,7 +207,7 @@ fn tasks(title: &'static str, cpus: &[(&usize, &CpuMetrics)]) -> Table<'static> 
         Row::new([number.to_string(), cpu.state.clone(), task])
     };
     Table::new(
-        cpus.iter().map(row),
+        metrics.cpus.iter().map(row),
         [
             Constraint::Length(4),
             Constraint::Length(8),
@@ -193,7 +215,7 @@ fn tasks(title: &'static str, cpus: &[(&usize, &CpuMetrics)]) -> Table<'static> 
         ],
     )
     .header(Row::new(["CPU", "", "thread"]).dim())
-    .block(Block::bordered().title(title))
+    .block(Block::bordered().title("CPUs"))
 }
 
 fn name(tid: i64) -> String {
@@ -220,7 +242,7 @@ mod tests {
             text
         })
         .unwrap();
-        let mut all = json!({"wait": "park", "cpus": {}});
+        let mut all = json!({"wait": "park", "cpus": {}, "chains": {}});
         for line in text.lines().skip(1).take_while(|line| !line.is_empty()) {
             let name = line.split_whitespace().next().unwrap();
             if line.contains("(u64)") {
@@ -234,14 +256,17 @@ mod tests {
     }
 
     #[test]
-    fn the_view_shows_counters_and_running_tasks_by_urgency() {
-        let cpu = |state: &str, pid: i64, deadline: u64| json!({"state": state, "pid": pid, "deadline": deadline, "slice_us": 1});
+    fn the_view_shows_counters_running_tasks_and_the_longest_chain_first() {
+        let cpu = |state: &str, pid: i64| json!({"state": state, "pid": pid, "deadline": 0, "slice_us": 1});
+        let chain = |members: &[i64], path_us: u64| {
+            json!({"members": members, "period_us": 16_667, "path_us": path_us,
+            "frames": 600, "late": 7, "credit_us": -3_500})
+        };
         let metrics = metrics(json!({
             "queued": 17, "waiting": 5, "slice_us": 2000,
-            "cpus": {"0": cpu("ordered", -7, 300), "1": cpu("idle", -8, 0), "2": cpu("ordered", -9, 200)},
+            "cpus": {"0": cpu("ordered", -7), "1": cpu("idle", -8)},
+            "chains": {"0": chain(&[-5], 300), "1": chain(&[-9, -10, -11], 12_340)},
         }));
-        let order: Vec<_> = most_urgent(&metrics).iter().map(|(cpu, _)| **cpu).collect();
-        assert_eq!(order, [2, 0]);
         let mut terminal = Terminal::new(TestBackend::new(100, 16)).unwrap();
         terminal.draw(|frame| draw(frame, &metrics)).unwrap();
         let screen = terminal.backend().to_string();
@@ -250,11 +275,29 @@ mod tests {
             "2000 µs",
             "park",
             "0 faults",
-            "-9",
+            "-7",
             "idle",
         ] {
             assert!(screen.contains(text), "{text}: {screen}");
         }
         assert!(!screen.contains("-8"), "{screen}");
+        let words = |line: &str| {
+            line.split_whitespace()
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        };
+        let chains: Vec<_> = screen
+            .lines()
+            .map(words)
+            .filter(|words| words.contains(&"16.7".to_owned()))
+            .collect();
+        let longest = ["-9", "+2", "16.7", "12.3", "7/600", "-3"];
+        for text in longest {
+            assert!(
+                chains[0].iter().any(|word| word.contains(text)),
+                "{text}: {screen}"
+            );
+        }
+        assert!(chains[1].iter().any(|word| word.contains("-5")), "{screen}");
     }
 }

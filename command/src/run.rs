@@ -11,6 +11,7 @@ use scx_metronome_core::memory;
 use scx_metronome_core::policy::deadline::Deadline;
 use scx_metronome_core::{BpfScheduler, Tuning, UserExitInfo};
 
+use super::chains::Slot;
 use super::cli::Options;
 use super::limited::limited_groups;
 use super::parameters::{News, Parameters, Shared};
@@ -26,10 +27,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         seccomp::confine()?;
     }
     let parameters = Arc::new(Shared::new(options.request(), power::profile));
+    let chains = Arc::default();
     let mut policy = memory::zeroed::<Deadline>();
     policy.set_ordered(options.orders);
     loop {
-        let info = attach(options, &parameters, &mut policy)?;
+        let info = attach(options, &parameters, &chains, &mut policy)?;
         if !info.should_restart() {
             return Ok(());
         }
@@ -41,6 +43,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 fn attach(
     options: &Options,
     parameters: &Arc<Shared>,
+    chains: &Arc<Slot>,
     policy: &mut Deadline,
 ) -> Result<UserExitInfo> {
     let mut object = MaybeUninit::uninit();
@@ -57,6 +60,7 @@ fn attach(
     let helper = Helper {
         watch: scheduler.watch(),
         parameters: Arc::clone(parameters),
+        chains: Arc::clone(chains),
         stats: options.stats,
         json: options.json,
     };
@@ -67,6 +71,7 @@ fn attach(
             .spawn_scoped(scope, || helper.run(stopped))
             .context("cannot start a thread")?;
         scheduler.run_until(policy, |scheduler, policy| {
+            chains.answer(policy);
             if let Some(parameters) = news.get() {
                 set(policy, &parameters);
                 scheduler.tune(Tuning {

@@ -22,6 +22,7 @@ use scx_metronome_core::Watch;
 use scx_stats::{StatsServer, ToJson};
 use serde_json::{Value, json};
 
+use super::chains::Slot;
 use super::output;
 use super::parameters::{Change, Shared};
 use super::stats::{self, Metrics};
@@ -53,6 +54,7 @@ pub(crate) fn keep_small() {
 pub(crate) struct Helper {
     pub(crate) watch: Watch,
     pub(crate) parameters: Arc<Shared>,
+    pub(crate) chains: Arc<Slot>,
     /// How often to print statistics.
     pub(crate) stats: Option<Duration>,
     pub(crate) json: bool,
@@ -115,17 +117,20 @@ impl Helper {
     }
 
     fn metrics(&self) -> Metrics {
-        Metrics::read(&self.watch, &self.parameters.current())
+        Metrics::read(&self.watch, &self.parameters.current(), &self.chains.ask())
     }
 
     fn launch(&self) -> Result<StatsServer<(), ()>> {
         let (watch, parameters) = (self.watch.clone(), Arc::clone(&self.parameters));
+        let chains = Arc::clone(&self.chains);
         let shared = Arc::clone(&self.parameters);
         StatsServer::new(
             stats::metadata()
                 .add_stats(
                     "top",
-                    Box::new(move |_, _| Metrics::read(&watch, &parameters.current()).to_json()),
+                    Box::new(move |_, _| {
+                        Metrics::read(&watch, &parameters.current(), &chains.ask()).to_json()
+                    }),
                 )
                 .add_stats("set", Box::new(move |args, _| change(&shared, args))),
         )

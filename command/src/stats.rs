@@ -7,6 +7,7 @@ use std::io;
 
 use anyhow::Result;
 use scx_metronome_core::policy::RunningKind;
+use scx_metronome_core::policy::deadline::{Chain, Chains};
 use scx_metronome_core::stats::Snapshot;
 use scx_metronome_core::{Watch, kernel_counters};
 use scx_stats::{Meta, StatsServerData};
@@ -33,10 +34,12 @@ macro_rules! metrics {
             pub(crate) wait: String,
             #[stat(desc = "each CPU (level)", _om_skip)]
             pub(crate) cpus: BTreeMap<usize, CpuMetrics>,
+            #[stat(desc = "tasks that work for a frame together (level)", _om_skip)]
+            pub(crate) chains: BTreeMap<usize, ChainMetrics>,
         }
 
         impl Metrics {
-            pub(crate) fn read(watch: &Watch, parameters: &Parameters) -> Self {
+            pub(crate) fn read(watch: &Watch, parameters: &Parameters, chains: &Chains) -> Self {
                 let counts = watch.snapshot();
                 Self {
                     $($name: counts.$name,)*
@@ -45,6 +48,7 @@ macro_rules! metrics {
                     rss_kib: rss_kib(),
                     wait: parameters.wait.to_string(),
                     cpus: cpus(watch),
+                    chains: chains.iter().map(ChainMetrics::new).enumerate().collect(),
                 }
             }
 
@@ -105,6 +109,46 @@ fn cpus(watch: &Watch) -> BTreeMap<usize, CpuMetrics> {
     watch.cpus().map(cpu).enumerate().collect()
 }
 
+/// A chain, and how its frames went since it was found.
+#[derive(Clone, Debug, Serialize, Deserialize, Stats)]
+#[stat(
+    desc = "tasks that work for a frame together, by whom they wake",
+    _om_prefix = "metronome_chain_",
+    _om_label = "chain"
+)]
+pub(crate) struct ChainMetrics {
+    #[stat(
+        desc = "threads that worked for the last frame, the one that begins it first",
+        _om_skip
+    )]
+    pub(crate) members: Vec<i64>,
+    #[stat(desc = "from a frame to the next, us: the shortest of late")]
+    pub(crate) period_us: u64,
+    #[stat(
+        desc = "critical path: from the beginning of a frame until the last of them sleeps, us: the mean of late"
+    )]
+    pub(crate) path_us: u64,
+    #[stat(desc = "frames")]
+    pub(crate) frames: u64,
+    #[stat(desc = "frames that were not done when the next one was due")]
+    pub(crate) late: u64,
+    #[stat(desc = "what the one with the least has left by its orders, us of virtual time")]
+    pub(crate) credit_us: i64,
+}
+
+impl ChainMetrics {
+    fn new(chain: &Chain) -> Self {
+        Self {
+            members: chain.members().iter().map(|pid| i64::from(*pid)).collect(),
+            period_us: chain.period_ns() / 1000,
+            path_us: chain.path_ns() / 1000,
+            frames: chain.frames(),
+            late: chain.late(),
+            credit_us: chain.credit_ns() / 1000,
+        }
+    }
+}
+
 /// Of this process; 0 without /proc.
 fn rss_kib() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -128,6 +172,7 @@ pub(crate) fn metadata() -> StatsServerData<(), ()> {
     StatsServerData::new()
         .add_meta(Metrics::meta())
         .add_meta(CpuMetrics::meta())
+        .add_meta(ChainMetrics::meta())
 }
 
 /// Prints them.

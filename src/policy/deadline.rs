@@ -61,6 +61,8 @@ use crate::task::{Kind, Kinds, QueuedTask};
 
 mod clock;
 use clock::{KernelClock, before};
+mod chains;
+pub use chains::{Chain, Chains, MAX_CHAINS, MAX_MEMBERS};
 
 /// What is known about the task of one id: a cache line. All zero: nothing.
 #[derive(Clone, Copy, Debug, Default)]
@@ -96,11 +98,17 @@ struct Account {
     calls: u8,
     /// The longest burst of late, in [`LONGEST_UNIT`]s.
     longest: u8,
-    /// Whether it has slept since.
-    has_slept: bool,
-    /// Whether it has an order.
-    is_ordered: bool,
+    /// [`HAS_SLEPT`], [`IS_ORDERED`].
+    flags: u8,
+    /// Which of the [`Chains`] it works for.
+    chain: u8,
 }
+
+/// [`Account::flags`]: it has slept since it last woke an urgent thread of its process.
+const HAS_SLEPT: u8 = 1;
+
+/// [`Account::flags`]: it has an order.
+const IS_ORDERED: u8 = 2;
 
 const _: () = assert!(size_of::<Account>() == 64 && EPOCHS <= 1 << 16);
 const _: () = assert!(DEEPEST <= u32::MAX as u64);
@@ -124,9 +132,13 @@ impl Account {
         called: 0,
         calls: 0,
         longest: 0,
-        has_slept: false,
-        is_ordered: false,
+        flags: 0,
+        chain: 0,
     };
+
+    fn is_ordered(&self) -> bool {
+        self.flags & IS_ORDERED != 0
+    }
 }
 
 /// A task whose bursts are longer in the mean is batch work, ns: two frames.
@@ -196,12 +208,15 @@ struct Waker {
     ordered: Option<u32>,
     /// Of [`ROOTED`].
     rooted: u16,
+    /// Its [`Account::chain`]; `None` is the world outside.
+    chain: Option<u8>,
 }
 
 impl Waker {
     const OUTSIDE: Self = Self {
         ordered: None,
         rooted: ROOTED,
+        chain: None,
     };
 }
 
@@ -250,6 +265,7 @@ pub struct Deadline<const TASKS: usize = MAX_TASKS> {
     /// Ids by the remainder of the thread id, to find a waker by; the account says whether it is
     /// meant.
     by_pid: [u32; TASKS],
+    chains: Chains,
     /// Virtual time.
     now: u64,
     /// Real time when `now` was looked at last, and what it was then.
@@ -271,6 +287,7 @@ impl<const TASKS: usize> Deadline<TASKS> {
         Self {
             accounts: [Account::NONE; TASKS],
             by_pid: [0; TASKS],
+            chains: Chains::NONE,
             now: 0,
             looked_at: 0,
             then: 0,
@@ -291,6 +308,11 @@ impl<const TASKS: usize> Deadline<TASKS> {
     /// Which tasks get standing orders. At the start all do.
     pub fn set_ordered(&mut self, ordered: Ordered) {
         self.ordered = ordered;
+    }
+
+    /// The frames that tasks work for together.
+    pub fn chains(&self) -> &Chains {
+        &self.chains
     }
 
     /// A quarter of the longest slice.
@@ -365,7 +387,7 @@ impl Account {
         self.charged = task.sum_exec_runtime;
         self.ran = at_most_u32(u64::from(self.ran).saturating_add(used));
         // By an order it may have run for longer though others waited.
-        let opposed = match used > 2 * slice_ns && !self.is_ordered {
+        let opposed = match used > 2 * slice_ns && !self.is_ordered() {
             true => slice_ns / 4,
             false => used,
         };
@@ -393,7 +415,7 @@ impl Account {
         }
         self.note_longest(task, self.ran / slept);
         self.end_burst(self.ran / slept);
-        self.has_slept = true;
+        self.flags |= HAS_SLEPT;
         if task.is_wakeup() && task.stop_ts != 0 {
             // The last of its sleeps.
             let asleep = at_most_u32(task.enqueued_at.saturating_sub(task.stop_ts));
@@ -428,16 +450,19 @@ impl Account {
     }
 
     /// Takes in whether it has woken an urgent thread of its process. If it has not slept since the
-    /// time before, that ends a burst as a sleep would.
-    fn note_call(&mut self, task: &QueuedTask) {
+    /// time before, that ends a burst as a sleep would. Returns whether a frame of a loop has ended
+    /// so.
+    fn note_call(&mut self, task: &QueuedTask) -> bool {
         let at = (task.enqueued_at / 1000) as u32;
         if at.wrapping_sub(self.called_at) > SELDOM || self.ran > LONGEST_BURST {
             self.calls = 0;
         }
         if task.kind() != Kind::Caller {
-            return;
+            return false;
         }
-        if !mem::take(&mut self.has_slept) {
+        let is_loop = self.flags & HAS_SLEPT == 0;
+        self.flags &= !HAS_SLEPT;
+        if is_loop {
             match self.calls {
                 0 => self.ran = 0,
                 _ => self.end_burst(self.ran),
@@ -445,6 +470,7 @@ impl Account {
         }
         self.called_at = at;
         self.calls = (self.calls + 1).min(NEWBORN);
+        is_loop && self.leads()
     }
 
     /// Whether it is the loop of a game: threads that are urgent wait for it.
@@ -521,7 +547,7 @@ impl Account {
     /// ahead of virtual time. And only if what it may run for by one more order can be held against
     /// it: of a light task that may be seconds of virtual time.
     fn may_be_ordered(&self, now: u64, task: &QueuedTask) -> bool {
-        let spare = if self.is_ordered {
+        let spare = if self.is_ordered() {
             OVERDRAWN
         } else {
             OVERDRAWN / 2
@@ -556,8 +582,9 @@ impl<const TASKS: usize> Deadline<TASKS> {
         match waker.filter(|waker| task.waker != 0 && waker.pid == task.waker) {
             None => Waker::OUTSIDE,
             Some(waker) => Waker {
-                ordered: waker.is_ordered.then_some(waker.burst),
+                ordered: waker.is_ordered().then_some(waker.burst),
                 rooted: waker.rooted - waker.rooted / 16,
+                chain: Some(waker.chain),
             },
         }
     }
@@ -587,7 +614,11 @@ impl<const TASKS: usize> Deadline<TASKS> {
             true => lag,
             false => lag.max(by_share(lag, task)),
         };
-        account.note_call(task);
+        if account.note_call(task) {
+            self.chains.note(account, task, None);
+        } else if task.is_wakeup() {
+            self.chains.note(account, task, waker.chain);
+        }
         let earliest = self.now.wrapping_sub(may_be_behind);
         let latest = self.now.wrapping_add(LEAD_LAGS * lag);
         if before(account.vruntime, earliest) {
@@ -640,11 +671,13 @@ impl<const TASKS: usize> Policy for Deadline<TASKS> {
         let now = self.now;
         let account = self.accounts.get_mut(task.id as usize)?;
         let in_turn = self.ordered == Ordered::All;
-        account.is_ordered = account.is_urgent()
+        let is_ordered = account.is_urgent()
             && !task.is_batch()
             && account.may_be_ordered(now, task)
             && self.ordered != Ordered::None;
-        if !account.is_ordered {
+        account.flags &= !IS_ORDERED;
+        account.flags |= if is_ordered { IS_ORDERED } else { 0 };
+        if !is_ordered {
             return in_turn.then_some(Order::IN_TURN);
         }
         Some(Order {

@@ -1,5 +1,9 @@
 //! The command: its socket, `set`, `--monitor`, the doctor, and what it may do.
 
+use std::sync::mpsc;
+
+use serde_json::json;
+
 use super::*;
 
 /// Runs the command to its end: status, stdout, stderr.
@@ -154,6 +158,67 @@ fn monitor_prints_lines_and_ends_with_the_scheduler() {
     assert_eq!(monitor.wait().unwrap().code(), Some(1));
     assert_eq!(stderr.lines().count(), 1, "{stderr}");
     assert!(stderr.contains("no scx_metronome runs here"), "{stderr}");
+}
+
+/// Three threads that work for a frame of 16 ms, one after the other, 120 times. Returns their
+/// thread ids, in this order, and what the scheduler says meanwhile.
+fn frames_of_three() -> ([i64; 3], serde_json::Value) {
+    let (say, tids) = mpsc::channel();
+    let (first, second) = (mpsc::channel(), mpsc::channel());
+    let work = |place: usize, say: &mpsc::Sender<(usize, i64)>| {
+        say.send((place, unsafe { libc::gettid() }.into())).unwrap();
+        burn(Duration::from_millis(1));
+    };
+    thread::scope(|scope| {
+        let begins = say.clone();
+        scope.spawn(move || {
+            let begin = Instant::now();
+            for frame in 1..=120 {
+                let next = begin + frame * Duration::from_millis(16);
+                thread::sleep(next.saturating_duration_since(Instant::now()));
+                work(0, &begins);
+                let _ = first.0.send(());
+            }
+        });
+        let goes_on = say.clone();
+        scope.spawn(move || {
+            while first.1.recv().is_ok() {
+                work(1, &goes_on);
+                let _ = second.0.send(());
+            }
+        });
+        scope.spawn(move || {
+            while second.1.recv().is_ok() {
+                work(2, &say);
+            }
+        });
+        let seen = monitored("1.5");
+        let mut threads = [0; 3];
+        for (place, tid) in tids {
+            threads[place] = tid;
+        }
+        (threads, seen)
+    })
+}
+
+#[test]
+fn the_threads_that_work_for_a_frame_are_told_as_a_chain() {
+    let scheduler = Scheduler::start("scx_metronome", &[]);
+    wait_for_socket();
+    let (threads, seen) = frames_of_three();
+    scheduler.stop(libc::SIGINT).assert_clean();
+    let chains = seen["chains"].as_object().unwrap();
+    let chain = chains
+        .values()
+        .find(|chain| chain["members"] == json!(threads));
+    let number = |name: &str| chain.map_or(0, |chain| chain[name].as_u64().unwrap());
+    println!("{chains:?}");
+    assert!(number("frames") > 40, "{threads:?} is none of {chains:?}");
+    assert!(
+        (14_000..=18_000).contains(&number("period_us")),
+        "{chains:?}"
+    );
+    assert!((2_000..=10_000).contains(&number("path_us")), "{chains:?}");
 }
 
 #[test]

@@ -498,3 +498,19 @@ pub(super) fn figure(what: &str, value: f64, unit: &str, bound: Bound) {
     println!("\nfigure|{test}|{what}|{value:.2}|{unit}|{word} {limit}");
     assert!(holds, "{what}: {value:.2} {unit}, must be {word} {limit}");
 }
+
+/// Uses CPU time.
+pub(super) fn burn(time: Duration) {
+    let used = || {
+        let mut used = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut used) };
+        Duration::new(used.tv_sec as u64, used.tv_nsec as u32)
+    };
+    let end = used() + time;
+    while used() < end {
+        std::hint::spin_loop();
+    }
+}

@@ -15,7 +15,7 @@ use scx_metronome_core::stats::Snapshot;
 use scx_metronome_core::task::{DispatchedTask, Kind, Kinds, QueuedTask, RL_CPU_ANY};
 
 use super::inject::{Pauses, allow};
-use super::{Load, Scheduler, cpu_ticks, cpus, read, state, wait_for};
+use super::{Load, Scheduler, burn, cpu_ticks, cpus, read, state, wait_for};
 
 /// Keeps every record, and otherwise serves first come, first served.
 struct Recorder {
@@ -163,22 +163,6 @@ impl Drop for Actor {
     fn drop(&mut self) {
         unsafe { libc::kill(self.0, libc::SIGKILL) };
         unsafe { libc::waitpid(self.0, std::ptr::null_mut(), 0) };
-    }
-}
-
-/// Uses CPU time.
-fn burn(time: Duration) {
-    let used = || {
-        let mut used = libc::timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut used) };
-        Duration::new(used.tv_sec as u64, used.tv_nsec as u32)
-    };
-    let end = used() + time;
-    while used() < end {
-        std::hint::spin_loop();
     }
 }
 

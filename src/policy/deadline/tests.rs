@@ -5,11 +5,11 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn policy() -> Deadline<8> {
+pub(super) fn policy() -> Deadline<8> {
     Deadline::new(20_000_000, 1_000_000)
 }
 
-fn task(id: u32, weight: u32, sum_exec_runtime: u64, exec_runtime: u64) -> QueuedTask {
+pub(super) fn task(id: u32, weight: u32, sum_exec_runtime: u64, exec_runtime: u64) -> QueuedTask {
     QueuedTask {
         weight,
         sum_exec_runtime,
@@ -203,7 +203,7 @@ fn an_order_outlasts_the_work_of_the_kernel_that_interrupts_its_task() {
 }
 
 /// Woken after so long a sleep.
-fn woken(task: QueuedTask, asleep: u64) -> QueuedTask {
+pub(super) fn woken(task: QueuedTask, asleep: u64) -> QueuedTask {
     let enqueued_at = task.enqueued_at.max(asleep + 1);
     QueuedTask {
         flags: task.flags | 1,
@@ -384,6 +384,8 @@ struct Phase {
     run: u64,
     /// ns; 0: it wakes an urgent thread of its process instead.
     asleep: u64,
+    /// Each is woken by the one so many places on; 0: by a timer.
+    woken_by: u32,
     /// How fast virtual time is, % of real time.
     pace: u64,
     /// How many share the weight of each.
@@ -394,13 +396,15 @@ struct Phase {
 impl Phase {
     fn any() -> impl Strategy<Value = Self> {
         let asleep = prop_oneof![Just(0), 1..200_000_u64];
-        let rhythm = (1..50_000_u64, asleep, 0..100_u64, 1..200_usize);
+        let woken_by = prop_oneof![Just(0), 1..8_u32];
+        let rhythm = (1..50_000_u64, asleep, woken_by, 0..100_u64, 1..200_usize);
         (1..128_u8, prop::bool::weighted(0.1), rhythm, 1..2_000_u32).prop_map(
-            |(members, forks, (run, asleep, pace, times), group)| Self {
+            |(members, forks, (run, asleep, woken_by, pace, times), group)| Self {
                 members: members << 1,
                 forks,
                 run: run * 1000,
                 asleep: asleep * 1000,
+                woken_by,
                 pace,
                 group: group.saturating_sub(1_000).max(1),
                 times,
@@ -427,6 +431,10 @@ impl Member {
             share: (self.weight * SHARE as u32 / phase.group).max(1),
             nvcsw: self.nvcsw,
             enqueued_at: real,
+            waker: match phase.woken_by {
+                0 => 0,
+                places => ((id + places) % 8) as i32 + 1,
+            },
             ..task(id, self.weight, self.used, phase.run)
         };
         let is_lighter = |lightest: QueuedTask| record.share() < lightest.share();

@@ -75,6 +75,16 @@ pub(crate) const CROWDS: Frame = Frame {
     level: Some(160.0),
 };
 
+pub(crate) const CHAINS: Frame = Frame {
+    x: linear(
+        "threads that wake each other for a frame, on 3 CPUs",
+        0.0..12.5,
+    ),
+    y: linear("time for the frame, median, ms", 0.0..18.0),
+    legend: (SeriesLabelPosition::UpperLeft, ""),
+    level: None,
+};
+
 /// Lines over a number.
 pub(crate) fn lines(path: &Path, frame: &Frame, lines: &[Line]) -> Result<(), Box<dyn Error>> {
     let (x, y) = (frame.x.range.clone(), frame.y.range.clone());

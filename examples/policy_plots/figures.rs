@@ -199,3 +199,46 @@ pub(crate) fn crowds(measure: Measure) -> Vec<Line> {
     }
     lines.into()
 }
+
+/// How long the frame of a chain takes, ms, over its links.
+pub(crate) fn chains(measure: Measure) -> Vec<Line> {
+    let line = |name: String, hogs: usize, tick: u64| Line {
+        name,
+        points: (1..=12)
+            .map(|links| {
+                (
+                    f64::from(links),
+                    frame_of(links as usize, hogs, tick, measure),
+                )
+            })
+            .collect(),
+    };
+    let mut lines = vec![line("beside an idle CPU".to_owned(), CPUS - 1, TICKS[1])];
+    for tick in TICKS {
+        let hz = SECOND / tick;
+        lines.push(line(format!("beside 12 hogs, {hz} Hz"), 12, tick));
+    }
+    lines
+}
+
+/// The median, from the timer that wakes the first link to the end of the last. Each runs for
+/// 0.5 ms; a frame begins every 101 ms, so that none meets the one before.
+fn frame_of(links: usize, number: usize, tick: u64, measure: Measure) -> f64 {
+    let burst = MS / 2;
+    let period = 101 * MS;
+    let first = (Life::Periodic { period, burst }, 100);
+    let rest = std::iter::repeat_n((Life::Link { burst }, 100), links - 1);
+    let lives: Vec<_> = [first]
+        .into_iter()
+        .chain(rest)
+        .chain(hogs(number))
+        .collect();
+    let machine = measured(deadline(), tick, &lives, measure);
+    let ends = &machine.task(links - 1).slept_at;
+    let took = |began: &u64| Some(ends.get(ends.partition_point(|end| end <= began))? - began);
+    let mut frames: Vec<_> = machine.task(0).woke_at.iter().filter_map(took).collect();
+    frames.sort_unstable();
+    frames
+        .get(frames.len() / 2)
+        .map_or(0.0, |frame| *frame as f64 / MS as f64)
+}

@@ -19,6 +19,8 @@ pub(crate) enum Life {
     Periodic { period: u64, burst: u64 },
     /// It runs for `burst`, then sleeps for `pause`.
     Sleeper { burst: u64, pause: u64 },
+    /// It runs for `burst` each time that the task at the place before it goes to sleep.
+    Link { burst: u64 },
 }
 
 /// A task and what became of it since the measurement began.
@@ -41,13 +43,17 @@ pub(crate) struct Task {
     pub(crate) delays: Vec<u64>,
     /// The longest that it was runnable and did not run, ns.
     pub(crate) longest_wait: u64,
+    /// When it woke and went to sleep, each time, ns.
+    pub(crate) woke_at: Vec<u64>,
+    pub(crate) slept_at: Vec<u64>,
 }
 
 impl Task {
     fn new(life: Life, born_at: u64) -> Self {
+        let is_link = matches!(life, Life::Link { .. });
         Self {
             life,
-            wakes_at: Some(born_at),
+            wakes_at: (!is_link).then_some(born_at),
             due: born_at,
             left: 0,
             waits: None,
@@ -55,21 +61,27 @@ impl Task {
             runs: 0,
             delays: Vec::new(),
             longest_wait: 0,
+            woke_at: Vec::new(),
+            slept_at: Vec::new(),
         }
     }
 
     fn wake(&mut self, now: u64) {
         self.wakes_at = None;
+        self.woke_at.push(now);
         self.waits = Some((now, true));
         self.left = match self.life {
             Life::Hog => u64::MAX,
-            Life::Periodic { burst, .. } | Life::Sleeper { burst, .. } => burst,
+            Life::Periodic { burst, .. } | Life::Sleeper { burst, .. } | Life::Link { burst } => {
+                burst
+            }
         };
     }
 
     fn sleep(&mut self, now: u64) {
+        self.slept_at.push(now);
         self.wakes_at = match self.life {
-            Life::Hog => None,
+            Life::Hog | Life::Link { .. } => None,
             Life::Sleeper { pause, .. } => Some(now + pause),
             Life::Periodic { period, .. } => {
                 self.due += period;
@@ -91,7 +103,7 @@ impl Task {
     fn leave_cpu(&mut self, since: u64, now: u64) {
         self.ran += now - since;
         self.left = self.left.saturating_sub(now - since);
-        if self.wakes_at.is_none() {
+        if self.left > 0 {
             self.waits = Some((now, false));
         }
     }
@@ -166,6 +178,8 @@ impl<P: Policy> Machine<P> {
         for task in &mut self.tasks {
             (task.ran, task.runs, task.longest_wait) = (0, 0, 0);
             task.delays.clear();
+            task.woke_at.clear();
+            task.slept_at.clear();
         }
     }
 
@@ -218,6 +232,12 @@ impl<P: Policy> Machine<P> {
         };
         if self.sleeps_at(&run) <= now {
             self.tasks[run.id].sleep(now);
+            if let Some(next) = self.tasks.get_mut(run.id + 1)
+                && matches!(next.life, Life::Link { .. })
+                && next.left == 0
+            {
+                next.wakes_at = Some(now);
+            }
             self.let_happen(Event::Sleep(cpu as u32));
         } else if run.slice_ends <= now {
             self.let_happen(Event::SliceEnds(cpu as u32));

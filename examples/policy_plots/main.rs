@@ -49,7 +49,9 @@ fn plot(directory: &Path, measure: Measure) -> Result<(), Box<dyn Error>> {
     )?;
     let crowds = figures::crowds(measure);
     draw::lines(&directory.join("policy-crowd.svg"), &draw::CROWDS, &crowds)?;
-    for line in delays.iter().chain(&sleepers).chain(&crowds) {
+    let chains = figures::chains(measure);
+    draw::lines(&directory.join("policy-chain.svg"), &draw::CHAINS, &chains)?;
+    for line in delays.iter().chain(&sleepers).chain(&crowds).chain(&chains) {
         println!("{line}");
     }
     for row in &shares {

@@ -60,7 +60,7 @@ const fn cell(id: &'static str, title: &'static str, work: Work) -> Cell {
 
 /// All work, in the order in which it is run and shown.
 #[rustfmt::skip]
-pub(crate) static CELLS: [Cell; 49] = [
+pub(crate) static CELLS: [Cell; 54] = [
     cell("frame-0.5x", "frame, 0.5x", Work::Frame(0.5)),
     cell("frame-1x", "frame, 1x", Work::Frame(1.0)),
     cell("frame-1.5x", "frame, 1.5x", Work::Frame(1.5)),
@@ -108,12 +108,17 @@ pub(crate) static CELLS: [Cell; 49] = [
     cell("uncapped-build", "uncapped, 1.5x of a build", Work::Game(game::Kind::Uncapped, Batch::Build, 1.5)),
     cell("doom-compile", "Chocolate Doom, compiling", Work::Real(Program::Doom, Beside::Compile)),
     cell("doom-encode", "Chocolate Doom, encoding", Work::Real(Program::Doom, Beside::Encode)),
+    cell("doom-scripts", "Chocolate Doom, scripts", Work::Real(Program::Doom, Beside::Scripts)),
+    cell("doom-messages", "Chocolate Doom, hackbench", Work::Real(Program::Doom, Beside::Messages)),
     cell("crispy-compile", "Crispy Doom, compiling", Work::Real(Program::Crispy, Beside::Compile)),
     cell("crispy-encode", "Crispy Doom, encoding", Work::Real(Program::Crispy, Beside::Encode)),
     cell("desktop-compile", "Weston, compiling", Work::Real(Program::Desktop, Beside::Compile)),
     cell("desktop-encode", "Weston, encoding", Work::Real(Program::Desktop, Beside::Encode)),
+    cell("desktop-scripts", "Weston, scripts", Work::Real(Program::Desktop, Beside::Scripts)),
     cell("jack-64", "JACK, 64 frames, compiling", Work::Real(Program::Jack(64), Beside::Compile)),
     cell("jack-256", "JACK, 256 frames, compiling", Work::Real(Program::Jack(256), Beside::Compile)),
+    cell("pipewire-64", "PipeWire, 64 frames, compiling", Work::Real(Program::Pipewire(64), Beside::Compile)),
+    cell("pipewire-256", "PipeWire, 256 frames, compiling", Work::Real(Program::Pipewire(256), Beside::Compile)),
 ];
 
 impl Work {

@@ -495,30 +495,30 @@ mod tests {
     use crate::figure::Figure;
     use crate::sample::tests::sample;
     use crate::scheduler::SCHEDULERS;
-    use std::env;
+    use tempfile::TempDir;
 
-    fn driver(name: &str, form: &'static Form) -> Result<Driver> {
-        let directory =
-            env::temp_dir().join(format!("compare-driver-{name}-{}", std::process::id()));
-        let store = Store::new(&directory, form, "6.18", 4);
-        store.clear()?;
-        Ok(Driver {
+    /// The directory is gone when it is dropped.
+    fn driver(form: &'static Form) -> Result<(TempDir, Driver)> {
+        let temporary = tempfile::tempdir()?;
+        let directory = temporary.path().to_owned();
+        let driver = Driver {
             repository: directory.clone(),
             programs: directory.clone(),
-            peers: Peers(directory),
+            peers: Peers(directory.clone()),
             place: Place::Host,
             form,
             rounds: 2,
             jobs: 1,
             deadline: None,
             more: Vec::new(),
-            store,
-        })
+            store: Store::new(&directory, form, "6.18", 4),
+        };
+        Ok((temporary, driver))
     }
 
     #[test]
     fn schedulers_take_turns() -> Result<()> {
-        let driver = driver("turns", &FORMS[0])?;
+        let (_directory, driver) = driver(&FORMS[0])?;
         let ready: Vec<_> = SCHEDULERS
             .iter()
             .take(3)
@@ -536,7 +536,7 @@ mod tests {
 
     #[test]
     fn what_is_stored_is_not_run_again() -> Result<()> {
-        let driver = driver("resume", &FORMS[2])?;
+        let (_directory, driver) = driver(&FORMS[2])?;
         driver.store.prepare("eevdf", "kernel")?;
         driver
             .store
@@ -544,12 +544,12 @@ mod tests {
         let turns = driver.turns(&[(&SCHEDULERS[0], None)]);
         let cells: Vec<_> = turns.iter().map(|turn| turn.cells.join(" ")).collect();
         assert_eq!(cells, ["frame-1.5x", "frame-1.5x messaging"]);
-        driver.store.clear()
+        Ok(())
     }
 
     #[test]
     fn a_peer_that_is_missing_is_named_and_stops_no_other() -> Result<()> {
-        let driver = driver("missing", &FORMS[0])?;
+        let (_directory, driver) = driver(&FORMS[0])?;
         let lavd: Vec<_> = SCHEDULERS
             .iter()
             .filter(|scheduler| scheduler.id == "scx_lavd")
@@ -558,7 +558,7 @@ mod tests {
         assert!(driver.run(&lavd, |line| told.push_str(line))?);
         assert!(told.contains("scx_lavd: FAILED at building"), "{told}");
         assert!(driver.store.failure("scx_lavd").is_some());
-        driver.store.clear()
+        Ok(())
     }
 
     #[test]

@@ -5,10 +5,11 @@
 //! begins, and a second later the record.
 //!
 //! Each program is Debian's, and tells by itself how it fares: a game by when it presents its
-//! frames (`presented`), Weston's client by the times at which its frames were shown, JACK by its
-//! own count of periods that came too late.
+//! frames (`presented`), Weston's client by the times at which its frames were shown, sound by the
+//! periods that came too late.
 
 pub(crate) mod guest;
+mod sound;
 mod work;
 
 pub(crate) use work::Beside;
@@ -44,6 +45,8 @@ pub(crate) enum Program {
     Desktop,
     /// JACK with periods of so many frames at 48 kHz, and three clients, one after the other.
     Jack(u32),
+    /// PipeWire with such periods, and one client that plays to a device that is none.
+    Pipewire(u32),
 }
 
 /// In a directory that is there at the start and gone with the guest.
@@ -114,7 +117,7 @@ impl Record {
     /// None in practice.
     pub(crate) fn figures(&self) -> Result<Figures> {
         let work = (WorkDone, self.done as f64 / self.seconds);
-        if let Program::Jack(_) = self.program {
+        if self.program.is_sound() {
             let worst = self.events.iter().max().copied().unwrap_or(0);
             let worst = (Time(Of::Xrun, Max), worst as f64 / MS as f64);
             return Ok([(Xruns, self.events.len() as f64), worst, work].into());
@@ -239,14 +242,11 @@ impl Watched {
             Program::Doom => vec![game("/usr/games/chocolate-doom", fifo)?],
             Program::Crispy => vec![game("/usr/games/crispy-doom", fifo)?],
             Program::Desktop => desktop(fifo)?,
-            Program::Jack(frames) => jack(frames, fifo)?,
+            Program::Jack(frames) => sound::jack(frames, fifo)?,
+            Program::Pipewire(frames) => sound::pipewire(frames, fifo)?,
         };
         let watched = Self { program, started };
-        let enough = if matches!(program, Program::Jack(_)) {
-            0
-        } else {
-            20
-        };
+        let enough = if program.is_sound() { 0 } else { 20 };
         wait_until("the program has not begun", || {
             Ok(watched.events()?.len() >= enough)
         })?;
@@ -260,7 +260,8 @@ impl Watched {
         match self.program {
             Program::Doom | Program::Crispy => presented(&fs::read(frames_file())?),
             Program::Desktop => Ok(shown(&told.text()?)),
-            Program::Jack(_) => Ok(late_periods(&told.text()?)),
+            Program::Jack(_) => Ok(sound::late_in_jack(&told.text()?)),
+            Program::Pipewire(_) => sound::late_in_pipewire(),
         }
     }
 }
@@ -283,7 +284,7 @@ impl Program {
                 Time(Of::Interval, Max),
                 WorkDone,
             ],
-            Self::Jack(_) => &[Xruns, Time(Of::Xrun, Max), WorkDone],
+            Self::Jack(_) | Self::Pipewire(_) => &[Xruns, Time(Of::Xrun, Max), WorkDone],
         }
     }
 
@@ -293,8 +294,13 @@ impl Program {
         match self {
             Self::Doom => Some(SECOND / 35),
             Self::Desktop => Some(25 * MS),
-            Self::Crispy | Self::Jack(_) => None,
+            Self::Crispy | Self::Jack(_) | Self::Pipewire(_) => None,
         }
+    }
+
+    /// It tells of periods that came too late, and of nothing else.
+    fn is_sound(self) -> bool {
+        matches!(self, Self::Jack(_) | Self::Pipewire(_))
     }
 }
 
@@ -353,55 +359,15 @@ fn desktop(fifo: bool) -> Result<Vec<Started>> {
     Ok(vec![client, compositor])
 }
 
-/// In SCHED_FIFO by JACK's own means, as it would ask for.
-fn jack(frames: u32, fifo: bool) -> Result<Vec<Started>> {
-    let server = Started::new("jackd", false, |command| {
-        match fifo {
-            true => command.args(["-R", "-P", "10"]),
-            false => command.arg("-r"),
-        };
-        command.args([
-            "-v",
-            "-d",
-            "dummy",
-            "-r",
-            "48000",
-            "-p",
-            &frames.to_string(),
-        ]);
-        command.env("LD_PRELOAD", PRESENTED);
-    })?;
-    wait_until("jackd is not there", || succeeds("jack_lsp", &[]))?;
-    let mut started = vec![server];
-    for name in ["first", "second", "third"] {
-        started.push(Started::new("jack_thru", false, |command| {
-            command.arg(name);
-        })?);
-        let port = format!("{name}:output_1");
-        wait_until("a client is not there", || succeeds("jack_lsp", &[&port]))?;
-    }
-    for ends in [
-        ["system:capture_1", "first:input_1"],
-        ["first:output_1", "second:input_1"],
-        ["second:output_1", "third:input_1"],
-        ["third:output_1", "system:playback_1"],
-    ] {
-        wait_until("the clients cannot be connected", || {
-            Ok(succeeds("jack_connect", &ends)? || succeeds("jack_lsp", &["-c", ends[1]])?)
-        })?;
-    }
-    Ok(started)
-}
-
-/// Whether a program ends well.
-fn succeeds(name: &str, arguments: &[&str]) -> Result<bool> {
+/// What a program prints, or None if it does not end well.
+fn answer(name: &str, arguments: &[&str]) -> Result<Option<String>> {
     let mut command = Command::new(name);
-    command.args(arguments).stdin(Stdio::null());
-    command.stdout(Stdio::null()).stderr(Stdio::null());
-    let status = command.status();
-    Ok(status
-        .with_context(|| format!("cannot start {name}"))?
-        .success())
+    command.args(arguments).env("XDG_RUNTIME_DIR", DIRECTORY);
+    command.stdin(Stdio::null()).stderr(Stdio::null());
+    let output = command.output();
+    let output = output.with_context(|| format!("cannot start {name}"))?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    Ok(output.status.success().then_some(text))
 }
 
 /// Of the file of `presented`.
@@ -430,15 +396,6 @@ fn shown(text: &str) -> Vec<u64> {
         .collect()
 }
 
-/// How late each period was that came too late, ns: "Process XRun = 4 usec".
-fn late_periods(text: &str) -> Vec<u64> {
-    let late = |line: &str| {
-        let (us, _) = line.split_once("XRun = ")?.1.split_once("usec")?;
-        us.trim().parse::<u64>().ok()
-    };
-    text.lines().filter_map(late).map(|us| us * 1000).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -448,9 +405,7 @@ mod tests {
         let weston =
             "  97: f2c 10 ms, c2p 41 ms, f2p 51 ms, p2p 25319 us, t2p 0, [____], seq 0\nx\n";
         assert_eq!(shown(weston), [25_319_000]);
-        let jack = "JackTimedDriver::Process XRun = 4 usec\nJack: JackRequest::Notification\n";
-        assert_eq!(late_periods(jack), [4_000]);
-        assert_eq!((shown(""), late_periods("")), (vec![], vec![]));
+        assert_eq!(shown(""), Vec::<u64>::new());
     }
 
     #[test]

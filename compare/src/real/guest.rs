@@ -9,16 +9,20 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// The packages that hold them, for `vm/programs`.
-const PACKAGES: [&str; 9] = [
+const PACKAGES: [&str; 13] = [
     "chocolate-doom",
     "freedoom",
     "crispy-doom",
     "weston",
     "jackd2",
+    "pipewire",
+    "wireplumber",
     "x264",
     "tcc",
     "libc6-dev",
     "make",
+    "python3-minimal",
+    "rt-tests",
 ];
 
 /// What `vm/run` is told so that the guest has all of it.

@@ -15,6 +15,11 @@ pub(crate) enum Beside {
     Compile,
     /// x264 encodes a clip, with twice as many threads as CPUs.
     Encode,
+    /// Python scripts, twice as many as CPUs, each of which runs short processes one after the
+    /// other.
+    Scripts,
+    /// hackbench, again and again: forty processes that send each other messages.
+    Messages,
 }
 
 /// Work that goes on until it is dropped.
@@ -33,15 +38,19 @@ impl Work {
         let started = match beside {
             Beside::Compile => compile(at_a_time),
             Beside::Encode => encode(at_a_time),
+            Beside::Scripts => scripts(at_a_time),
+            Beside::Messages => messages(),
         }?;
         Ok(Self { beside, started })
     }
 
-    /// Files compiled, or frames encoded.
+    /// Files compiled, frames encoded, processes that ended, runs of hackbench.
     pub(super) fn done(&self) -> Result<u64> {
         match self.beside {
             Beside::Compile => Ok(fs::read_dir(OBJECTS)?.count() as u64),
             Beside::Encode => Ok(encoded(&self.started.text()?)),
+            Beside::Scripts => Ok(self.started.text()?.matches("done").count() as u64),
+            Beside::Messages => Ok(self.started.text()?.matches("Time:").count() as u64),
         }
     }
 }
@@ -91,6 +100,26 @@ fn encode(at_a_time: usize) -> Result<Started> {
         command
             .args(["--preset", "slow", "-o", "/dev/null"])
             .arg(file);
+    })
+}
+
+/// One starts the others, and ends them with itself.
+fn scripts(at_a_time: usize) -> Result<Started> {
+    let script = format!(
+        "import os\n\
+         for _ in range({at_a_time} - 1):\n    if os.fork() == 0: break\n\
+         while True:\n\
+         \x20   os.waitpid(os.posix_spawn('/bin/sh', ['sh', '-c', ':'], os.environ), 0)\n\
+         \x20   os.write(1, b'done\\n')\n"
+    );
+    Started::new("python3", false, |command| {
+        command.arg("-S").arg("-c").arg(script);
+    })
+}
+
+fn messages() -> Result<Started> {
+    Started::new("sh", false, |command| {
+        command.args(["-c", "while hackbench -g 1 -l 20; do :; done"]);
     })
 }
 

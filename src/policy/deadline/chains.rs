@@ -122,17 +122,18 @@ impl Chain {
         self.members_before.credit
     }
 
-    fn has_begun_since(&self, at: u64) -> bool {
-        self.tag != 0 && self.began >= at
+    /// Times are what records say, so they may be any: one of the future is none of late either.
+    fn has_begun_of_late(&self, now: u64) -> bool {
+        self.tag != 0 && now.abs_diff(self.began) <= FORGOTTEN
     }
 
     fn begin(&mut self, pid: i32, at: u64, slept_at: u64, credit: i64) {
         self.path = self.path.max(slept_at.saturating_sub(self.began));
         if self.began_before != 0 {
-            self.close(self.began - self.began_before);
+            self.close(self.began.saturating_sub(self.began_before));
         }
         (self.began_before, self.path_before) = (self.began, self.path);
-        (self.began, self.path) = (at.max(self.began + 1), 0);
+        (self.began, self.path) = (at, 0);
         self.members_before = self.members;
         self.members = Members::NONE;
         self.members.add(pid, credit);
@@ -142,14 +143,14 @@ impl Chain {
     fn close(&mut self, took: u64) {
         self.period = match self.period {
             0 => took,
-            period => took.min(period + period.div_ceil(16)),
+            period => took.min(period.saturating_add(period.div_ceil(16))),
         };
         self.mean_path = match self.frames {
             0 => self.path_before,
             _ => self.mean_path - self.mean_path / 8 + self.path_before / 8,
         };
         self.frames += 1;
-        let is_late = took > self.period + self.period / 2 || self.path_before > took;
+        let is_late = took - took / 3 > self.period || self.path_before > took;
         self.late += u64::from(is_late);
     }
 
@@ -184,15 +185,14 @@ impl Chains {
 
     /// Those that had a frame within the last second and have had a few.
     pub fn iter(&self) -> impl Iterator<Item = &Chain> {
-        let since = self.now.saturating_sub(FORGOTTEN);
-        let is_shown = move |chain: &&Chain| chain.has_begun_since(since) && chain.frames > 2;
+        let is_shown = |chain: &&Chain| chain.has_begun_of_late(self.now) && chain.frames > 2;
         self.seats.iter().filter(is_shown)
     }
 
     /// Takes in that a task woke, or that a loop called: from outside, or by a member of the chain
     /// with this tag.
     pub(super) fn note(&mut self, account: &mut Account, task: &QueuedTask, tag: Option<u8>) {
-        self.now = self.now.max(task.enqueued_at);
+        self.now = task.enqueued_at;
         let credit = OVERDRAWN as i64 - i64::from(account.spent);
         let is_call = task.kind() == Kind::Caller;
         let slept_at = if is_call {
@@ -225,9 +225,8 @@ impl Chains {
 
     /// The chain with this tag, if it is not over.
     fn find(&mut self, tag: u8) -> Option<&mut Chain> {
-        let since = self.now.saturating_sub(FORGOTTEN);
         let chain = self.seats.get_mut(usize::from(tag) % MAX_CHAINS)?;
-        (chain.tag == tag && chain.has_begun_since(since)).then_some(chain)
+        (chain.tag == tag && chain.has_begun_of_late(self.now)).then_some(chain)
     }
 
     /// A chain that begins with this task, in the place of one that is over. Returns its tag, or 0.
@@ -236,9 +235,9 @@ impl Chains {
         if is_seldom || !account.is_ordered() {
             return 0;
         }
-        let since = self.now.saturating_sub(FORGOTTEN);
-        let free = |(_, chain): &(usize, &mut Chain)| !chain.has_begun_since(since);
-        let Some((seat, chain)) = self.seats.iter_mut().enumerate().find(free) else {
+        let now = self.now;
+        let is_free = |(_, chain): &(usize, &mut Chain)| !chain.has_begun_of_late(now);
+        let Some((seat, chain)) = self.seats.iter_mut().enumerate().find(is_free) else {
             return 0;
         };
         // Those of the chain before have another tag: the seat, and a number from 1 to 15.

@@ -537,6 +537,44 @@ proptest! {
     }
 }
 
+proptest! {
+    /// What the kernel side writes is checked for what is indexed with, and for nothing else.
+    #[test]
+    fn no_numbers_in_records_make_it_panic(
+        records in vec((0..8_u32, prop::sample::select(ALL_KINDS), any::<[u64; 7]>(), 0..16_i32), 1..200),
+    ) {
+        let mut policy = policy();
+        for (id, kind, [at, start, stop, exec, sum, nvcsw, flags], waker) in records {
+            let record = QueuedTask {
+                kind: kind as u16,
+                flags,
+                enqueued_at: at,
+                start_ts: start,
+                stop_ts: stop,
+                exec_runtime: exec,
+                sum_exec_runtime: sum,
+                nvcsw,
+                waker,
+                ..task(id, 1 + at as u32 % 10_000, 0, 0)
+            };
+            policy.deadline(&record);
+            policy.order(&record);
+            policy.slice_ns(id, 3);
+            policy.event(&record);
+            prop_assert!(policy.chains().iter().count() <= MAX_CHAINS);
+        }
+    }
+}
+
+/// Kinds of which the policy hears.
+const ALL_KINDS: &[Kind] = &[
+    Kind::Queued,
+    Kind::Ordered,
+    Kind::Direct,
+    Kind::Exited,
+    Kind::Caller,
+];
+
 /// A task that runs for 6 ms each time that task 1 has woken it; that one runs for 1 ms, or for
 /// 40. Returns its order.
 fn order_of_the_called(caller_runs: u64) -> Option<Order> {

@@ -43,7 +43,8 @@ peers: setup ## builds the peers that `make compare` runs
 
 results: ## docs/RESULTS.md anew from the samples of the last `make compare` with the same options
 	cargo build --release --package compare
-	target/release/compare report $(compare_options) --results docs/$(if $(REAL),REAL,RESULTS).md
+	target/release/compare report $(compare_options) \
+		--results docs/$(if $(REAL),REAL,$(if $(GAMES),GAMES,RESULTS)).md
 
 test: setup lint unit loom gate ## before each change lands: lints, unit tests, models, gate set
 

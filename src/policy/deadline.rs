@@ -27,12 +27,13 @@
 //! boost flows out, and a task whose bucket runs over takes turns, as all others, until the bucket
 //! is half empty. A task whose order's budget is used up is late, and goes on for a while before
 //! those without an order. An order that may cost more than the bucket holds is not given. A task
-//! that only naps has no boost. Tasks of SCHED_BATCH and SCHED_IDLE are never urgent.
+//! that only naps has no boost, nor has one that works for no frame. Tasks of SCHED_BATCH and
+//! SCHED_IDLE are never urgent.
 //!
 //! A frame begins with a timer or a device, and the tasks that work for it wake each other from there
 //! on: they are *rooted*. Threads that wake each other and are woken by nothing else, as those of an
 //! encoder are, look the same one by one. With long bursts they are batch work, and with short ones
-//! they come last of all that is urgent.
+//! they come last of all that is urgent, and have their fair share by their orders.
 //!
 //! Urgency goes along wake-up chains, from the mouse to the game and on to its workers: a task that
 //! is mostly woken by tasks with orders is as urgent as its caller. It goes the other way, too, to
@@ -397,7 +398,7 @@ impl Account {
         // Virtual time is what a task of its weight that always waits gets meanwhile.
         let passed = (now.wrapping_sub(self.heard_at) as i64).max(0) as u64;
         self.heard_at = now;
-        let boost = if self.rests() { boost } else { 1 };
+        let boost = if self.may_be_boosted() { boost } else { 1 };
         let earned = passed.saturating_mul(boost.into());
         let left = u64::from(self.spent).saturating_sub(earned);
         let spent = match task.found_idle() {
@@ -512,6 +513,11 @@ impl Account {
     /// its frames in another way.
     fn rests(&self) -> bool {
         self.leads() || self.asleep >= (self.burst / 4).min(REST)
+    }
+
+    /// Whether it may have more than its fair share by its orders, for a frame's sake.
+    fn may_be_boosted(&self) -> bool {
+        self.leads() || (self.rests() && self.is_rooted())
     }
 
     /// How soon after its wake-up it should run, in ns.

@@ -610,17 +610,17 @@ fn urgency_goes_along_a_chain() {
     assert_eq!(order.map(|order| order.latency_ns), Some(6_000_000));
 }
 
-/// The orders of tasks that run for `burst` (ns) in turn, 40 times: `first` wakes the first, and each
-/// the next.
-fn orders_along(burst: u64, tasks: u32, first: i32) -> Vec<Option<Order>> {
+/// The orders of tasks that run for `burst` (ns) in turn, 100 times: `first` wakes the first, and each
+/// the next. Real and virtual time pass by so many ns each time.
+fn orders_along(burst: u64, tasks: u32, first: i32, passed: (u64, u64)) -> Vec<Option<Order>> {
     let mut policy = policy();
     let mut orders = vec![None; tasks as usize];
-    for round in 1..=40 {
-        policy.now += 100_000_000;
+    for round in 1..=100 {
+        policy.now += passed.1;
         for id in 0..tasks {
             let record = QueuedTask {
                 nvcsw: round,
-                enqueued_at: round * 100_000_000,
+                enqueued_at: round * passed.0,
                 waker: if id == 0 { first } else { id as i32 },
                 ..task(id, 100, round * burst, burst)
             };
@@ -635,16 +635,25 @@ fn orders_along(burst: u64, tasks: u32, first: i32) -> Vec<Option<Order>> {
 #[test]
 fn a_frame_begins_with_a_timer_however_many_tasks_work_for_it() {
     // Pids are ids plus 1, and the last one wakes the first.
-    let [frame, pool] = [0, 8].map(|first| orders_along(6_000_000, 8, first));
+    const LONG: (u64, u64) = (100_000_000, 100_000_000);
+    let [frame, pool] = [0, 8].map(|first| orders_along(6_000_000, 8, first, LONG));
     assert!(frame.iter().all(Option::is_some), "{frame:?}");
     assert!(pool.iter().all(Option::is_none), "{pool:?}");
     let latest = |orders: Vec<Option<Order>>| {
         let latencies = orders.into_iter().flatten().map(|order| order.latency_ns);
         latencies.max()
     };
-    let [frame, pair] = [0, 2].map(|first| orders_along(1_000_000, 2, first));
+    let [frame, pair] = [0, 2].map(|first| orders_along(1_000_000, 2, first, LONG));
     assert_eq!(latest(frame), Some(1_000_000));
     assert_eq!(latest(pair), Some(*LATENCY.end()));
+}
+
+#[test]
+fn only_a_frame_may_have_more_than_its_fair_share_by_orders() {
+    // Five shares.
+    let [frame, pair] = [0, 2].map(|first| orders_along(1_000_000, 2, first, (2_000_000, 200_000)));
+    assert!(frame.iter().all(Option::is_some), "{frame:?}");
+    assert!(pair.iter().all(Option::is_none), "{pair:?}");
 }
 
 #[test]

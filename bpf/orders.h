@@ -47,9 +47,9 @@ static bool starves_others(struct cpu_ctx *cctx, u64 now)
 
 /*
  * Past its budget a task is late before it takes turns: a game that has missed a frame does not
- * sleep until it has caught up. For LATE_BUDGETS more, of a light task the part that its share is of
- * 100, it still goes before those without an order, but behind all others with one, and displaces
- * none of them. Not while user space is away, nor if user space wants to be asked then.
+ * sleep until it has caught up. For LATE_BUDGETS more, of a light task the part that its share is
+ * of 100, it still goes before those without an order, but behind all others with one, and
+ * displaces none of them. Not while user space is away, nor if user space wants to be asked then.
  */
 #define LATE_NS 33000000ULL
 

@@ -30,10 +30,10 @@
 //! that only naps has no boost, nor has one that works for no frame. Tasks of SCHED_BATCH and
 //! SCHED_IDLE are never urgent.
 //!
-//! A frame begins with a timer or a device, and the tasks that work for it wake each other from there
-//! on: they are *rooted*. Threads that wake each other and are woken by nothing else, as those of an
-//! encoder are, look the same one by one. With long bursts they are batch work, and with short ones
-//! they come last of all that is urgent, and have their fair share by their orders.
+//! A frame begins with a timer or a device, and the tasks that work for it wake each other from
+//! there on: they are *rooted*. Threads that wake each other and are woken by nothing else, as
+//! those of an encoder are, look the same one by one. With long bursts they are batch work, and
+//! with short ones they come last of all that is urgent, and have their fair share by their orders.
 //!
 //! Urgency goes along wake-up chains, from the mouse to the game and on to its workers: a task that
 //! is mostly woken by tasks with orders is as urgent as its caller. It goes the other way, too, to
@@ -153,8 +153,8 @@ const LONGEST_UNIT: u32 = 250_000;
 const LONGEST_COUNTED: u32 = 90_000_000;
 
 /// A thread that wakes an urgent one of its process is the loop of a game, if there are at most so
-/// many µs between two times, and no more CPU time than [`LONGEST_BURST`]. One that is late on a full
-/// machine has a tenth of a CPU.
+/// many µs between two times, and no more CPU time than [`LONGEST_BURST`]. One that is late on a
+/// full machine has a tenth of a CPU.
 const SELDOM: u32 = 300_000;
 
 /// Longer bursts than this, ns, are those of a whole frame, or of batch work that waits for a file

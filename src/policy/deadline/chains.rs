@@ -3,9 +3,9 @@
 //!
 //! A chain begins with a task that a timer or a device wakes often, its *head*, or with a loop that
 //! never sleeps and calls. Whatever one of its members wakes, by an order, is a member, too. Each
-//! time that the head wakes a frame begins. Its *path* lasts from then until the last member sleeps:
-//! the critical path of the frame. A member's record comes as it wakes for the next frame, and says
-//! when it slept, so a frame is known as a whole when the one after it ends.
+//! time that the head wakes a frame begins. Its *path* lasts from then until the last member
+//! sleeps: the critical path of the frame. A member's record comes as it wakes for the next frame,
+//! and says when it slept, so a frame is known as a whole when the one after it ends.
 
 use super::{Account, OVERDRAWN};
 use crate::task::{Kind, QueuedTask};

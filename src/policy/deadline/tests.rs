@@ -610,8 +610,8 @@ fn urgency_goes_along_a_chain() {
     assert_eq!(order.map(|order| order.latency_ns), Some(6_000_000));
 }
 
-/// The orders of tasks that run for `burst` (ns) in turn, 100 times: `first` wakes the first, and each
-/// the next. Real and virtual time pass by so many ns each time.
+/// The orders of tasks that run for `burst` (ns) in turn, 100 times: `first` wakes the first, and
+/// each the next. Real and virtual time pass by so many ns each time.
 fn orders_along(burst: u64, tasks: u32, first: i32, passed: (u64, u64)) -> Vec<Option<Order>> {
     let mut policy = policy();
     let mut orders = vec![None; tasks as usize];

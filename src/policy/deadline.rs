@@ -311,7 +311,8 @@ impl<const TASKS: usize> Deadline<TASKS> {
         self.ordered = ordered;
     }
 
-    /// The frames that tasks work for together.
+    /// The chains of tasks that work for a frame together, for those who look on: no decision
+    /// depends on them.
     pub fn chains(&self) -> &Chains {
         &self.chains
     }

@@ -14,7 +14,7 @@ use loads::game;
 
 /// The meaning of the loads and of the figures' names. Samples of another version are not looked
 /// at.
-pub(crate) const VERSION: u32 = 2;
+pub(crate) const VERSION: u32 = 3;
 
 /// A piece of work that a scheduler is measured at.
 #[derive(Clone, Copy, Debug, PartialEq)]

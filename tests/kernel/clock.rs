@@ -63,7 +63,7 @@ fn time_beside(last: Last, cpus: usize) -> f64 {
 
 /// A thread that polls without the hint slows the others down no more and no less than one that
 /// works, so what is measured on a full machine holds. What a CPU leaves that idles or pauses, the
-/// others have: below saturation, work ends a quarter to a third sooner than on real CPUs.
+/// others have: below saturation, work ends a quarter sooner than on real CPUs.
 #[test]
 fn a_cpu_is_as_fast_beside_one_that_polls_as_beside_one_that_works() {
     let cpus = cpus();
@@ -79,5 +79,39 @@ fn a_cpu_is_as_fast_beside_one_that_polls_as_beside_one_that_works() {
         100.0 * (polled / full - 1.0).abs(),
         "%",
         Bound::AtMost(20.0),
+    );
+}
+
+/// A millisecond is as much work on one CPU as on another. In turns that last until the next timer
+/// is due, the first CPU after an interrupt had several times as much of it as the last.
+#[test]
+fn cpus_that_work_are_equally_fast() {
+    let (cpus, over) = (cpus(), AtomicBool::new(false));
+    let counts: Vec<AtomicU64> = (0..cpus).map(|_| AtomicU64::new(0)).collect();
+    thread::scope(|scope| {
+        let _stop = Stop(&over);
+        for (cpu, counted) in counts.iter().enumerate() {
+            let over = &over;
+            scope.spawn(move || {
+                allow(0, [cpu]);
+                while !over.load(Ordering::Relaxed) {
+                    count(1_000);
+                    counted.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        thread::sleep(Duration::from_millis(500));
+    });
+    let counts: Vec<u64> = counts
+        .iter()
+        .map(|counted| counted.load(Ordering::Relaxed))
+        .collect();
+    println!("{counts:?}");
+    let [least, most] = [counts.iter().min(), counts.iter().max()].map(|count| *count.unwrap());
+    figure(
+        "work of the slowest CPU",
+        least as f64 / most as f64,
+        "of the fastest's",
+        Bound::AtLeast(0.75),
     );
 }

@@ -137,7 +137,7 @@ struct queued_task {
 	__u32 weight; /* 1..10000, nice 0 is 100 */
 	/* What it is worth beside those of other cgroups, times SHARE; 0: not known. */
 	__u32 share;
-	__u64 enqueued_at;	/* these four: ns, the clock of scx_bpf_now() */
+	__u64 enqueued_at;	/* these four: ns of CLOCK_MONOTONIC */
 	__u64 start_ts;		/* when it last got a CPU */
 	__u64 stop_ts;		/* when it last left one */
 	__u64 exec_runtime;	/* CPU time since it last slept, ns */
@@ -231,8 +231,8 @@ enum running_kind {
 struct running_task {
 	__s32 pid;
 	__u32 id;
-	__u64 since; /* ns, the clock of scx_bpf_now() */
-	/* Of the decision; of a task with an order, ns on the clock of scx_bpf_now(). */
+	__u64 since; /* ns of CLOCK_MONOTONIC */
+	/* Of the decision; of a task with an order, ns of CLOCK_MONOTONIC. */
 	__u64 deadline;
 	__u64 slice; /* what it had of its slice then, ns */
 	enum running_kind kind;
@@ -264,12 +264,7 @@ struct machine_state {
 	 * change.
 	 */
 	__u64 fallback;
-	/*
-	 * By how much CLOCK_MONOTONIC is ahead of the clock of scx_bpf_now(), ns, as of the last
-	 * tick.
-	 */
-	__u64 clock_ahead;
-	__u64 pad[6];
+	__u64 pad[7];
 	/*
 	 * Virtual time, by which tasks take turns: what one of weight 100 should have had that was
 	 * always runnable, ns.

@@ -34,7 +34,7 @@ static enum record_kind move_pending(struct task_struct *p, struct task_ctx *tct
 					   clamp_slice(decision->slice_ns) ?: default_slice_ns());
 		scx_bpf_dsq_move_set_vtime(
 			&it, displaces && first_vtime(cpu, -1, &first) ? first - 1 : vtime);
-		note_insert(scx_bpf_now());
+		note_insert(bpf_ktime_get_ns());
 		if (*(volatile u32 *)&slot->generation != decision->generation)
 			fate = RECORD_STALE;
 		else if (scx_bpf_dsq_move_vtime(&it, p, here ? cpu : SHARED_DSQ, 0))
@@ -76,7 +76,7 @@ static enum record_kind carry_out_for(struct task_struct *p, struct task_ctx *tc
 		fate = move_pending(p, tctx, decision, slot, cpu);
 
 	if ((fate == RECORD_DISPATCHED && cpu < 0 && !is_unrestricted(p)) || fate == RECORD_BOUNCED)
-		kick_idle_cpu_for(p, scx_bpf_now());
+		kick_idle_cpu_for(p, bpf_ktime_get_ns());
 	tell(p, fate, 0);
 	return fate;
 }

@@ -83,7 +83,7 @@ static void note_wakeup(struct control *ctl)
 	if (woken_at_beat == beat)
 		return;
 	woken_at_beat = beat;
-	beat_seen_at = scx_bpf_now();
+	beat_seen_at = bpf_ktime_get_ns();
 	beat_seen = beat;
 }
 
@@ -91,7 +91,7 @@ static void note_wakeup(struct control *ctl)
 static bool user_space_is_late(void)
 {
 	struct control *ctl = controls();
-	u64 now = scx_bpf_now(), beat;
+	u64 now = bpf_ktime_get_ns(), beat;
 
 	if (!ctl)
 		return true;

@@ -161,7 +161,7 @@ static u64 share_of(struct task_struct *p, struct task_ctx *tctx)
 
 	if (tctx->group == ROOT_GROUP)
 		return (u64)weight * SHARE;
-	now = scx_bpf_now();
+	now = bpf_ktime_get_ns();
 	if (!tctx->share || !time_before(now, tctx->share_at + SHARE_NS)) {
 		tctx->share_at = now;
 		tctx->share = share_in(tctx->group, weight);

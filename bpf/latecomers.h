@@ -124,7 +124,7 @@ static bool move_to_head(struct task_struct *p, u64 from, s32 cpu)
 	if (!bpf_iter_scx_dsq_new(&it, from, 0)) {
 		scx_bpf_dsq_move_set_vtime(&it,
 					   first_vtime(cpu, -1, &first) ? first - 1 : vtime_now);
-		note_insert(scx_bpf_now());
+		note_insert(bpf_ktime_get_ns());
 		moved = scx_bpf_dsq_move_vtime(&it, p, cpu, 0);
 	}
 	bpf_iter_scx_dsq_destroy(&it);

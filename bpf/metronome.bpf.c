@@ -195,7 +195,7 @@ s32 BPF_PROG(metronome_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wake
 		count(COUNT_HANDED_OFF);
 	}
 
-	now = scx_bpf_now();
+	now = bpf_ktime_get_ns();
 	tctx->in_order = false;
 	tctx->in_turn = false;
 	tctx->is_decided = false;
@@ -219,7 +219,7 @@ s32 BPF_PROG(metronome_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wake
 /* Any CPU may run @p next, without user space. */
 static void enqueue_first(struct task_struct *p, u64 enq_flags)
 {
-	u64 now = scx_bpf_now();
+	u64 now = bpf_ktime_get_ns();
 
 	note_seldom(now);
 	scx_bpf_dsq_insert(p, KERNEL_SIDE_DSQ, undecided_slice_ns(), enq_flags);
@@ -238,7 +238,7 @@ static void enqueue_guest(struct task_struct *p, struct task_ctx *tctx, u64 orde
 		if (!belongs_to_agent(agent_cpu))
 			slice = turn_slice_ns(agent_cpu);
 	}
-	note_insert(scx_bpf_now());
+	note_insert(bpf_ktime_get_ns());
 	dsq_insert_vtime(p, agent_cpu, slice, vtime, enq_flags);
 	kick_for_bound(agent_cpu);
 	count(COUNT_KERNEL_SIDE);
@@ -253,7 +253,7 @@ static void enqueue_fallback(struct task_struct *p, struct task_ctx *tctx, u64 e
 			     enum counter counter)
 {
 	s32 cpu = scx_bpf_task_cpu(p);
-	u64 now = scx_bpf_now();
+	u64 now = bpf_ktime_get_ns();
 
 	if (tctx)
 		tctx->has_deadline = false;
@@ -365,7 +365,7 @@ void BPF_PROG(metronome_enqueue, struct task_struct *p, u64 enq_flags)
 	note_runnable(p, tctx);
 	if (tctx) {
 		/* The clock is read here once: the run queue may be another CPU's. */
-		tctx->enqueued_at = scx_bpf_now();
+		tctx->enqueued_at = bpf_ktime_get_ns();
 		if (enq_flags & SCX_ENQ_WAKEUP)
 			begin_wakeup(p, tctx);
 		restore_vtime(p, tctx);
@@ -435,8 +435,8 @@ static void publish_idle(s32 cpu, bool is_idle)
 static bool shared_waits(void)
 {
 	return scx_bpf_dsq_nr_queued(SHARED_DSQ) > 0 || scx_bpf_dsq_nr_queued(URGENT_DSQ) > 0 ||
-	       (seldom_waits(scx_bpf_now()) && (scx_bpf_dsq_nr_queued(KERNEL_SIDE_DSQ) > 0 ||
-						scx_bpf_dsq_nr_queued(FALLBACK_DSQ) > 0));
+	       (seldom_waits(bpf_ktime_get_ns()) && (scx_bpf_dsq_nr_queued(KERNEL_SIDE_DSQ) > 0 ||
+						     scx_bpf_dsq_nr_queued(FALLBACK_DSQ) > 0));
 }
 
 static bool any_worker_is_idle(void)
@@ -485,7 +485,7 @@ __noinline int give_away_dsq_of(s32 cpu)
 				break;
 			/* All others would only walk past it. */
 			if (p->nr_cpus_allowed > 1) {
-				note_insert(scx_bpf_now());
+				note_insert(bpf_ktime_get_ns());
 				scx_bpf_dsq_move_vtime(&it, p, SHARED_DSQ, 0);
 			}
 		}
@@ -538,7 +538,7 @@ static bool move_unasked_to_local(bool fallback_first)
 
 	/* There may be more. */
 	if (moved)
-		note_seldom(scx_bpf_now());
+		note_seldom(bpf_ktime_get_ns());
 	return moved;
 }
 
@@ -551,7 +551,7 @@ static bool move_next_to_local(s32 cpu, u64 turn)
 {
 	u64 rest = turn / 2;
 	bool fallback = in_fallback(),
-	     seldom = turn % PATIENCE_TURNS == 0 || seldom_waits(scx_bpf_now());
+	     seldom = turn % PATIENCE_TURNS == 0 || seldom_waits(bpf_ktime_get_ns());
 
 	return (seldom && turn & 1 && move_unasked_to_local(rest & 1)) ||
 	       (fallback && rest & 3 && run_pending(false)) || move_decided_to_local(cpu, turn) ||
@@ -568,7 +568,7 @@ static bool move_starved_to_local(s32 cpu, u64 turn)
 
 	if (!cctx || !move_next_to_local(cpu, turn))
 		return false;
-	cctx->protected_until = scx_bpf_now() + limits.protected_ns;
+	cctx->protected_until = bpf_ktime_get_ns() + limits.protected_ns;
 	return true;
 }
 
@@ -642,7 +642,7 @@ static bool is_overtaken(struct task_struct *p, struct task_ctx *tctx, s32 cpu)
 	    (ran >= undecided_slice_ns() &&
 	     (first_vtime(FALLBACK_DSQ, cpu, &first) ||
 	      (in_fallback() && first_vtime(PENDING_DSQ, cpu, &first))))) {
-		note_seldom(scx_bpf_now());
+		note_seldom(bpf_ktime_get_ns());
 		return true;
 	}
 	if (!tctx->has_deadline)
@@ -703,7 +703,7 @@ void BPF_PROG(metronome_dispatch, s32 cpu, struct task_struct *prev)
 		return;
 
 	cctx->is_kicked = false;
-	cctx->dispatched_at = now = scx_bpf_now();
+	cctx->dispatched_at = now = bpf_ktime_get_ns();
 	turn = state->counters[COUNT_TURNS]++;
 	if (idles_on(cctx, prev, cpu, turn, now))
 		goto idle;
@@ -810,6 +810,7 @@ static void publish_running(struct task_struct *p, struct task_ctx *tctx)
 
 	cctx->left_at = OCCUPIED;
 	cctx->is_kicked = false;
+	cctx->is_due_last = tctx->is_ordered && tctx->is_due_last;
 	if (running->kind == RUNS_DECIDED)
 		cctx->urgent_since = 0;
 	else if (running->kind == RUNS_ORDERED && !cctx->urgent_since)
@@ -850,7 +851,7 @@ void BPF_PROG(metronome_running, struct task_struct *p)
 	}
 	if (!tctx)
 		return;
-	tctx->start_ts = tctx->charged_at = scx_bpf_now();
+	tctx->start_ts = tctx->charged_at = bpf_ktime_get_ns();
 	if (tctx->sample.since)
 		end_sample(tctx);
 	restore_vtime(p, tctx);
@@ -879,7 +880,7 @@ void BPF_PROG(metronome_running, struct task_struct *p)
 static bool is_in_the_way(struct task_ctx *tctx, s32 cpu)
 {
 	struct cpu_ctx *cctx = cpu_ctx(cpu);
-	u64 now = scx_bpf_now(), first = 0;
+	u64 now = bpf_ktime_get_ns(), first = 0;
 
 	if (!cctx || time_before(now, cctx->protected_until))
 		return false;
@@ -894,17 +895,6 @@ static bool is_in_the_way(struct task_ctx *tctx, s32 cpu)
 	return !tctx->is_ordered || time_before(first + limits.preempt_margin_ns, tctx->deadline);
 }
 
-/* User space cannot read the clock of scx_bpf_now(), in which it is told what runs since when. */
-static void publish_clock(void)
-{
-	struct machine_state *machine = machine_state();
-	u64 ahead = bpf_ktime_get_ns() - scx_bpf_now();
-
-	/* Both clocks are read at each tick of each CPU, and seldom say anything new. */
-	if (machine && ahead - machine->clock_ahead + CLOCK_TOLERANCE_NS > 2 * CLOCK_TOLERANCE_NS)
-		machine->clock_ahead = ahead;
-}
-
 /*
  * The task with the earliest deadline runs, give or take a tick. And as a backstop, nothing that
  * finds its way to the scheduler thread's CPU waits there for longer than that.
@@ -916,13 +906,12 @@ void BPF_PROG(metronome_tick, struct task_struct *p)
 	s32 cpu = scx_bpf_task_cpu(p);
 	bool give_way;
 
-	publish_clock();
 	/*
 	 * What is runnable changes meanwhile: the time is shared out while it is known among which
 	 * tasks.
 	 */
 	if (tctx && !is_agent(p))
-		charge_vruntime(p, tctx, cpu, scx_bpf_now());
+		charge_vruntime(p, tctx, cpu, bpf_ktime_get_ns());
 	if (is_agent(p) || belongs_to_agent(cpu))
 		give_way = scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL_ON | agent_cpu) > 0;
 	else
@@ -937,7 +926,7 @@ void BPF_PROG(metronome_stopping, struct task_struct *p, bool runnable)
 {
 	struct task_ctx *tctx = task_ctx(p);
 	struct cpu_ctx *cctx = cpu_ctx(scx_bpf_task_cpu(p));
-	u64 now = scx_bpf_now(), ran;
+	u64 now = bpf_ktime_get_ns(), ran;
 
 	/* running() notes no time for the scheduler thread, which has no part in virtual time. */
 	if (!tctx || !tctx->start_ts)
@@ -1094,7 +1083,6 @@ s32 BPF_PROG(metronome_init)
 {
 	s32 err, cpu;
 
-	publish_clock();
 	err = fill_free_ids();
 	if (!err)
 		err = set_workers();

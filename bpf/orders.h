@@ -158,7 +158,7 @@ static void note_caller(struct task_struct *p)
 	    in_interrupt() || in_fallback())
 		return;
 	tctx = task_ctx(caller);
-	now = scx_bpf_now();
+	now = bpf_ktime_get_ns();
 	/* Not if it is of another class, or the scheduler thread. */
 	if (!tctx || !tctx->start_ts || time_before(tctx->start_ts, tctx->stop_ts) ||
 	    elapsed(tctx->told_at, now) < ctl->tell_us * 1000ULL)
@@ -189,6 +189,7 @@ static void begin_order(struct task_ctx *tctx, u64 order, bool is_wakeup, u64 no
 	else if (is_wakeup || !tctx->is_ordered)
 		tctx->deadline = now + ORDER_LATENCY_NS(order) + chain_ns;
 	tctx->is_ordered = true;
+	tctx->is_due_last = ORDER_LATENCY_NS(order) >= LATE_NS;
 }
 
 static __always_inline u64 order_slice_ns(u64 order)
@@ -235,63 +236,64 @@ static s32 preferred_cpu(struct task_struct *p, s32 prev_cpu, u64 order)
  */
 
 /*
- * For how long a task without an order that has got a CPU keeps it. Timers and devices tell of the
- * world outside, which does not wait; messages of tasks may be many, and are answered together.
+ * For how long a task without an order that has got a CPU keeps it. What is due last of all with an
+ * order are messages of tasks: they may be many, and are answered together.
  */
-static u64 undisturbed_ns(struct task_struct *p)
+static u64 undisturbed_ns(struct task_struct *p, u64 deadline)
 {
 	struct task_ctx *tctx = task_ctx(p);
 
-	return tctx && !tctx->waker ? limits.undisturbed_ns / 4 : limits.undisturbed_ns;
+	return tctx && time_before(deadline, tctx->enqueued_at + LATE_NS)
+		       ? limits.undisturbed_ns / 4
+		       : limits.undisturbed_ns;
 }
 
-/*
- * Does @cpu, if it is in @allowed, run a task that gives way to such a deadline, and of what kind?
- * One with an order, by a margin. Sets *@soon if it runs one without that has had the CPU for less
- * than @undisturbed and will give way in a moment.
- */
-static __always_inline enum running_kind may_displace(const struct cpumask *allowed, s32 cpu,
-						      u64 deadline, u64 now, u64 undisturbed,
-						      u64 *displaced, bool *soon)
+/* What a task that runs is to one that wants its CPU, the better the later. */
+enum victim {
+	NO_VICTIM,
+	VICTIM_ORDERED,	 /* has an order, and is due later */
+	VICTIM_SOON,	 /* has none, has just got the CPU, and gives way in a moment */
+	VICTIM_DUE_LAST, /* is due last of all with an order */
+	VICTIM_DECIDED,	 /* has none */
+};
+
+/* What @cpu runs to @p, which is due at @deadline. *@due is the victim's own deadline. */
+static __always_inline enum victim victim_on(s32 cpu, const struct cpumask *allowed, u64 deadline,
+					     u64 now, u64 undisturbed, u64 *due)
 {
 	struct cpu_state *state = cpu_state(cpu);
 	u32 kind = state ? state->running.kind : RUNS_OTHER;
 	struct cpu_ctx *cctx;
 
 	if (!state || kind == RUNS_OTHER)
-		return RUNS_OTHER;
-	*displaced = state->running.deadline;
+		return NO_VICTIM;
+	*due = state->running.deadline;
 	/* While there are many messages, this is why most CPUs are no choice. */
-	if (kind == RUNS_ORDERED && !time_before(deadline + limits.preempt_margin_ns, *displaced))
-		return RUNS_OTHER;
+	if (kind == RUNS_ORDERED && !time_before(deadline + limits.preempt_margin_ns, *due))
+		return NO_VICTIM;
 	cctx = cpu_ctx(cpu);
 	if (!cctx || belongs_to_agent(cpu) || cctx->is_kicked ||
 	    !bpf_cpumask_test_cpu(cpu, allowed) || time_before(now, cctx->protected_until))
-		return RUNS_OTHER;
-	if (kind == RUNS_DECIDED && time_before(now - undisturbed, state->running.since)) {
-		*soon = true;
-		return RUNS_OTHER;
-	}
-	return kind;
+		return NO_VICTIM;
+	if (kind == RUNS_ORDERED)
+		return cctx->is_due_last ? VICTIM_DUE_LAST : VICTIM_ORDERED;
+	return time_before(now - undisturbed, state->running.since) ? VICTIM_SOON : VICTIM_DECIDED;
 }
 
 /*
- * The CPU whose task gives way to @p, or a negative number. A task without an order gives way
- * first: if one runs right here, that is the CPU that answers at once, if one runs where @p ran
- * last, that is the one with its data. Else the last by deadline of those without an order. Else of
- * those with one, if no task without one will give way in a moment.
+ * The CPU whose task gives way to @p, or a negative number. The one right here answers at once, if
+ * what it runs is not urgent. The one where @p ran last has its data, if what it runs has no order.
+ * Else the best victim, and of equals the one that is due last.
  */
 static s32 find_victim(struct task_struct *p, u64 deadline, u64 now)
 {
 	/* Loaded once: to verify such a load takes old kernels milliseconds. */
 	const struct cpumask *allowed = p->cpus_ptr;
-	u32 start = scx_bpf_task_cpu(p), best_kind = RUNS_OTHER, i;
+	u32 start = scx_bpf_task_cpu(p), best_kind = NO_VICTIM, i;
 	s32 here = bpf_get_smp_processor_id(), best = -1;
-	u64 undisturbed = undisturbed_ns(p), latest = 0, displaced;
-	bool soon = false;
+	u64 undisturbed = undisturbed_ns(p, deadline), latest = 0, due;
 
-	if (may_displace(allowed, here, deadline, now, undisturbed, &displaced, &soon) ==
-	    RUNS_DECIDED)
+	if (victim_on(here, allowed, deadline, now, undisturbed, &due) >= VICTIM_DUE_LAST)
 		return here;
 	bpf_for(i, 0, PREEMPT_SEARCH) {
 		u32 cpu = start + i, kind;
@@ -300,17 +302,17 @@ static s32 find_victim(struct task_struct *p, u64 deadline, u64 now)
 			break;
 		if (cpu >= nr_cpus)
 			cpu -= nr_cpus;
-		kind = may_displace(allowed, cpu, deadline, now, undisturbed, &displaced, &soon);
-		if (!i && kind == RUNS_DECIDED)
+		kind = victim_on(cpu, allowed, deadline, now, undisturbed, &due);
+		if (!i && kind == VICTIM_DECIDED)
 			return cpu;
-		if (kind == RUNS_OTHER || (kind == RUNS_ORDERED && best_kind == RUNS_DECIDED) ||
-		    (kind == best_kind && !time_before(latest, displaced)))
+		if (kind == NO_VICTIM || kind < best_kind ||
+		    (kind == best_kind && !time_before(latest, due)))
 			continue;
 		best = cpu;
 		best_kind = kind;
-		latest = displaced;
+		latest = due;
 	}
-	return best_kind == RUNS_ORDERED && soon ? -1 : best;
+	return best_kind == VICTIM_SOON ? -1 : best;
 }
 
 /* The CPU whose task gives way to @p shall look for a task. Returns whether there is one. */
@@ -342,7 +344,7 @@ __noinline int displace_for(struct task_struct *p __arg_trusted, u64 deadline, u
  * the CPU that was told to give way: while tasks wait on URGENT_DSQ a timer looks after the first
  * of them.
  */
-#define RETRY_NS 250000ULL
+#define RETRY_NS 100000ULL
 
 struct retry {
 	struct bpf_timer timer;
@@ -399,7 +401,7 @@ static int on_retry(void *map, u32 *key, struct retry *retry)
 				break;
 			tctx = task_ctx(p);
 			if (tctx && tctx->displaces)
-				displace_for(p, tctx->deadline, scx_bpf_now());
+				displace_for(p, tctx->deadline, bpf_ktime_get_ns());
 		}
 	}
 	bpf_iter_scx_dsq_destroy(&it);

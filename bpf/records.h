@@ -102,7 +102,7 @@ static u64 event_wakeup_flags(struct control *ctl)
 		return BPF_RB_NO_WAKEUP;
 	}
 	if (!unheard)
-		unheard_since = scx_bpf_now();
+		unheard_since = bpf_ktime_get_ns();
 	if (++unheard < UNHEARD_EVENTS && elapsed_since(unheard_since) < UNHEARD_NS)
 		return BPF_RB_NO_WAKEUP;
 	unheard = 0;

@@ -47,9 +47,6 @@ s32 agent_tgid;
  */
 #define PATIENCE_TURNS 16
 
-/* How exactly user space is told the clock of scx_bpf_now(). */
-#define CLOCK_TOLERANCE_NS 10000
-
 /*
  * Records for user space. A task's records all go through the ring of its id, so they stay in
  * order; several rings keep the CPUs of a large machine from queueing up at one ring's spinlock.
@@ -199,7 +196,7 @@ struct task_ctx {
 	u64 born_with; /* the order it has until user space has spoken about it */
 	/* Of control.policies; EVERY_POLICY: the order holds under every policy. */
 	u64 born_under;
-	/* While is_ordered: when it should have run, ns on the clock of scx_bpf_now(). */
+	/* While is_ordered: when it should have run, ns. */
 	u64 deadline;
 	/* What it adds to the runnable weight of its group; 0 while it sleeps. */
 	u32 counted_weight;
@@ -219,7 +216,8 @@ struct task_ctx {
 	 */
 	u64 vtime;
 	u64 told_at;
-	bool is_ordered; /* it waits or runs by a standing order */
+	bool is_ordered;  /* it waits or runs by a standing order */
+	bool is_due_last; /* the same, and none is due later */
 	bool has_vtime;
 	bool is_handed_off;
 	bool displaces; /* its order says so */
@@ -265,6 +263,7 @@ struct cpu_ctx {
 	u64 left_at;	     /* when a task of ours left it last; OCCUPIED while one is there */
 	/* It has been told to give way, and has not looked for a task since. */
 	bool is_kicked;
+	bool is_due_last;  /* what runs there goes by an order, and none is due later */
 	u64 looked_at;	   /* when it last found no work on any DSQ */
 	u64 dispatched_at; /* when it last needed a task */
 	u64 pad[1];
@@ -367,12 +366,13 @@ static __always_inline u64 elapsed(u64 then, u64 now)
 }
 
 /*
- * Where the run queue is not locked, as in select_cpu(), the clock costs as much as a short op: it
- * is read once there.
+ * The clock is CLOCK_MONOTONIC. scx_bpf_now() costs less, but may stand still until the next tick
+ * on a CPU from which another has just taken a task to run: that updates its run queue's clock, and
+ * no one invalidates it (move_remote_task_to_local_dsq() in kernel/sched/ext.c, 7.3).
  */
 static __always_inline u64 elapsed_since(u64 then)
 {
-	return elapsed(then, scx_bpf_now());
+	return elapsed(then, bpf_ktime_get_ns());
 }
 
 /* Races lose an update of a few ns. */

@@ -171,9 +171,7 @@ pub struct MachineState {
     pub(crate) idle: [AtomicU64; MAX_CPUS.div_ceil(64)],
     /// Odd in fallback, while the kernel side decides without user space; grows with each change.
     pub(crate) fallback: AtomicU64,
-    /// By how much `CLOCK_MONOTONIC` is ahead of the clock of `scx_bpf_now()`, ns.
-    pub(crate) clock_ahead: AtomicU64,
-    pub(crate) pad: [u64; 6],
+    pub(crate) pad: [u64; 7],
     /// Virtual time, by which tasks take turns, ns.
     pub(crate) virtual_now: AtomicU64,
     pub(crate) pad2: [u64; 7],

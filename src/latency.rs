@@ -51,9 +51,9 @@
 //!
 //! # Clock
 //! All stamps are `CLOCK_MONOTONIC`: `bpf_ktime_get_ns()` there, `clock_gettime()` here. It is the
-//! one clock that both sides can read without a system call; that of `scx_bpf_now()`, on which
-//! records have their times, has no reading in user space, and within an op it stands still. What
-//! the kernel keeps it by is its resolution: with a TSC about a ns, and CPUs agree to some ten ns.
+//! one clock that both sides can read without a system call, and records have their times on it, too.
+//! What the kernel keeps it by is its resolution: with a TSC about a ns, and CPUs agree to some ten
+//! ns.
 //! Where the clock source is not in the vDSO (`hpet`, `acpi_pm`), a reading is a system call and
 //! takes a µs.
 //!

@@ -10,10 +10,10 @@ pub struct Running {
     pub pid: i32,
     /// Its dense id.
     pub id: u32,
-    /// When it got the CPU, ns on the clock of `scx_bpf_now()`.
+    /// When it got the CPU, ns of `CLOCK_MONOTONIC`.
     pub since: u64,
     /// Of the last decision about it, plus the CPU time it had since, scaled by weight; with a
-    /// standing order, ns on the clock of `scx_bpf_now()`.
+    /// standing order, ns of `CLOCK_MONOTONIC`.
     pub deadline: u64,
     /// What it had of its slice then, ns.
     pub slice: u64,

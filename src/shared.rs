@@ -516,12 +516,9 @@ impl Shared {
         entry.map_or(0, |entry| entry.mailbox.len() + u64::from(taken))
     }
 
-    /// The clock of `scx_bpf_now()`, to some 10 µs; `None` if no clock was set.
+    /// `CLOCK_MONOTONIC`, ns; `None` if no clock was set.
     pub fn now(&self) -> Option<u64> {
-        // ORDERING: relaxed: the word is all there is. The partner is publish_clock() in
-        // bpf/metronome.bpf.c.
-        let ahead = self.machine().clock_ahead.load(Ordering::Relaxed);
-        Some(self.sampler.now()?.wrapping_sub(ahead))
+        self.sampler.now()
     }
 
     /// Virtual time of the tasks that take turns, ns; 0 before the first.

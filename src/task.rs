@@ -144,7 +144,7 @@ pub type Record = [u64; size_of::<QueuedTask>() / size_of::<u64>()];
 
 /// A task that waits for a CPU, as the kernel described it when it was enqueued.
 ///
-/// Times are in ns on the clock of `scx_bpf_now()`; CPU times are in ns.
+/// Times are in ns of `CLOCK_MONOTONIC`; CPU times are in ns.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct QueuedTask {

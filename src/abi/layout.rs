@@ -169,7 +169,6 @@ fn what_each_side_publishes_is_the_same_on_both() {
             layout!(MachineState {
                 idle,
                 fallback,
-                clock_ahead,
                 pad,
                 virtual_now,
                 pad2

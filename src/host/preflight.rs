@@ -16,7 +16,7 @@ const SCHED_EXT: &str = "sys/kernel/sched_ext";
 
 /// Without these there is no Metronome. The others have a substitute, or are in every kernel with
 /// sched_ext.
-const NEEDED: [&str; 16] = [
+const NEEDED: [&str; 15] = [
     "scx_bpf_create_dsq",
     "scx_bpf_dsq_insert",
     "scx_bpf_dsq_insert_vtime",
@@ -31,7 +31,6 @@ const NEEDED: [&str; 16] = [
     "scx_bpf_select_cpu_and",
     "scx_bpf_pick_idle_cpu",
     "scx_bpf_kick_cpu",
-    "scx_bpf_now",
     "scx_bpf_task_cpu",
 ];
 

@@ -104,8 +104,7 @@ impl Machine {
             machine: MachineState {
                 idle: [AtomicU64::new(0)],
                 fallback: AtomicU64::new(0),
-                clock_ahead: AtomicU64::new(0),
-                pad: [0; 6],
+                pad: [0; 7],
                 virtual_now: AtomicU64::new(0),
                 pad2: [0; 7],
             },

@@ -443,6 +443,53 @@ fn a_heavy_game_keeps_its_frames_beside_any_number_of_hogs() {
     scheduler.stop(libc::SIGINT).assert_clean();
 }
 
+/// A thread that works for a frame runs as soon as it is woken, by whomever of the frame: hogs that
+/// have had their CPUs for more than a moment give way.
+#[test]
+fn a_worker_of_a_frame_waits_for_no_hog() {
+    let scheduler = Scheduler::start("scx_metronome", &[]);
+    let use_cpu = |work: Duration| {
+        let used = cpu_time();
+        while cpu_time() - used < work {}
+    };
+    // The main thread goes on beside the worker, which so needs a CPU of a hog's.
+    let waits = || {
+        let (sender, receiver) = mpsc::sync_channel::<Instant>(1);
+        let worker = thread::spawn(move || {
+            let waits = receiver.into_iter().map(|woken| {
+                let wait = woken.elapsed();
+                use_cpu(Duration::from_millis(2));
+                wait
+            });
+            waits.collect::<Vec<_>>()
+        });
+        let main = thread::spawn(move || {
+            let mut due = Instant::now();
+            for _ in 0..280 {
+                due += Duration::from_millis(10);
+                sleep_until(due);
+                use_cpu(Duration::from_millis(2));
+                sender.send(Instant::now()).unwrap();
+                use_cpu(Duration::from_millis(2));
+            }
+        });
+        main.join().unwrap();
+        worker.join().unwrap()
+    };
+    let waits = with_threads(3 * cpus(), || {}, waits);
+    scheduler.stop(libc::SIGINT).assert_clean();
+    let mut waits: Vec<_> = waits.into_iter().skip(80).collect();
+    waits.sort_unstable();
+    let ms = |at: usize| waits[at].as_secs_f64() * 1e3;
+    println!(
+        "p50 {:.2}, p90 {:.2}, max {:.2} ms",
+        ms(100),
+        ms(180),
+        ms(199)
+    );
+    figure("wait of the worker, p99", ms(197), "ms", Bound::AtMost(0.4));
+}
+
 /// A game that sleeps for a millisecond at a time until its next frame is due has short bursts in
 /// the mean, and one that is late does not sleep at all until it has caught up. It is urgent all
 /// the same, as long as it does not overdo it.

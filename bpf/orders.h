@@ -236,7 +236,7 @@ static s32 preferred_cpu(struct task_struct *p, s32 prev_cpu, u64 order)
  */
 
 /*
- * Once in how long a task without an order is displaced on a CPU. What is due last of all with an
+ * For how long a task without an order that has got a CPU keeps it. What is due last of all with an
  * order are messages of tasks: they may be many, and are answered together.
  */
 static u64 undisturbed_ns(struct task_struct *p, u64 deadline)
@@ -252,7 +252,7 @@ static u64 undisturbed_ns(struct task_struct *p, u64 deadline)
 enum victim {
 	NO_VICTIM,
 	VICTIM_ORDERED,	 /* has an order, and is due later */
-	VICTIM_SOON,	 /* has none, and will give way in a moment: another has just done so */
+	VICTIM_SOON,	 /* has none, has just got the CPU, and gives way in a moment */
 	VICTIM_DUE_LAST, /* is due last of all with an order */
 	VICTIM_DECIDED,	 /* has none */
 };
@@ -277,7 +277,7 @@ static __always_inline enum victim victim_on(s32 cpu, const struct cpumask *allo
 		return NO_VICTIM;
 	if (kind == RUNS_ORDERED)
 		return cctx->is_due_last ? VICTIM_DUE_LAST : VICTIM_ORDERED;
-	return time_before(now - undisturbed, cctx->displaced_at) ? VICTIM_SOON : VICTIM_DECIDED;
+	return time_before(now - undisturbed, state->running.since) ? VICTIM_SOON : VICTIM_DECIDED;
 }
 
 /*
@@ -332,10 +332,8 @@ __noinline int displace_for(struct task_struct *p __arg_trusted, u64 deadline, u
 	 * runs elsewhere first.
 	 */
 	cctx = cpu_ctx(cpu);
-	if (cctx) {
+	if (cctx)
 		cctx->is_kicked = true;
-		cctx->displaced_at = now;
-	}
 	scx_bpf_kick_cpu(cpu, SCX_KICK_PREEMPT);
 	count(COUNT_PREEMPTED);
 	return true;

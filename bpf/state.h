@@ -266,7 +266,7 @@ struct cpu_ctx {
 	bool is_due_last;  /* what runs there goes by an order, and none is due later */
 	u64 looked_at;	   /* when it last found no work on any DSQ */
 	u64 dispatched_at; /* when it last needed a task */
-	u64 displaced_at;  /* when what it ran was last told to give way to an urgent task */
+	u64 pad[1];
 };
 
 struct {

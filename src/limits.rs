@@ -16,11 +16,11 @@ pub struct Limits {
     /// the price of two switches and of a cold cache, beyond which a later deadline is the
     /// better choice.
     pub preempt_margin: Duration,
-    /// On each CPU a task that is not urgent gives way once in so long to one that is due in 33 ms
-    /// or later, as urgent ones are that work for no frame; once in a quarter of it to any other
-    /// urgent one. 1 ms: a task that sends messages to many is not interrupted for each, and two
-    /// switches with a cold cache cost a few per cent of it. An urgent task waits for so long if
-    /// another has just displaced one on each CPU, while a timer looks after it.
+    /// A task that is not urgent and has got a CPU keeps it for so long before it gives way to an
+    /// urgent one that is due in 33 ms or later, as those are that work for no frame; for a quarter
+    /// of it before any other. 1 ms: a task that sends messages to many is not interrupted for
+    /// each, and two switches with a cold cache cost a few per cent of it. An urgent task that
+    /// finds all CPUs just taken waits for so long, while a timer looks after it.
     pub undisturbed: Duration,
     /// For so long a chain of hand-offs may keep a CPU. 3 ms: others wait for it as for one task,
     /// and one that ran for longer would not be called short.

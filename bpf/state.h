@@ -366,9 +366,9 @@ static __always_inline u64 elapsed(u64 then, u64 now)
 }
 
 /*
- * The clock is CLOCK_MONOTONIC. scx_bpf_now() costs less, but may stand still until the next tick
- * on a CPU from which another has just taken a task to run: that updates its run queue's clock, and
- * no one invalidates it (move_remote_task_to_local_dsq() in kernel/sched/ext.c, 7.3).
+ * The clock is CLOCK_MONOTONIC. scx_bpf_now() costs less, but outside of a locked run queue it may
+ * stand still for a ms and more (7.3): a timer saw the same time four times in a row. Most likely
+ * another CPU has taken a task from this one, which leaves its run queue's clock marked as valid.
  */
 static __always_inline u64 elapsed_since(u64 then)
 {

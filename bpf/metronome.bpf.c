@@ -172,7 +172,7 @@ SEC("struct_ops/select_cpu")
 s32 BPF_PROG(metronome_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wake_flags)
 {
 	struct task_ctx *tctx = task_ctx(p);
-	u64 order, now, chain_ns = 0, flags = SCX_ENQ_WAKEUP | FOUND_IDLE;
+	u64 order, now, chain_ns = 0, flags = SCX_ENQ_WAKEUP | FOUND_IDLE, preempt = 0;
 	s32 cpu;
 
 	if (!tctx || is_agent(p))
@@ -186,22 +186,27 @@ s32 BPF_PROG(metronome_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wake
 	if (is_urgent(order))
 		note_caller(p);
 	cpu = select_cpu_and(p, preferred_cpu(p, prev_cpu, order), wake_flags);
+	now = bpf_ktime_get_ns();
 	if (cpu < 0) {
-		if (!may_be_handed_off(p, order, wake_flags, &chain_ns))
-			return prev_cpu;
-		cpu = bpf_get_smp_processor_id();
 		flags = SCX_ENQ_WAKEUP;
-		tctx->is_handed_off = true;
-		count(COUNT_HANDED_OFF);
+		if (may_be_handed_off(p, order, wake_flags, &chain_ns)) {
+			cpu = bpf_get_smp_processor_id();
+			tctx->is_handed_off = true;
+			count(COUNT_HANDED_OFF);
+		} else {
+			cpu = displace_at_wakeup(p, tctx, order, now);
+			if (cpu < 0)
+				return prev_cpu;
+			preempt = SCX_ENQ_PREEMPT;
+		}
 	}
 
-	now = bpf_ktime_get_ns();
 	tctx->in_order = false;
 	tctx->in_turn = false;
 	tctx->is_decided = false;
 	if (is_urgent(order)) {
 		begin_order(tctx, order, true, now, chain_ns);
-		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, order_slice_ns(order), 0);
+		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, order_slice_ns(order), preempt);
 		tell_of_wakeup(p, tctx, RECORD_ORDERED, now, flags);
 		count(COUNT_ORDERED);
 	} else {

@@ -237,29 +237,44 @@ static s32 preferred_cpu(struct task_struct *p, s32 prev_cpu, u64 order)
 
 /*
  * For how long a task without an order that has got a CPU keeps it. What is due last of all with an
- * order are messages of tasks: they may be many, and are answered together.
+ * order are messages of tasks: they may be many, and are answered together. Others wait for no more
+ * than a part of the time that they have.
  */
 static u64 undisturbed_ns(struct task_struct *p, u64 deadline)
 {
 	struct task_ctx *tctx = task_ctx(p);
+	u64 latency = tctx ? elapsed(tctx->enqueued_at, deadline) : LATE_NS;
+	u64 most = limits.undisturbed_ns / 4;
 
-	return tctx && time_before(deadline, tctx->enqueued_at + LATE_NS)
-		       ? limits.undisturbed_ns / 4
-		       : limits.undisturbed_ns;
+	if (latency >= LATE_NS)
+		return limits.undisturbed_ns;
+	return latency / 4 < most ? latency / 4 : most;
 }
 
 /* What a task that runs is to one that wants its CPU, the better the later. */
 enum victim {
 	NO_VICTIM,
-	VICTIM_ORDERED,	 /* has an order, and is due later */
-	VICTIM_SOON,	 /* has none, has just got the CPU, and gives way in a moment */
-	VICTIM_DUE_LAST, /* is due last of all with an order */
-	VICTIM_DECIDED,	 /* has none */
+	VICTIM_ORDERED,	   /* has an order, and is due later */
+	VICTIM_SOON,	   /* has none, has just got the CPU, and gives way in a moment */
+	VICTIM_MUCH_LATER, /* has an order, and is due in MUCH_LATER times the time */
+	VICTIM_DUE_LAST,   /* is due last of all with an order */
+	VICTIM_DECIDED,	   /* has none */
 };
 
-/* What @cpu runs to @p, which is due at @deadline. *@due is the victim's own deadline. */
-static __always_inline enum victim victim_on(s32 cpu, const struct cpumask *allowed, u64 deadline,
-					     u64 now, u64 undisturbed, u64 *due)
+#define MUCH_LATER 8
+
+/* For a CPU whose task gives way. */
+struct search {
+	u64 deadline;
+	u64 now;
+	u64 undisturbed;
+	/* Of the CPU looked at last: when what it runs is due, and in how many ns it gives way. */
+	u64 due;
+	u64 left;
+};
+
+/* What @cpu runs, whoever may run there; an enum victim. Not static: see may_run_on(). */
+__noinline int victim_on(s32 cpu, struct search *search __arg_nonnull)
 {
 	struct cpu_state *state = cpu_state(cpu);
 	u32 kind = state ? state->running.kind : RUNS_OTHER;
@@ -267,76 +282,138 @@ static __always_inline enum victim victim_on(s32 cpu, const struct cpumask *allo
 
 	if (!state || kind == RUNS_OTHER)
 		return NO_VICTIM;
-	*due = state->running.deadline;
+	search->due = state->running.deadline;
 	/* While there are many messages, this is why most CPUs are no choice. */
-	if (kind == RUNS_ORDERED && !time_before(deadline + limits.preempt_margin_ns, *due))
+	if (kind == RUNS_ORDERED &&
+	    !time_before(search->deadline + limits.preempt_margin_ns, search->due))
 		return NO_VICTIM;
 	cctx = cpu_ctx(cpu);
 	if (!cctx || belongs_to_agent(cpu) || cctx->is_kicked ||
-	    !bpf_cpumask_test_cpu(cpu, allowed) || time_before(now, cctx->protected_until))
+	    time_before(search->now, cctx->protected_until))
 		return NO_VICTIM;
+	if (kind == RUNS_ORDERED && cctx->is_due_last)
+		return VICTIM_DUE_LAST;
 	if (kind == RUNS_ORDERED)
-		return cctx->is_due_last ? VICTIM_DUE_LAST : VICTIM_ORDERED;
-	return time_before(now - undisturbed, state->running.since) ? VICTIM_SOON : VICTIM_DECIDED;
+		return elapsed(search->now, search->due) >
+				       MUCH_LATER * elapsed(search->now, search->deadline)
+			       ? VICTIM_MUCH_LATER
+			       : VICTIM_ORDERED;
+	search->left = elapsed(search->now, state->running.since + search->undisturbed);
+	return search->left ? VICTIM_SOON : VICTIM_DECIDED;
 }
 
 /*
- * The CPU whose task gives way to @p, or a negative number. The one right here answers at once, if
- * what it runs is not urgent. The one where @p ran last has its data, if what it runs has no order.
- * Else the best victim, and of equals the one that is due last.
+ * The CPU whose task gives way to @p, or a negative number; *@soon becomes the ns until a task does
+ * that has just got its CPU, if that is less. The CPU right here answers at once, if what it runs
+ * is not urgent. The one where @p ran last has its data, if what it runs has no order. Else the
+ * best victim, and of equals the one that is due last.
  */
-static s32 find_victim(struct task_struct *p, u64 deadline, u64 now)
+static s32 find_victim(struct task_struct *p, struct search *search, u64 *soon)
 {
 	/* Loaded once: to verify such a load takes old kernels milliseconds. */
 	const struct cpumask *allowed = p->cpus_ptr;
-	u32 start = scx_bpf_task_cpu(p), best_kind = NO_VICTIM, i;
-	s32 here = bpf_get_smp_processor_id(), best = -1;
-	u64 undisturbed = undisturbed_ns(p, deadline), latest = 0, due;
+	u32 start = scx_bpf_task_cpu(p), i;
+	s32 here = bpf_get_smp_processor_id(), best = -1, best_kind = NO_VICTIM, kind;
+	u64 latest = 0;
 
-	if (victim_on(here, allowed, deadline, now, undisturbed, &due) >= VICTIM_DUE_LAST)
+	if (bpf_cpumask_test_cpu(here, allowed) && victim_on(here, search) >= VICTIM_DUE_LAST)
 		return here;
 	bpf_for(i, 0, PREEMPT_SEARCH) {
-		u32 cpu = start + i, kind;
+		u32 cpu = start + i;
 
 		if (i >= nr_cpus)
 			break;
 		if (cpu >= nr_cpus)
 			cpu -= nr_cpus;
-		kind = victim_on(cpu, allowed, deadline, now, undisturbed, &due);
+		kind = victim_on(cpu, search);
+		if (kind == NO_VICTIM || !bpf_cpumask_test_cpu(cpu, allowed))
+			continue;
 		if (!i && kind == VICTIM_DECIDED)
 			return cpu;
-		if (kind == NO_VICTIM || kind < best_kind ||
-		    (kind == best_kind && !time_before(latest, due)))
+		if (kind == VICTIM_SOON && search->left < *soon)
+			*soon = search->left;
+		if (kind < best_kind || (kind == best_kind && !time_before(latest, search->due)))
 			continue;
 		best = cpu;
 		best_kind = kind;
-		latest = due;
+		latest = search->due;
 	}
 	return best_kind == VICTIM_SOON ? -1 : best;
 }
 
-/* The CPU whose task gives way to @p shall look for a task. Returns whether there is one. */
-__noinline int displace_for(struct task_struct *p __arg_trusted, u64 deadline, u64 now)
+/*
+ * Within these bounds, ns, it is looked again for a CPU for a task that has found none. By then a
+ * CPU that was told to give way has done so, or what runs where may have changed.
+ */
+#define RETRY_LEAST_NS 20000
+#define RETRY_MOST_NS 100000
+
+/*
+ * The CPU whose task gives way to @p, and which is none for others until it has; or the ns until it
+ * is worth to look again, less than 0.
+ */
+__noinline int claim_victim(struct task_struct *p __arg_trusted, u64 deadline, u64 now)
 {
+	struct search search = {
+		.deadline = deadline,
+		.now = now,
+		.undisturbed = undisturbed_ns(p, deadline),
+	};
+	u64 soon = RETRY_MOST_NS;
 	struct cpu_ctx *cctx;
 	s32 cpu;
 
 	/* The timer is verified as a part of a program that may sleep. */
 	bpf_rcu_read_lock();
-	cpu = find_victim(p, deadline, now);
+	cpu = find_victim(p, &search, &soon);
 	bpf_rcu_read_unlock();
 	if (cpu < 0)
-		return false;
-	/*
-	 * Until it has looked for a task, it is no victim for others. What it runs goes on if @p
-	 * runs elsewhere first.
-	 */
+		return -(s32)(soon < RETRY_LEAST_NS ? RETRY_LEAST_NS : soon);
 	cctx = cpu_ctx(cpu);
 	if (cctx)
 		cctx->is_kicked = true;
-	scx_bpf_kick_cpu(cpu, SCX_KICK_PREEMPT);
 	count(COUNT_PREEMPTED);
-	return true;
+	return cpu;
+}
+
+/*
+ * The CPU whose task gives way to @p shall look for a task. What it runs goes on if @p runs
+ * elsewhere first. Returns the ns until it is worth to look again; 0: there is a CPU.
+ */
+static u32 displace_for(struct task_struct *p, u64 deadline, u64 now)
+{
+	s32 cpu = claim_victim(p, deadline, now);
+
+	if (cpu < 0)
+		return -cpu;
+	scx_bpf_kick_cpu(cpu, SCX_KICK_PREEMPT);
+	return 0;
+}
+
+/*
+ * No CPU is idle for @p, which wakes, and none with an order waits: the CPU where it runs in place
+ * of another, which takes one interrupt at most. To have that CPU look for it on URGENT_DSQ takes
+ * two or three. Negative if there is none.
+ */
+static s32 displace_at_wakeup(struct task_struct *p, struct task_ctx *tctx, u64 order, u64 now)
+{
+	struct cpu_ctx *cctx;
+	s32 cpu;
+
+	if (!is_urgent(order) || !(order & ORDER_PREEMPT) || p->flags & PF_EXITING ||
+	    p->tgid == agent_tgid || tctx->housekeeping || scx_bpf_dsq_nr_queued(URGENT_DSQ) > 0)
+		return -1;
+	tctx->enqueued_at = now;
+	cpu = claim_victim(p, now + ORDER_LATENCY_NS(order), now);
+	cctx = cpu < 0 ? NULL : cpu_ctx(cpu);
+	if (!cctx)
+		return -1;
+	/* It has to look for a task without an order. */
+	if (starves_others(cctx, now)) {
+		scx_bpf_kick_cpu(cpu, SCX_KICK_PREEMPT);
+		return -1;
+	}
+	return cpu;
 }
 
 /*
@@ -344,8 +421,6 @@ __noinline int displace_for(struct task_struct *p __arg_trusted, u64 deadline, u
  * the CPU that was told to give way: while tasks wait on URGENT_DSQ a timer looks after the first
  * of them.
  */
-#define RETRY_NS 100000ULL
-
 struct retry {
 	struct bpf_timer timer;
 };
@@ -357,27 +432,32 @@ struct {
 	__type(value, struct retry);
 } retries SEC(".maps");
 
-/* Is the timer started? */
-static u32 retry_started;
+/*
+ * When the timer expires; 0: it is not started. Of two CPUs that start it at once, the later may
+ * win: so long, RETRY_MOST_NS at most, a task waits for too long then.
+ */
+static u64 retry_at;
 
-/* Tasks wait on URGENT_DSQ. */
-static void retry_soon(void)
+/* Tasks wait on URGENT_DSQ, and in @ns one may find a CPU. */
+static void retry_in(u32 ns, u64 now)
 {
+	u64 at = now + ns, then = *(volatile u64 *)&retry_at;
 	u32 zero = 0;
 	struct retry *retry;
 
-	if (*(volatile u32 *)&retry_started || __sync_lock_test_and_set(&retry_started, 1))
+	if (then && !time_before(at, then))
 		return;
+	*(volatile u64 *)&retry_at = at;
 	retry = bpf_map_lookup_elem(&retries, &zero);
-	if (retry)
-		bpf_timer_start(&retry->timer, RETRY_NS, 0);
+	if (!retry || bpf_timer_start(&retry->timer, ns, 0))
+		*(volatile u64 *)&retry_at = 0;
 }
 
 /* To ask whether any waits costs more than to know that the timer runs. */
 static void retry_if_any_waits(void)
 {
-	if (!*(volatile u32 *)&retry_started && scx_bpf_dsq_nr_queued(URGENT_DSQ) > 0)
-		retry_soon();
+	if (!*(volatile u64 *)&retry_at && scx_bpf_dsq_nr_queued(URGENT_DSQ) > 0)
+		retry_in(RETRY_MOST_NS, bpf_ktime_get_ns());
 }
 
 /* Of the tasks at the head of URGENT_DSQ so many are looked after at a time. */
@@ -385,12 +465,13 @@ static void retry_if_any_waits(void)
 
 static int on_retry(void *map, u32 *key, struct retry *retry)
 {
+	u32 soonest = RETRY_MOST_NS, soon, i;
 	struct bpf_iter_scx_dsq it;
 	struct task_struct *p;
 	struct task_ctx *tctx;
-	u32 i;
+	u64 now = bpf_ktime_get_ns();
 
-	__sync_lock_test_and_set(&retry_started, 0);
+	*(volatile u64 *)&retry_at = 0;
 	if (scx_bpf_dsq_nr_queued(URGENT_DSQ) <= 0)
 		return 0;
 	bpf_rcu_read_lock();
@@ -400,13 +481,16 @@ static int on_retry(void *map, u32 *key, struct retry *retry)
 			if (!p)
 				break;
 			tctx = task_ctx(p);
-			if (tctx && tctx->displaces)
-				displace_for(p, tctx->deadline, bpf_ktime_get_ns());
+			if (!tctx || !tctx->displaces)
+				continue;
+			soon = displace_for(p, tctx->deadline, now) ?: RETRY_MOST_NS;
+			if (soon < soonest)
+				soonest = soon;
 		}
 	}
 	bpf_iter_scx_dsq_destroy(&it);
 	bpf_rcu_read_unlock();
-	retry_soon();
+	retry_in(soonest, now);
 	return 0;
 }
 
@@ -429,6 +513,7 @@ static int init_retry(void)
 static void find_cpu_for_urgent(struct task_struct *p, struct task_ctx *tctx, u64 order)
 {
 	s32 cpu = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);
+	u32 soon;
 
 	tctx->displaces = order & ORDER_PREEMPT;
 	if (cpu >= 0) {
@@ -436,8 +521,11 @@ static void find_cpu_for_urgent(struct task_struct *p, struct task_ctx *tctx, u6
 		return;
 	}
 	note_enqueue(tctx->enqueued_at);
-	if (tctx->displaces && !displace_for(p, tctx->deadline, tctx->enqueued_at))
-		retry_soon();
+	if (!tctx->displaces)
+		return;
+	soon = displace_for(p, tctx->deadline, tctx->enqueued_at);
+	if (soon)
+		retry_in(soon, tctx->enqueued_at);
 }
 
 /* @p has an order that is not used up: carries it out. Returns whether that is so. */

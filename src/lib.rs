@@ -10,12 +10,12 @@
 //! 1. A task wakes. If a CPU is idle it goes there at once (`select_cpu` in `bpf/metronome.bpf.c`):
 //!    there is no choice to make, so user space is not asked.
 //! 2. If the policy has left a standing order for it ([`orders`]), the kernel side carries that
-//!    out: the task is handed the CPU of its waker, or waits, by deadline, in a dispatch queue that
-//!    is served before the others, and displaces what runs if its order says so. Past the budget of
-//!    its order, and if it is not urgent, it takes turns by weight, its own and that of its control
-//!    groups, if its order says so: it waits in the queue that all CPUs share, by virtual runtime
-//!    (`bpf/turns.h`). One that was urgent is late before, for a while, and runs behind all others
-//!    with orders. User space is told, not asked.
+//!    out: the task is handed the CPU of its waker; or displaces what runs on another, if its order
+//!    says so; or waits, by deadline, in a dispatch queue that is served before the others. Past
+//!    the budget of its order, and if it is not urgent, it takes turns by weight, its own and that
+//!    of its control groups, if its order says so: it waits in the queue that all CPUs share, by
+//!    virtual runtime (`bpf/turns.h`). One that was urgent is late before, for a while, and runs
+//!    behind all others with orders. User space is told, not asked.
 //! 3. Otherwise the kernel side puts it into a dispatch queue of its own, PENDING, and describes it
 //!    in one fixed-size record of a BPF ring buffer, its enqueue record (`enqueue`). On a large
 //!    machine there are several rings; all records of a task go through the one of its id. No

@@ -17,10 +17,11 @@ pub struct Limits {
     /// better choice.
     pub preempt_margin: Duration,
     /// A task that is not urgent and has got a CPU keeps it for so long before it gives way to an
-    /// urgent one that is due in 33 ms or later, as those are that work for no frame; for a quarter
-    /// of it before any other. 1 ms: a task that sends messages to many is not interrupted for
-    /// each, and two switches with a cold cache cost a few per cent of it. An urgent task that
-    /// finds all CPUs just taken waits for so long, while a timer looks after it.
+    /// urgent one that is due in 33 ms or later, as those are that work for no frame. To any other
+    /// it gives way after a quarter of it, or of the order's latency if that is less. 1 ms: a task
+    /// that sends messages to many is not interrupted for each, and two switches with a cold cache
+    /// cost a few per cent of it. An urgent task that finds all CPUs just taken waits for so long,
+    /// while a timer looks after it.
     pub undisturbed: Duration,
     /// For so long a chain of hand-offs may keep a CPU. 3 ms: others wait for it as for one task,
     /// and one that ran for longer would not be called short.

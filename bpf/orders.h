@@ -198,8 +198,8 @@ static __always_inline u64 order_slice_ns(u64 order)
 }
 
 /*
- * May @p have the CPU of its waker, which is about to sleep? Both go by orders, no other task
- * waits there, and it has not been handed on for too long. *@chain_ns is for how long.
+ * May @p have the CPU of its waker, which is about to sleep? Both go by orders, no other task waits
+ * there or is on its way, and it has not been handed on for too long. *@chain_ns is for how long.
  */
 static bool may_be_handed_off(struct task_struct *p, u64 order, u64 wake_flags, u64 *chain_ns)
 {
@@ -210,7 +210,7 @@ static bool may_be_handed_off(struct task_struct *p, u64 order, u64 wake_flags, 
 	struct cpu_ctx *cctx = cpu_ctx(cpu);
 
 	if (!is_urgent(order) || !(order & ORDER_HAND_OFF) || !(wake_flags & SCX_WAKE_SYNC) ||
-	    in_interrupt() || belongs_to_agent(cpu) || !state || !cctx)
+	    in_interrupt() || belongs_to_agent(cpu) || !state || !cctx || cctx->is_kicked)
 		return false;
 	*chain_ns = elapsed_since(cctx->chain_since);
 	return wctx && wctx->is_ordered && !(waker->flags & PF_EXITING) &&
@@ -273,7 +273,10 @@ struct search {
 	u64 left;
 };
 
-/* What @cpu runs, whoever may run there; an enum victim. Not static: see may_run_on(). */
+/*
+ * What @cpu runs, an enum victim. The caller checks whether the task may run there. Not static: see
+ * may_run_on().
+ */
 __noinline int victim_on(s32 cpu, struct search *search __arg_nonnull)
 {
 	struct cpu_state *state = cpu_state(cpu);
@@ -290,6 +293,9 @@ __noinline int victim_on(s32 cpu, struct search *search __arg_nonnull)
 	cctx = cpu_ctx(cpu);
 	if (!cctx || belongs_to_agent(cpu) || cctx->is_kicked ||
 	    time_before(search->now, cctx->protected_until))
+		return NO_VICTIM;
+	/* A task that was handed this CPU would be stuck there until the one that takes it sleeps. */
+	if (scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL_ON | cpu) > 0)
 		return NO_VICTIM;
 	if (kind == RUNS_ORDERED && cctx->is_due_last)
 		return VICTIM_DUE_LAST;
@@ -342,15 +348,25 @@ static s32 find_victim(struct task_struct *p, struct search *search, u64 *soon)
 }
 
 /*
- * Within these bounds, ns, it is looked again for a CPU for a task that has found none. By then a
- * CPU that was told to give way has done so, or what runs where may have changed.
+ * A task that has found no CPU looks again when one will give way, in RETRY_LEAST_NS at the
+ * earliest. By then another task may have taken that CPU: so it looks again in a part of the time
+ * that it has, too. That part is no smaller than RETRY_NS, for the timer may well interrupt a task
+ * that is more urgent.
  */
 #define RETRY_LEAST_NS 20000
-#define RETRY_MOST_NS 100000
+#define RETRY_NS 100000
+#define RETRY_PART 32
+
+static u64 retry_ns(u64 deadline, u64 now)
+{
+	u64 part = elapsed(now, deadline) / RETRY_PART;
+
+	return part > RETRY_NS ? part : RETRY_NS;
+}
 
 /*
- * The CPU whose task gives way to @p, and which is none for others until it has; or the ns until it
- * is worth to look again, less than 0.
+ * The CPU whose task gives way to @p, and which is none for others until it has; or, less than 0,
+ * the ns until @p should look again.
  */
 __noinline int claim_victim(struct task_struct *p __arg_trusted, u64 deadline, u64 now)
 {
@@ -359,7 +375,7 @@ __noinline int claim_victim(struct task_struct *p __arg_trusted, u64 deadline, u
 		.now = now,
 		.undisturbed = undisturbed_ns(p, deadline),
 	};
-	u64 soon = RETRY_MOST_NS;
+	u64 soon = retry_ns(deadline, now);
 	struct cpu_ctx *cctx;
 	s32 cpu;
 
@@ -378,7 +394,7 @@ __noinline int claim_victim(struct task_struct *p __arg_trusted, u64 deadline, u
 
 /*
  * The CPU whose task gives way to @p shall look for a task. What it runs goes on if @p runs
- * elsewhere first. Returns the ns until it is worth to look again; 0: there is a CPU.
+ * elsewhere first. Returns the ns until @p should look again; 0: there is a CPU.
  */
 static u32 displace_for(struct task_struct *p, u64 deadline, u64 now)
 {
@@ -434,7 +450,7 @@ struct {
 
 /*
  * When the timer expires; 0: it is not started. Of two CPUs that start it at once, the later may
- * win: so long, RETRY_MOST_NS at most, a task waits for too long then.
+ * win: a task waits for a thirty-second part of the other's time too long then.
  */
 static u64 retry_at;
 
@@ -456,8 +472,13 @@ static void retry_in(u32 ns, u64 now)
 /* To ask whether any waits costs more than to know that the timer runs. */
 static void retry_if_any_waits(void)
 {
-	if (!*(volatile u64 *)&retry_at && scx_bpf_dsq_nr_queued(URGENT_DSQ) > 0)
-		retry_in(RETRY_MOST_NS, bpf_ktime_get_ns());
+	u64 now, first = 0;
+
+	if (*(volatile u64 *)&retry_at || scx_bpf_dsq_nr_queued(URGENT_DSQ) <= 0 ||
+	    !first_vtime(URGENT_DSQ, -1, &first))
+		return;
+	now = bpf_ktime_get_ns();
+	retry_in(retry_ns(first, now), now);
 }
 
 /* Of the tasks at the head of URGENT_DSQ so many are looked after at a time. */
@@ -465,11 +486,12 @@ static void retry_if_any_waits(void)
 
 static int on_retry(void *map, u32 *key, struct retry *retry)
 {
-	u32 soonest = RETRY_MOST_NS, soon, i;
+	u64 soonest = LATE_NS / RETRY_PART, soon;
 	struct bpf_iter_scx_dsq it;
 	struct task_struct *p;
 	struct task_ctx *tctx;
 	u64 now = bpf_ktime_get_ns();
+	u32 i;
 
 	*(volatile u64 *)&retry_at = 0;
 	if (scx_bpf_dsq_nr_queued(URGENT_DSQ) <= 0)
@@ -483,7 +505,8 @@ static int on_retry(void *map, u32 *key, struct retry *retry)
 			tctx = task_ctx(p);
 			if (!tctx || !tctx->displaces)
 				continue;
-			soon = displace_for(p, tctx->deadline, now) ?: RETRY_MOST_NS;
+			soon = displace_for(p, tctx->deadline, now)
+				       ?: retry_ns(tctx->deadline, now);
 			if (soon < soonest)
 				soonest = soon;
 		}

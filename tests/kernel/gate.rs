@@ -26,6 +26,25 @@ fn the_seed_program_schedules_a_load_and_is_the_only_scheduler() {
     wait_for_default_scheduler();
 }
 
+/// While the kernel verifies them a user waits for the scheduler to start, and after each CPU that
+/// comes or goes is without it. A rule more, or another compiler, may multiply what is to be done:
+/// with 70,000 instructions it takes seconds.
+#[test]
+fn the_kernel_verifies_each_program_soon() {
+    let scheduler = Scheduler::start("scx_metronome", &[]);
+    let most = ProgInfoIter::default()
+        .max_by_key(|program| program.verified_insns)
+        .unwrap();
+    println!("{:?} takes most", most.name);
+    figure(
+        "instructions verified",
+        most.verified_insns.into(),
+        "",
+        Bound::AtMost(20_000.0),
+    );
+    scheduler.stop(libc::SIGINT).assert_clean();
+}
+
 /// The tests beside this one end theirs by SIGINT or SIGTERM.
 #[test]
 fn a_kill_leaves_the_default_scheduler_and_a_running_load() {

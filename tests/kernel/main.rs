@@ -23,7 +23,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use libbpf_rs::MapHandle;
-use libbpf_rs::query::MapInfoIter;
+use libbpf_rs::query::{MapInfoIter, ProgInfoIter};
 
 mod bounds;
 mod clock;

@@ -407,20 +407,25 @@ static u32 displace_for(struct task_struct *p, u64 deadline, u64 now)
 }
 
 /*
- * No CPU is idle for @p, which wakes, and none with an order waits: the CPU where it runs in place
- * of another, which takes one interrupt at most. To have that CPU look for it on URGENT_DSQ takes
- * two or three. Negative if there is none.
+ * No CPU is idle for @p, which wakes, and no task waits that is more urgent: the CPU where it runs
+ * in place of another, which takes one interrupt at most. To have that CPU look for it on
+ * URGENT_DSQ takes two or three. Negative if there is none.
  */
 static s32 displace_at_wakeup(struct task_struct *p, struct task_ctx *tctx, u64 order, u64 now)
 {
+	u64 deadline = now + ORDER_LATENCY_NS(order), first = 0;
 	struct cpu_ctx *cctx;
 	s32 cpu;
 
 	if (!is_urgent(order) || !(order & ORDER_PREEMPT) || p->flags & PF_EXITING ||
-	    p->tgid == agent_tgid || tctx->housekeeping || scx_bpf_dsq_nr_queued(URGENT_DSQ) > 0)
+	    p->tgid == agent_tgid || tctx->housekeeping)
+		return -1;
+	if (scx_bpf_dsq_nr_queued(URGENT_DSQ) > 0 &&
+	    (ORDER_LATENCY_NS(order) >= LATE_NS || !first_vtime(URGENT_DSQ, -1, &first) ||
+	     !time_before(deadline, first)))
 		return -1;
 	tctx->enqueued_at = now;
-	cpu = claim_victim(p, now + ORDER_LATENCY_NS(order), now);
+	cpu = claim_victim(p, deadline, now);
 	cctx = cpu < 0 ? NULL : cpu_ctx(cpu);
 	if (!cctx)
 		return -1;

@@ -90,7 +90,7 @@ struct Account {
     caller: u16,
     /// How much of its wake-ups comes from the world outside, of [`ROOTED`].
     rooted: u16,
-    /// Sleeps seen, up to [`SEASONED`].
+    /// Sleeps seen, up to [`NEWBORN`].
     seen: u8,
     /// How many of its wake-ups come from tasks with orders, of [`ALWAYS`]: a mean over the last
     /// few.
@@ -175,9 +175,6 @@ const ROOTED: u16 = 1 << 14;
 
 /// A task is batch work until it has slept this often: a compiler job is short, too.
 const NEWBORN: u8 = 4;
-
-/// The same for one with longer bursts than [`SHORT_BURST`].
-const SEASONED: u8 = 6;
 
 /// The least CPU time since its sleep for which the order of a task holds, ns. An interrupted task
 /// pays for it, and a flood of tasks that end brings work of the kernel that it did not ask for: it
@@ -426,7 +423,7 @@ impl Account {
                 _ => self.asleep - self.asleep / 4 + asleep / 4,
             };
         }
-        self.seen = slept.saturating_add(self.seen.into()).min(SEASONED.into()) as u8;
+        self.seen = slept.saturating_add(self.seen.into()).min(NEWBORN.into()) as u8;
         self.sleeps = task.nvcsw as u32;
         self.note_waker(waker);
         true
@@ -501,11 +498,7 @@ impl Account {
     }
 
     fn is_urgent(&self) -> bool {
-        let enough = match self.burst <= SHORT_BURST {
-            true => NEWBORN,
-            false => SEASONED,
-        };
-        (self.seen >= enough || self.leads())
+        (self.seen >= NEWBORN || self.leads())
             && self.burst <= LONGEST_BURST
             && (self.burst <= SHORT_BURST || self.leads() || (self.rests() && self.is_rooted()))
     }

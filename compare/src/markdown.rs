@@ -169,10 +169,15 @@ fn losses(outcome: &Outcome) -> String {
             );
         }
     }
-    if rows == 0 {
-        "Nowhere by more than the spread.\n".to_owned()
-    } else {
-        text
+    let is_known = outcome.rows().any(|row| {
+        others(outcome)
+            .filter_map(|theirs| outcome.verdict(&row, ours, theirs))
+            .any(|verdict| verdict != Verdict::Unknown)
+    });
+    match (rows, is_known) {
+        (0, true) => "Nowhere by more than the spread.\n".to_owned(),
+        (0, false) => "Not known: one sample has no spread.\n".to_owned(),
+        _ => text,
     }
 }
 
@@ -296,6 +301,15 @@ mod tests {
             "{losses}"
         );
         assert!(losses.contains("scx_flash 18"), "{losses}");
+    }
+
+    #[test]
+    fn of_one_sample_each_no_verdict_is_told() {
+        let mut outcome = outcome();
+        for column in &mut outcome.columns {
+            column.samples.retain(|sample| sample.round == 1);
+        }
+        assert_eq!(losses(&outcome), "Not known: one sample has no spread.\n");
     }
 
     #[test]

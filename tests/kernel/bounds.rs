@@ -490,6 +490,46 @@ fn a_worker_of_a_frame_waits_for_no_hog() {
     figure("wait of the worker, p99", ms(197), "ms", Bound::AtMost(0.4));
 }
 
+/// How often the calling thread had to give its CPU to another.
+fn interrupted() -> i64 {
+    let mut used: libc::rusage = unsafe { std::mem::zeroed() };
+    assert_eq!(
+        unsafe { libc::getrusage(libc::RUSAGE_THREAD, &mut used) },
+        0
+    );
+    used.ru_nivcsw
+}
+
+/// Two processes that pass messages hand each other their CPU. One that is on its way to a CPU
+/// which a frame's thread takes first would displace that at the next tick.
+#[test]
+fn messages_interrupt_no_frame() {
+    const FRAMES: i64 = 600;
+    let scheduler = Scheduler::start("scx_metronome", &[]);
+    let _messages = Load::start(&["perf bench sched pipe -l 100000000"]);
+    let play = || {
+        let mut due = Instant::now();
+        let mut before = 0;
+        for frame in 0..100 + FRAMES {
+            if frame == 100 {
+                before = interrupted();
+            }
+            due += Duration::from_millis(7);
+            sleep_until(due);
+            burn(Duration::from_millis(3));
+        }
+        interrupted() - before
+    };
+    let interrupted = with_threads(3 * cpus() / 2, || {}, play);
+    scheduler.stop(libc::SIGINT).assert_clean();
+    figure(
+        "frames interrupted",
+        interrupted as f64 * 100.0 / FRAMES as f64,
+        "%",
+        Bound::AtMost(2.5),
+    );
+}
+
 /// A game that sleeps for a millisecond at a time until its next frame is due has short bursts in
 /// the mean, and one that is late does not sleep at all until it has caught up. It is urgent all
 /// the same, as long as it does not overdo it.

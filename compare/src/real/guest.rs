@@ -70,6 +70,9 @@ pub(crate) fn versions(repository: &Path) -> String {
 fn zlib(repository: &Path) -> Result<PathBuf> {
     let mut cargo = Command::new("cargo");
     cargo.args(["metadata", "--format-version", "1", "--locked", "--offline"]);
+    // A build has fetched what this machine needs, and not what others would.
+    let platform = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    cargo.args(["--filter-platform", &platform]);
     let metadata: Value = serde_json::from_str(&output(cargo.current_dir(repository))?)?;
     let packages = metadata["packages"].as_array();
     let is_it = |package: &&Value| package["name"] == "libbpf-sys";
